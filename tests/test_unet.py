@@ -1,0 +1,279 @@
+"""The U-Net: equal to diffusers' UNet2DModel where that exists, and lawful where it does not (odd sizes, no label)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tiny_diffusion.models.unet import UNet
+
+# Small networks that between them use every option; (height, width) is of the image, so patch_size divides it.
+CONFIGS = {
+    "one level": (dict(base_channels=8, channel_mult=(1,), attention_levels=(), layers_per_block=1), (4, 4)),
+    "one level with attention": (dict(base_channels=8, channel_mult=(1,), attention_levels=(0,)), (4, 4)),
+    "the defaults": (dict(), (8, 8)),
+    "no attention": (dict(base_channels=8, channel_mult=(1, 2), attention_levels=()), (8, 8)),
+    "two layers": (dict(base_channels=8, channel_mult=(1, 2), layers_per_block=2, attention_heads=2), (8, 8)),
+    "attention at the top only": (dict(base_channels=8, attention_levels=(0,), attention_heads=4), (4, 6)),
+    "attention everywhere": (
+        dict(base_channels=8, channel_mult=(1, 2, 3), attention_levels=(2, 0, 1), attention_heads=6),
+        (8, 12),
+    ),
+    "three levels of two layers": (
+        dict(base_channels=8, channel_mult=(1, 2, 2), layers_per_block=2, attention_levels=(1,), attention_heads=2),
+        (8, 8),
+    ),
+    "three levels": (dict(base_channels=12, channel_mult=(1, 2, 2), attention_levels=(2,), attention_heads=3), (8, 4)),
+    "equal widths": (dict(base_channels=8, channel_mult=(1, 1), attention_heads=1), (4, 4)),
+    "a wide top": (dict(base_channels=6, channel_mult=(3, 1), attention_heads=2), (4, 4)),
+    "six groups": (dict(base_channels=6, channel_mult=(1, 2), time_emb_dim=20, attention_heads=3), (4, 4)),
+    "classes": (dict(base_channels=8, num_classes=3), (4, 4)),
+    "classes and a custom width": (dict(base_channels=8, num_classes=10, time_emb_dim=24, dropout=0.5), (4, 4)),
+    "patches": (dict(base_channels=8, patch_size=2), (8, 12)),
+    "patches of three and classes": (dict(base_channels=8, patch_size=3, num_classes=2), (12, 6)),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_a_seed():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def trained(model: torch.nn.Module) -> torch.nn.Module:
+    """The model in float64 and evaluation mode, with every weight moved so that no part is silent."""
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.double().eval()
+
+
+def inputs(size, channels=3, num_classes=0, batch=3):
+    """(x, time, label) for a network in float64: images, fractional times over the whole range, labels or None."""
+    x = torch.randn(batch, channels, *size, dtype=torch.float64)
+    time = torch.tensor([0.25, 999.0, 431.7] * batch, dtype=torch.float64)[:batch]
+    return x, time, torch.arange(batch) % num_classes if num_classes else None
+
+
+def diffusers_twin(
+    diffusers,
+    channels=3,
+    base_channels=32,
+    channel_mult=(1, 2),
+    layers_per_block=1,
+    time_emb_dim=None,
+    attention_levels=(1,),
+    attention_heads=4,
+    patch_size=1,
+    dropout=0.0,
+    num_classes=0,
+):
+    """diffusers' UNet2DModel for the options of a UNet, defaults included: what an exporter would have to write."""
+    widths = [base_channels * multiplier for multiplier in channel_mult]
+    groups = {6: 6, 8: 8, 12: 6, 32: 8}[base_channels]  # the largest divisor up to 8
+    attends = [level in attention_levels for level in range(len(widths))]
+    return diffusers.UNet2DModel(
+        in_channels=channels * patch_size**2,
+        out_channels=channels * patch_size**2,
+        block_out_channels=widths,
+        down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        add_attention=any(attends),
+        attention_head_dim=widths[-1] // attention_heads,
+        layers_per_block=layers_per_block,
+        time_embedding_dim=4 * base_channels if time_emb_dim is None else time_emb_dim,
+        norm_num_groups=groups,
+        attn_norm_num_groups=groups,
+        resnet_time_scale_shift="scale_shift",
+        dropout=dropout,
+        num_class_embeds=num_classes + 1 if num_classes else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    return pytest.importorskip("diffusers")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_the_output_equals_diffusers_with_the_same_weights(name, diffusers):
+    options, size = CONFIGS[name]
+    ours = trained(UNet(3, **options))
+    theirs = diffusers_twin(diffusers, **options).double().eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x, time, label = inputs(size, num_classes=ours.num_classes)
+
+    patch = options.get("patch_size", 1)
+    expected = theirs(F.pixel_unshuffle(x, patch), time, class_labels=label).sample
+    assert expected.std() > 0.1
+    torch.testing.assert_close(ours(x, time, label), F.pixel_shuffle(expected, patch))
+
+
+@torch.no_grad()
+def test_dropout_strikes_where_that_of_diffusers_does(diffusers):
+    # Without attention: after it the two differ in memory layout, in whose order the mask is drawn.
+    options = dict(base_channels=8, layers_per_block=2, attention_levels=(), dropout=0.5)
+    ours = trained(UNet(3, **options)).train()
+    theirs = diffusers_twin(diffusers, **options).double().train()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x, time, _ = inputs((8, 8))
+
+    torch.manual_seed(1)
+    expected = theirs(x, time).sample
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours(x, time), expected)
+
+
+def test_the_small_patch_network_has_as_many_parameters_as_diffusers(diffusers):
+    options = dict(base_channels=32, channel_mult=(1, 2), patch_size=2)
+    ours, theirs = UNet(1, **options), diffusers_twin(diffusers, channels=1, **options)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()) == 756_740
+
+
+@pytest.mark.parametrize("size", [(7, 7), (28, 28), (9, 5), (1, 1)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("channel_mult", [(1,), (1, 2), (1, 2, 2), (1, 1, 2, 2)])
+@torch.no_grad()
+def test_any_size_comes_back_in_its_own_shape(size, channel_mult):
+    model = trained(UNet(2, base_channels=8, channel_mult=channel_mult, attention_levels=(len(channel_mult) - 1,)))
+    x, time, _ = inputs(size, channels=2)
+    output = model(x, time)
+    assert output.shape == x.shape
+    assert output.isfinite().all() and output.std() > 0.01
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_new_network_outputs_exactly_zero(name):
+    options, size = CONFIGS[name]
+    model = UNet(3, **options).double()
+    output = model(*inputs(size, num_classes=model.num_classes))
+    assert output.shape == (3, 3, *size) and not output.any()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_residual_block_and_attention_starts_by_adding_nothing(name):
+    options, size = CONFIGS[name]
+    model = UNet(3, **options)
+    last = [k for k in model.state_dict() if ".conv2." in k or ".to_out.0." in k or k.startswith("conv_out.")]
+    zero = [k for k, v in model.state_dict().items() if v.dim() > 0 and not v.any() and "norm" not in k]
+    assert zero == last and len(last) >= 2 + 2 * 4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_weight_has_a_part_in_the_output(name):
+    options, size = CONFIGS[name]
+    model = trained(UNet(3, **options))
+    model(*inputs(size, num_classes=model.num_classes)).square().sum().backward()
+    # Weights only: some biases are cancelled by what follows (keys' by the softmax, others by a norm of one channel).
+    reached = [k for k, p in model.named_parameters() if k.endswith("weight") and p.grad.abs().max() > 1e-6]
+    assert reached == [k for k in model.state_dict() if k.endswith("weight")]
+
+
+@torch.no_grad()
+def test_no_label_is_the_null_class_and_the_label_matters():
+    model = trained(UNet(3, base_channels=8, num_classes=4))
+    x, time, label = inputs((8, 8), num_classes=4)
+    output, null = model(x, time, label), model(x, time, torch.full_like(label, 4))
+    assert torch.equal(model(x, time), null)
+    assert (output - null).abs().amin(dim=0).max() > 1e-3
+    assert (output - model(x, time, (label + 1) % 4)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+@torch.no_grad()
+def test_time_is_read_as_a_real_number():
+    model = trained(UNet(3, base_channels=8))
+    x, _, _ = inputs((8, 8), batch=1)
+    at = {time: model(x, torch.tensor([time])) for time in (0.0, 0.5, 1.0, 998.0, 998.5, 999.0)}
+    for earlier, later in [(0.0, 0.5), (0.5, 1.0), (998.0, 998.5), (998.5, 999.0)]:
+        assert (at[earlier] - at[later]).abs().max() > 1e-3
+    torch.testing.assert_close(model(x, torch.tensor([999])), at[999.0], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_the_others_of_its_batch():
+    model = trained(UNet(3, base_channels=8, num_classes=3)).float()
+    x, time, label = inputs((8, 8), num_classes=3, batch=6)
+    x, time = x.float(), time.float()
+    together = model(x, time, label)
+    for i in range(6):
+        alone = model(x[i : i + 1], time[i : i + 1], label[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+    assert (together[0] - together[3]).abs().max() > 1e-2  # same time and label, another image
+
+
+@torch.no_grad()
+def test_the_memory_format_changes_nothing_but_the_layout():
+    model = trained(UNet(3, base_channels=8, patch_size=2))
+    x, time, _ = inputs((8, 12))
+    expected = model(x, time)
+    output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), time)
+    assert output.is_contiguous(memory_format=torch.channels_last) and expected.is_contiguous()
+    torch.testing.assert_close(output, expected)
+
+
+def test_dropout_acts_in_training_only():
+    model = trained(UNet(3, base_channels=8, dropout=0.5))
+    batch = inputs((8, 8))
+    assert torch.equal(model(*batch), model(*batch))
+    model.train()
+    assert not torch.equal(model(*batch), model(*batch))
+
+
+def test_building_is_the_only_thing_that_draws_random_numbers():
+    torch.manual_seed(5)
+    first = UNet(1, base_channels=8)
+    before = torch.get_rng_state()
+    first(torch.ones(2, 1, 4, 4), torch.tensor([1.0, 2.0]))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    again, other = UNet(1, base_channels=8).state_dict(), UNet(1, base_channels=8).state_dict()
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, again[key])
+    assert not torch.equal(first.conv_in.weight, other["conv_in.weight"])
+
+
+def test_a_bfloat16_network_runs_under_autocast():
+    model = trained(UNet(3, base_channels=8, num_classes=2)).float()
+    x, time, label = inputs((8, 8), num_classes=2)
+    expected = model(x.float(), time, label)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(x.float(), time, label)
+    assert output.dtype == torch.bfloat16
+    assert (output.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(base_channels=9), "base_channels 9 is odd"),
+        (dict(attention_levels=(2,)), r"attention_levels \(2,\) must lie in 0 to 1"),
+        (dict(attention_levels=(-1,)), r"attention_levels \(-1,\) must lie in 0 to 1"),
+        (dict(attention_heads=5), r"attention_heads 5 does not split 64 .*Use one of \[1, 2, 4, 8, 16, 32, 64\]"),
+        (dict(attention_heads=0), "attention_heads 0 does not split"),
+        # 24 channels in 4 heads of 6, which the 8 channels of level 0 do not hold a whole number of.
+        (dict(base_channels=8, channel_mult=(1, 3), attention_levels=(0, 1)), r"Use one of \[3, 6, 12, 24\]"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(3, **options)
+
+
+def test_heads_are_free_where_there_is_no_attention():
+    UNet(3, attention_levels=(), attention_heads=5)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (8, 7), (7, 7)])
+def test_an_image_that_the_patches_do_not_tile_is_refused(size):
+    x, time, _ = inputs(size)
+    with pytest.raises(ValueError, match=f"patch_size 2 does not divide {size[0]}x{size[1]} pixels"):
+        UNet(3, base_channels=8, patch_size=2).double()(x, time)
+
+
+def test_a_label_for_a_network_without_classes_is_refused():
+    x, time, label = inputs((4, 4), num_classes=2)
+    with pytest.raises(ValueError, match="label given to a UNet without classes"):
+        UNet(3, base_channels=8).double()(x, time, label)

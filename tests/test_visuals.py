@@ -1,0 +1,345 @@
+"""Pictures say exactly what the arrays say, and files are whole or absent."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiny_diffusion.visuals import figures, images
+from tiny_diffusion.visuals.images import denoising_frame, grid, near_square, save_gif, save_png, strip, to_uint8
+
+
+@pytest.fixture
+def draw():
+    """draw(n, height, width, channels) -> random uint8 images."""
+    rng = np.random.default_rng(0)
+    return lambda *shape: rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+def enlarged(image, scale):
+    """Each pixel as a block, grey as RGB, by another way than the code under test."""
+    block = np.kron(image, np.ones((scale, scale, 1), np.uint8))
+    return np.broadcast_to(block, (*block.shape[:2], 3))
+
+
+def read(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+# Numbers to greys
+
+
+def test_the_ends_and_the_middle_of_the_range_become_0_128_and_255():
+    x = np.array([-2, -1, 0, 1, 2], np.float32).reshape(1, 1, 1, 5)
+    assert to_uint8(x).ravel().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_every_grey_survives_the_way_to_floats_and_back(draw):
+    x = np.arange(256, dtype=np.uint8).reshape(2, 2, 8, 8)                   # (N, C, H, W)
+    assert (to_uint8(x / np.float32(127.5) - 1) == x.transpose(0, 2, 3, 1)).all()
+
+
+def test_nan_is_refused_by_the_number_of_the_image():
+    x = np.zeros((4, 1, 2, 2))
+    x[2, 0, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 4 images contain NaN .the first is image 2"):
+        to_uint8(x)
+
+
+# Grids
+
+
+@pytest.mark.parametrize("n, columns", [(1, 1), (2, 2), (6, 3), (7, 4), (10, 5), (16, 4), (30, 6), (64, 8), (100, 10)])
+def test_columns_are_those_a_person_would_choose(n, columns):
+    assert near_square(n) == columns
+
+
+def test_no_row_is_ragged_where_a_near_square_shape_exists():
+    for n in range(1, 500):
+        columns = near_square(n)
+        rows = math.ceil(n / columns)
+        assert rows <= columns <= 3 * rows
+        if any(n % c == 0 and n <= c * c <= 3 * n for c in range(1, n + 1)):
+            assert n % columns == 0, n
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 10, 64])
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 20), (64, 64)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_pixel_is_at_its_place_enlarged_by_a_whole_factor(n, size, channels, draw):
+    x = draw(n, *size, channels)
+    columns, padding = near_square(n), 2
+    scale = images.whole_scale(size, n, columns, padding)
+    h, w = size[0] * scale, size[1] * scale
+    assert max(h, w) >= 56
+    picture = grid(x)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (math.ceil(n / columns) * (h + 2) + 2, columns * (w + 2) + 2, 3)
+    rest = np.ones(picture.shape[:2], bool)
+    for i in range(n):
+        y, left = 2 + i // columns * (h + 2), 2 + i % columns * (w + 2)
+        assert (picture[y:y + h, left:left + w] == enlarged(x[i], scale)).all()
+        rest[y:y + h, left:left + w] = False
+    assert (picture[rest] == images.BACKGROUND).all()
+
+
+def test_a_large_grid_stays_within_its_bounds_and_a_large_image_is_not_shrunk(draw):
+    assert max(grid(draw(900, 8, 8, 1)).shape) <= images.PICTURE_PIXELS
+    assert grid(draw(1, 2000, 2000, 1)).shape == (2004, 2004, 3)
+
+
+def test_columns_padding_and_scale_are_obeyed(draw):
+    assert grid(draw(6, 8, 8, 3), columns=6, padding=1, scale=3).shape == (24 + 2, 6 * 25 + 1, 3)
+
+
+def test_an_empty_grid_is_refused(draw):
+    with pytest.raises(ValueError, match="at least one image"):
+        grid(draw(0, 8, 8, 1))
+
+
+@pytest.mark.parametrize("size, channels", [(8, 1), (28, 1), (32, 3)])
+def test_captions_add_height_and_leave_every_image_as_it_was(size, channels, draw):
+    x = draw(6, size, size, channels)
+    plain, captioned = grid(x), grid(x, captions=list("012345"))
+    assert captioned.shape[0] > plain.shape[0] and captioned.shape[1] == plain.shape[1]
+    tile = (plain.shape[1] - 2) // 3 - 2
+    row = (captioned.shape[0] - 2) // 2
+    for r in range(2):
+        assert (captioned[2 + r * row:][:tile] == plain[2 + r * (tile + 2):][:tile]).all()
+        assert captioned[2 + r * row + tile:][:row - tile].max() > 200                # and there is writing
+
+
+def test_a_long_caption_is_cut_before_its_neighbour(draw):
+    x = draw(4, 28, 28, 1)
+    short = grid(x, columns=4, captions=["", "a very long name indeed, of a flower", "", ""])
+    cell = (short.shape[1] - 2) // 4
+    assert cell - 2 == 56 * 3 // 2                                           # widened by half, no further
+    text = short[2 + 56:, :, 0]
+    ink = np.flatnonzero((text != images.BACKGROUND).any(axis=0))
+    assert 2 + cell <= ink.min() and ink.max() < 2 * cell
+
+
+def test_a_strip_has_a_row_per_image_and_a_column_per_step(draw):
+    steps = [draw(3, 28, 28, 1) for _ in range(5)]
+    picture = strip(steps)
+    assert picture.shape == (3 * 58 + 2, 5 * 58 + 2, 3)
+    headed = strip(steps, [f"t={t}" for t in (999, 700, 400, 200, 0)])
+    assert headed.shape[1] == picture.shape[1]
+    assert (headed[-len(picture) + 2:] == picture[2:]).all()
+    assert headed[:-len(picture)].max() > 200
+    assert (picture[2 + 58:][:56, 2 + 4 * 58:][:, :56] == enlarged(steps[4][1], 2)).all()
+
+
+def test_a_frame_shows_both_grids_whole_and_keeps_its_size(draw):
+    noisy, clean = draw(6, 28, 28, 1), draw(6, 28, 28, 1)
+    frame, left, right = denoising_frame(noisy, clean), grid(noisy), grid(clean)
+    h, w, _ = left.shape
+    assert (frame[-h:, :w] == left).all() and (frame[-h:, -w:] == right).all()
+    assert (frame[:-h] != images.BACKGROUND).any()
+    assert frame.shape == denoising_frame(clean, noisy).shape
+    assert denoising_frame(noisy[:1, :8, :8], clean[:1, :8, :8]).shape[1] > 2 * 60    # room for its heading
+
+
+# Files
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_comes_back_exactly_and_is_the_same_bytes_twice(channels, tmp_path, draw):
+    x = draw(20, 30, channels)
+    for name in ("a.png", "b.png"):
+        save_png(tmp_path / "new" / "folder" / name, x)
+    a, b = sorted((tmp_path / "new" / "folder").iterdir())
+    assert (read(a).reshape(x.shape) == x).all()
+    assert a.read_bytes() == b.read_bytes()
+
+
+def gif(path):
+    """(frames as RGB arrays, durations in seconds, loop)."""
+    frames, seconds = [], []
+    with Image.open(path) as picture:
+        for i in range(picture.n_frames):
+            picture.seek(i)
+            frames.append(np.asarray(picture.convert("RGB")).astype(int))
+            seconds.append(picture.info["duration"] / 1000)
+        return frames, seconds, picture.info["loop"]
+
+
+def test_a_grey_animation_is_exact_and_lasts_as_long_as_asked(tmp_path, draw):
+    frames = [grid(draw(4, 8, 8, 1)) for _ in range(7)]
+    save_gif(tmp_path / "a.gif", frames, seconds=2.0, hold_seconds=1.5)
+    back, seconds, loop = gif(tmp_path / "a.gif")
+    assert len(back) == 7 and loop == 0
+    assert sum(seconds) == pytest.approx(3.5) and max(seconds[:-1]) - min(seconds[:-1]) < 0.011
+    assert seconds[-1] == pytest.approx(2 / 7 + 1.5, abs=0.01)
+    for frame, original in zip(back, frames, strict=True):
+        assert (frame == original).all()
+
+
+def test_a_coloured_animation_is_close_and_without_dither(tmp_path):
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(90)), axis=-1)
+    frames = [image, image[::-1], image.transpose(1, 0, 2)]
+    save_gif(tmp_path / "a.gif", frames)
+    for frame, original in zip(gif(tmp_path / "a.gif")[0], frames, strict=True):
+        assert np.abs(frame - original).mean() < 6
+        assert (frame[:, 1:] == frame[:, :-1]).all(axis=-1).mean() > 0.5     # plateaus; dither would leave few
+
+
+def test_more_frames_than_browsers_can_show_are_thinned_but_not_at_the_ends(tmp_path):
+    frames = [np.full((4, 4, 3), i, np.uint8) for i in range(200)]
+    save_gif(tmp_path / "a.gif", frames, seconds=1.0, hold_seconds=0.5)
+    back, seconds, _ = gif(tmp_path / "a.gif")
+    assert len(back) == 50 and min(seconds) >= 0.02 and sum(seconds) == pytest.approx(1.5)
+    assert back[0].max() == 0 and back[-1].min() == 199
+
+
+def test_still_moments_and_single_frames_keep_their_time(tmp_path, draw):
+    frame = draw(8, 8, 3)
+    for frames in ([frame], [frame] * 3, [frame, frame, 255 - frame]):
+        save_gif(tmp_path / "a.gif", frames, seconds=0.6, hold_seconds=0.4)
+        assert sum(gif(tmp_path / "a.gif")[1]) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="at least one frame"):
+        save_gif(tmp_path / "b.gif", [])
+
+
+def test_an_npz_holds_one_uint8_array_named_arr_0(tmp_path, draw):
+    x = draw(5, 8, 8, 3)
+    images.save_npz(tmp_path / "a.npz", x)
+    with np.load(tmp_path / "a.npz") as file:
+        assert file.files == ["arr_0"] and file["arr_0"].dtype == np.uint8 and (file["arr_0"] == x).all()
+
+
+def test_a_folder_holds_one_numbered_png_per_image(tmp_path, draw):
+    x = draw(3, 8, 8, 1)
+    images.save_folder(tmp_path / "out", x)
+    files = sorted((tmp_path / "out").iterdir())
+    assert [f.name for f in files] == ["00000.png", "00001.png", "00002.png"]
+    assert all((read(f) == image[..., 0]).all() for f, image in zip(files, x, strict=True))
+
+
+SAVES = {
+    "png": lambda path, x: save_png(path, x[0]),
+    "gif": lambda path, x: save_gif(path, [x[0], x[1]]),
+    "npz": lambda path, x: images.save_npz(path, x),
+    "loss": lambda path, x: figures.save_loss_curve(path, [1, 2], [1.0, 0.5]),
+}
+WRITERS = {"png": "PIL.Image.Image.save", "gif": "PIL.Image.Image.save", "npz": "numpy.savez_compressed",
+           "loss": "matplotlib.figure.Figure.savefig"}
+
+
+@pytest.mark.parametrize("kind", SAVES)
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_the_previous_file_and_nothing_else(kind, error, tmp_path, monkeypatch, draw):
+    path, x = tmp_path / "file", draw(2, 8, 8, 3)
+    SAVES[kind](path, x)
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        next(a for a in args if hasattr(a, "write")).write(b"half a pic")
+        raise error
+
+    monkeypatch.setattr(WRITERS[kind], fail)
+    with pytest.raises(type(error)):
+        SAVES[kind](path, x)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Figures
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figures saved so far."""
+    from matplotlib.figure import Figure
+    saved, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (saved.append(self), savefig(self, *a, **k)))
+    return saved
+
+
+def inked(path):
+    """The fraction of a picture that is not white."""
+    return (read(path)[..., :3] < 250).any(axis=-1).mean()
+
+
+@pytest.mark.parametrize("count", [1, 2, 60, 20_000])
+def test_a_loss_curve_is_drawn_for_any_number_of_steps_and_over_gaps(count, tmp_path, drawn):
+    losses = 0.03 + np.exp(-np.arange(count) / 10)
+    losses[count // 2:count // 2 + count // 10] = np.nan
+    figures.save_loss_curve(tmp_path / "loss.png", range(count), losses, [0, count - 1], [0.9, 0.1], title="a run")
+    assert inked(tmp_path / "loss.png") > 0.01
+    axes = drawn[0].axes[0]
+    assert axes.get_title() == "a run" and len(axes.lines) == 3 and max(len(a.get_xdata()) for a in axes.lines) <= 4002
+    assert axes.get_yscale() == ("log" if count >= 60 else "linear")
+
+
+@pytest.mark.parametrize("losses", [[], [np.nan], [np.inf, np.nan], [0.0, 0.0], [-1.0, 5.0]])
+def test_losses_that_no_logarithm_takes_are_still_drawn(losses, tmp_path, drawn):
+    figures.save_loss_curve(tmp_path / "loss.png", range(len(losses)), losses)
+    assert drawn[0].axes[0].get_yscale() == "linear" and inked(tmp_path / "loss.png") > 0.001
+
+
+def test_the_running_average_of_a_constant_is_that_constant_and_passes_over_gaps():
+    losses = np.full(100, 0.25)
+    losses[[0, 40, 41]] = np.nan
+    average = figures.smoothed(losses)
+    assert (np.isnan(average) == np.isnan(losses)).all()
+    np.testing.assert_allclose(average[~np.isnan(average)], 0.25)
+
+
+def test_a_thinned_line_keeps_every_spike():
+    losses = np.ones(100_000)
+    losses[54_321], losses[12_345], losses[777] = 9, 0.1, np.nan
+    steps, thin = figures.thinned(np.arange(100_000), losses)
+    assert len(steps) == len(thin) <= 4000
+    assert steps[thin == 9] == pytest.approx([54_321], abs=50)
+    assert steps[thin == 0.1] == pytest.approx([12_345], abs=50)
+
+
+@pytest.mark.parametrize("size, channels, scale", [(8, 1, 18), (28, 1, 5), (64, 3, 2)])
+@pytest.mark.parametrize("captions", [False, True])
+def test_a_forward_figure_shows_every_image_pixel_for_pixel(size, channels, scale, captions, tmp_path, draw):
+    times = [0, 50, 999]
+    noised = [draw(2, size, size, channels) for _ in times]
+    figures.save_forward_figure(tmp_path / "f.png", noised, times, title="forward",
+                                captions=[f"alpha {t}" for t in times] if captions else None)
+    picture = read(tmp_path / "f.png")[..., :3]
+    # Search from the bottom right corner: margin 12, padding 6.
+    tile = enlarged(noised[2][1], scale)
+    side = size * scale
+    y, x = picture.shape[0] - 18 - side, picture.shape[1] - 18 - side
+    assert (picture[y:y + side, x:x + side] == tile).all()
+    first = enlarged(noised[0][0], scale)
+    y, x = y - side - 6, x - 2 * (side + 6)
+    assert (picture[y:y + side, x:x + side] == first).all()
+
+
+def test_the_schedules_figure_draws_each_in_three_panels_even_where_the_snr_is_infinite(tmp_path, drawn):
+    time = np.linspace(0, 1, 200)
+    curves = {"flow": dict(time=time, alpha=1 - time, sigma=time),
+              "circle": dict(time=time, alpha=np.cos(time * np.pi / 2), sigma=np.sin(time * np.pi / 2))}
+    figures.save_schedules_figure(tmp_path / "s.png", curves, "two schedules")
+    assert inked(tmp_path / "s.png") > 0.01
+    levels, log_snr, density = drawn[0].axes
+    assert len(levels.lines) == 4 and len(density.lines) == 2
+    assert all(np.abs(line.get_ydata()).max() == figures.LOG_SNR_LIMIT for line in log_snr.lines)
+    flow = density.lines[0]                    # t ~ uniform and log-SNR = 2 ln((1-t)/t): a logistic density of scale 2
+    s = flow.get_xdata()
+    np.testing.assert_allclose(flow.get_ydata(), 1 / (8 * np.cosh(s / 4) ** 2), atol=2e-3)
+
+
+def test_importing_loads_no_drawing_library_and_drawing_never_loads_pyplot(tmp_path):
+    code = """if True:
+        import sys
+        from tiny_diffusion.visuals import figures, images
+        assert not {"PIL", "matplotlib", "imageio", "torch"} & set(sys.modules), "at import"
+        figures.save_loss_curve(sys.argv[1], [1], [1.0])
+        assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
+    """
+    root = Path(images.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "loss.png")], check=True, cwd=root)

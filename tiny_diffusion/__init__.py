@@ -1,0 +1,35 @@
+"""tiny_diffusion: train, sample, look into and measure small image diffusion models.
+
+Public names are resolved on first use (PEP 562), so that importing the package loads no torch.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Config": "tiny_diffusion.config",
+    "resolve": "tiny_diffusion.config",
+    "Level": "tiny_diffusion.core.schedules",
+    "make_schedule": "tiny_diffusion.core.schedules",
+    "make_levels": "tiny_diffusion.core.grids",
+    "SAMPLERS": "tiny_diffusion.core.samplers",
+    "Diffusion": "tiny_diffusion.diffusion",
+    "UNet": "tiny_diffusion.models.unet",
+    "open_dataset": "tiny_diffusion.data.sources",
+    "load_checkpoint": "tiny_diffusion.checkpoint",
+    "load_model": "tiny_diffusion.checkpoint",
+    "Request": "tiny_diffusion.sampling",
+    "sample": "tiny_diffusion.sampling",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tiny_diffusion' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,70 @@
+"""The command line: `main` finds the command, runs it and turns what users can cause into one line and an exit code.
+
+To add a command: a file here with ``run(argv, program, started)``, a row in COMMANDS.
+"""
+
+import importlib
+import sys
+import time
+from difflib import get_close_matches
+from pathlib import Path
+
+from tiny_diffusion.errors import DivergenceError, FileError, OptionError
+
+COMMANDS = {
+    "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
+    "sample": ("tiny_diffusion.cli.sample", "draw images from a trained model"),
+    "visualize": ("tiny_diffusion.cli.visualize", "show how noise covers images, and the schedules side by side"),
+    "info": ("tiny_diffusion.cli.info", "say what a checkpoint holds"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs ``COMMAND [options]`` and returns the exit code."""
+    started = time.monotonic()
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return _fail("tiny_diffusion", f"{command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
+    script = Path(sys.argv[0]).name
+    program = script if script in SCRIPTS else f"tiny_diffusion {command}"
+    try:
+        return importlib.import_module(COMMANDS[command][0]).run(rest, program, started) or 0
+    except (OptionError, FileError, DivergenceError) as error:
+        return _fail(program, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", 130)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tiny_diffusion"):
+            raise
+        return _fail(program, f"{error.name} is not installed. Run: pip install -r requirements.txt", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(program, f"{where}{error.strerror or error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        return _fail(program, "out of memory. Lower --batch_size, or --base_channels; for training, raise --accumulate.", 1)
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _help() -> str:
+    lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
+    return (
+        "usage: python -m tiny_diffusion COMMAND [options]\n\nTrain, sample and look into small diffusion models of images.\n\n"
+        + "\n".join(lines)
+        + "\n\npython -m tiny_diffusion COMMAND --help lists a command's options."
+        + "\nTry: python train.py --dataset digits --output_dir outputs/digits"
+    )
+
+
+SCRIPTS = ("train.py", "sample.py", "visualize_diffusion.py")

@@ -1,0 +1,37 @@
+"""info: what a checkpoint holds, on standard output."""
+
+from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.config import InfoOptions, specs
+from tiny_diffusion.errors import OptionError
+
+DESCRIPTION = "Say what a checkpoint holds: the network, the data, the run, how it samples.  Nothing in it is executed."
+
+
+def run(argv: list[str], program: str, started: float) -> int:
+    options = InfoOptions(**parse(argv, program, DESCRIPTION, InfoOptions))
+    if options.checkpoint is None:
+        raise OptionError("--checkpoint is required: the file to describe, for example outputs/model_final.pt")
+
+    from tiny_diffusion.checkpoint import load_checkpoint, load_model
+
+    checkpoint = load_checkpoint(options.checkpoint)
+    about, config = checkpoint.about, checkpoint.config
+    parameters = sum(tensor.numel() for tensor in load_model(checkpoint).parameters())
+    height, width = about["image_size"]
+    sampling = about["sampling"]
+    heldout = f", held-out loss {about['heldout_history'][-1][1]:.4f}" if about["heldout_history"] else ""
+    state = "finished" if about["finished"] else "not finished; --resume goes on"
+    rows = {
+        "checkpoint": f"{options.checkpoint} (format {about['format']}, torch {about['versions']['torch']}, verified sha256 {about['sha256'][:12]})",
+        "images": f"{about['channels']} x {height} x {width}, {len(about['class_names'])} classes: {', '.join(about['class_names'])}",
+        "network": f"{parameters:,} parameters, {'class-conditional' if config.class_cond else 'unconditional'}",
+        "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",
+        "sampling": f"{sampling['sampler']}, {sampling['steps']} steps on the {sampling['grid']} grid",
+    }
+    for name, text in rows.items():
+        print(f"{name:<12}{text}")
+    print()
+    for name in specs(type(config)):
+        value = getattr(config, name)
+        print(f"  --{name:<24}{','.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}")
+    return 0

@@ -1,0 +1,202 @@
+"""sample: from a checkpoint and a request to a picture, an animation, an array or a folder of images."""
+
+import os
+import sys
+from pathlib import Path
+
+from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.config import SampleOptions, not_one_of
+from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.errors import FileError, OptionError
+
+DESCRIPTION = """
+Draw images from a trained model.  The checkpoint says how; options change it.
+
+  sample.py --checkpoint outputs/mnist/model_final.pt --num_images 64
+  sample.py --checkpoint outputs/mnist/model_final.pt --output outputs/mnist/denoising.gif
+  sample.py --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples.npz
+"""
+MOST_FRAMES = 20
+BATCH = 64
+ENDINGS = (".png", ".gif", ".npz")
+
+
+def run(argv: list[str], program: str, started: float) -> int:
+    given = parse(argv, program, DESCRIPTION, SampleOptions, aliases={"steps": ("timesteps",)})
+    options = SampleOptions(**given)
+    if options.checkpoint is None:
+        raise OptionError("--checkpoint is required: the model to draw from, for example outputs/model_final.pt")
+    indices = _indices(options, given)
+    output = _output(options)
+
+    from tiny_diffusion.checkpoint import load_checkpoint, load_model
+    from tiny_diffusion.diffusion import Diffusion
+    from tiny_diffusion.distributed import make_world
+
+    checkpoint = load_checkpoint(options.checkpoint)
+    request = _request(options, checkpoint, indices)
+    device = make_world(options.device, dict(os.environ)).device
+    model = load_model(checkpoint, options.weights).to(device)
+    output = output or _run_of(Path(options.checkpoint)) / "generated_samples.png"
+    _check_writable(output)
+    images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, options)
+    _warn_if_constant(images)
+    captions = [checkpoint.about["class_names"][label] for label in request.labels()] if request.classes else None
+    _write(output, images, frames, captions, options.show_intermediate)
+    return 0
+
+
+def _indices(options: SampleOptions, given: dict):
+    """Which images of the seed."""
+    if options.indices is None:
+        return range(options.num_images)
+    if "num_images" in given:
+        raise OptionError(f"--num_images {options.num_images} would be ignored: --indices says which images. Give one of them.")
+    return _number_list("indices", options.indices)
+
+
+def _number_list(name: str, text: str) -> list[int]:
+    """0-63 or 1,2,5-10."""
+    numbers = []
+    for word in text.split(","):
+        first, dash, last = word.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise OptionError(f"--{name} {text}: {word.strip()!r} is not a number or a range such as 0-63 or 1,2,5-10.")
+        if int(last or first) >= 2**63 or int(last or first) - int(first) >= 10_000_000:
+            raise OptionError(f"--{name} {text}: {word.strip()!r} is too large.")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def _output(options: SampleOptions) -> Path | None:
+    """Where to, checked before anything is loaded; a trailing slash means a folder of images."""
+    text = options.output
+    if text is None:
+        return None
+    if text == "" or not (text.endswith(("/", os.sep)) or Path(text).is_dir() or Path(text).suffix.lower() in ENDINGS):
+        raise OptionError(f"--output {text!r}: the ending says what to write: .png, .gif, .npz, or a folder with a trailing slash.")
+    return Path(text)
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _check_writable(output: Path) -> None:
+    """Fails now rather than after the drawing."""
+    folder = output.parent if output.suffix.lower() in ENDINGS else output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FileError(f"--output {output} cannot be written: {error.strerror or error}. Name another place.") from error
+
+
+def _request(options: SampleOptions, checkpoint, indices):
+    """The checkpoint's own way of sampling, with what was asked for instead."""
+    from tiny_diffusion.sampling import Request
+
+    default, config = checkpoint.about["sampling"], checkpoint.config
+    if options.steps is not None and options.steps > config.timesteps:
+        raise OptionError(f"--steps {options.steps} is more than the {config.timesteps} timesteps that this model has. Use at most {config.timesteps}.")
+    sampler = options.sampler or default["sampler"]
+    other = sampler != default["sampler"]
+    if options.eta is not None and sampler != "ddim":
+        raise OptionError(f"--eta {options.eta:g} would be ignored by --sampler {sampler}. Leave it out, or add --sampler ddim.")
+    if options.guidance is not None and not config.class_cond:
+        raise OptionError(f"--guidance {options.guidance:g} needs a model that was trained with --class_cond, and this one was not. Leave it out.")
+    # A random process needs all of its steps; the others are made for few.
+    steps = options.steps or (config.timesteps if other and SAMPLERS[sampler].draws else default["steps"])
+    return Request(
+        indices=indices,
+        sampler=sampler,
+        steps=steps,
+        grid=options.grid or (SAMPLERS[sampler].grid if other else default["grid"]),
+        seed=options.seed,
+        classes=_classes(options.classes, checkpoint),
+        guidance=default["guidance"] if options.guidance is None else options.guidance,
+        eta=options.eta,
+        clip=default["clip"],
+        batch_size=options.batch_size or BATCH,
+    )
+
+
+def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
+    """Labels from names, numbers and ranges; all of them where none are named."""
+    names = checkpoint.about["class_names"]
+    if not checkpoint.config.class_cond:
+        if text is not None:
+            raise OptionError(f"--classes {text} needs a model that was trained with --class_cond, and this one was not. Leave it out.")
+        return ()
+    if text is None:
+        return tuple(range(len(names)))
+    labels = []
+    for word in (word.strip() for word in text.split(",")):
+        if word in names:
+            labels.append(names.index(word))
+        elif word and all(part.isdecimal() for part in word.split("-", 1)):
+            labels.extend(_number_list("classes", word))
+        else:
+            raise OptionError(f"--classes {text}: {not_one_of(word, names)}")
+    if wrong := [label for label in labels if label >= len(names)]:
+        raise OptionError(f"--classes {text}: there is no class {wrong[0]}; this model has 0 to {len(names) - 1}: {', '.join(names)}.")
+    return tuple(labels)
+
+
+def _draw(model, diffusion, request, checkpoint, options: SampleOptions):
+    """uint8 images (N, H, W, C), and the frames of the first batch: (sampling step, time, x_t, estimate of x_0)."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from tiny_diffusion.sampling import denoising
+    from tiny_diffusion.visuals.images import to_uint8
+
+    shape = (checkpoint.about["channels"], *checkpoint.about["image_size"])
+    animated = options.show_intermediate or str(options.output).lower().endswith(".gif")
+    wanted = set(np.linspace(0, request.steps, min(MOST_FRAMES, request.steps + 1)).round().astype(int).tolist()) if animated else set()
+    drawn, frames = [], []
+    with tqdm(total=len(request.indices), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        for number, batch in enumerate(request.batches()):
+            for count, step in enumerate(denoising(model, diffusion, batch, shape)):
+                if number == 0 and count in wanted:
+                    frames.append((count, step.level.time, to_uint8(step.x.cpu().numpy()), to_uint8(step.clean.cpu().numpy())))
+                bar.set_postfix_str(f"step {count}/{request.steps}", refresh=False)
+                bar.update(0)
+            drawn.append(to_uint8(step.x.cpu().numpy()))
+            bar.update(len(batch.indices))
+    return np.concatenate(drawn), frames
+
+
+def _warn_if_constant(images) -> None:
+    if (images.max(axis=(1, 2, 3)) - images.min(axis=(1, 2, 3)) < 8).all():
+        print("warning: every image is one flat colour; the model has probably not learnt anything yet, or has diverged", file=sys.stderr)
+
+
+def _write(output: Path, images, frames, captions, show_intermediate: bool) -> None:
+    from tiny_diffusion.visuals.images import denoising_frame, grid, save_folder, save_gif, save_npz, save_png, strip
+
+    ending = output.suffix.lower()
+    if ending == ".png":
+        save_png(output, grid(images, captions=captions))
+    elif ending == ".gif":
+        save_gif(output, [denoising_frame(noisy, clean) for _, _, noisy, clean in frames])
+    elif ending == ".npz":
+        save_npz(output, images)
+    else:
+        save_folder(output, images)
+    print(f"{len(images)} images: {output}", file=sys.stderr)
+    if show_intermediate:
+        folder = (output.parent if ending in ENDINGS else output) / "intermediate"
+        for stale in folder.glob("step_*.png"):
+            stale.unlink()
+        for count, _, noisy, clean in frames:
+            save_png(folder / f"step_{count:04d}.png", denoising_frame(noisy, clean))
+        chosen = frames[:: max(1, len(frames) // 8)]
+        chosen = chosen if chosen[-1] is frames[-1] else [*chosen, frames[-1]]
+        headings = [f"t = {time:.0f}" for _, time, _, _ in chosen]
+        save_png(folder / "strip.png", strip([noisy[:8] for _, _, noisy, _ in chosen], headings))
+        print(f"{len(frames)} frames of the denoising: {folder}", file=sys.stderr)
+
+

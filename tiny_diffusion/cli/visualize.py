@@ -1,0 +1,90 @@
+"""visualize: how noise covers images, and the schedules side by side."""
+
+import os
+import sys
+from pathlib import Path
+
+from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.config import FigureOptions, refuse_betas
+from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.errors import OptionError
+
+DESCRIPTION = """
+Show how noise covers images, or the noise schedules side by side.
+
+  visualize_diffusion.py --dataset digits --num_images 6 --save_path outputs/forward_diffusion.png
+  visualize_diffusion.py --what schedules
+"""
+TIMES = (0, 50, 100, 200, 400, 600, 800, 999)  # at T = 1000
+CURVES_IGNORE = ("dataset", "data_dir", "image_size", "num_images", "schedule", "seed", "device")
+
+
+def run(argv: list[str], program: str, started: float) -> int:
+    given = parse(argv, program, DESCRIPTION, FigureOptions)
+    options = FigureOptions(**given)
+    if options.save_path is not None and Path(options.save_path).suffix.lower() != ".png":
+        raise OptionError(f"--save_path {options.save_path}: figures are PNG files. End the name in .png.")
+    if options.what == "schedules":
+        if ignored := [name for name in CURVES_IGNORE if name in given]:
+            raise OptionError(f"--{ignored[0]} would be ignored by --what schedules, which draws every schedule and no image. Leave it out.")
+        path = _schedules(options)
+    else:
+        refuse_betas(given, options.schedule)
+        path = _forward(options)
+    print(f"figure: {path}", file=sys.stderr)
+    return 0
+
+
+def _schedule(options: FigureOptions, name: str):
+    if SCHEDULES[name].ends is None:
+        return make_schedule(name, options.timesteps)
+    schedule = make_schedule(name, options.timesteps, options.beta_start, options.beta_end)
+    start, end = (own if asked is None else asked for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True))
+    if start > end:
+        raise OptionError(f"--beta_start {start:g} is larger than --beta_end {end:g}; noise must grow. Swap them.")
+    return schedule
+
+
+def _forward(options: FigureOptions) -> Path:
+    import numpy as np
+    import torch
+
+    from tiny_diffusion.data.batches import to_float
+    from tiny_diffusion.data.sources import open_dataset
+    from tiny_diffusion.diffusion import Diffusion
+    from tiny_diffusion.distributed import make_world
+    from tiny_diffusion.randomness import stream
+    from tiny_diffusion.visuals.figures import save_forward_figure
+    from tiny_diffusion.visuals.images import to_uint8
+
+    device = make_world(options.device, dict(os.environ)).device
+    diffusion = Diffusion(_schedule(options, options.schedule))
+    data = open_dataset(options.dataset, data_dir=options.data_dir, size=options.image_size)
+    draws = stream(options.seed, "figure")
+    clean = to_float(data.images[draws.permutation(len(data.images))[: options.num_images]]).to(device)
+    noise = torch.from_numpy(draws.standard_normal(tuple(clean.shape), dtype=np.float32)).to(device)
+    last = options.timesteps - 1
+    times = sorted({round(t * last / TIMES[-1]) for t in TIMES})
+    noisy = [to_uint8(diffusion.add_noise(clean, noise, np.full(len(clean), float(t))).cpu().numpy()) for t in times]
+    levels = [diffusion.schedule.level(t) for t in times]
+    path = Path(options.save_path or "outputs/forward_diffusion.png")
+    save_forward_figure(
+        path, noisy, times, title=f"{options.dataset}: the forward process, {options.schedule} schedule, T = {options.timesteps}",
+        captions=[f"{level.alpha:.2f} image\n{level.sigma:.2f} noise" for level in levels],
+    )  # fmt: skip
+    return path
+
+
+def _schedules(options: FigureOptions) -> Path:
+    import numpy as np
+
+    from tiny_diffusion.visuals.figures import save_schedules_figure
+
+    curves = {}
+    for name in SCHEDULES:
+        schedule = _schedule(options, name)
+        time = np.arange(schedule.timesteps) / (schedule.timesteps - 1)
+        curves[name] = {"time": time, "alpha": schedule.alpha, "sigma": schedule.sigma}
+    path = Path(options.save_path or "outputs/schedules.png")
+    save_schedules_figure(path, curves, title=f"Noise schedules, T = {options.timesteps}")
+    return path

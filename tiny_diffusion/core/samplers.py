@@ -1,0 +1,146 @@
+"""Samplers: from noise to image, one level at a time.
+
+A sampler knows neither the schedule nor what the network predicts.  It is given ``denoise(x, level) -> (clean, noise)``
+and the levels to visit, the last of them CLEAN, and yields a Step after each.  Coefficients are plain floats, so x may
+be a tensor, an array or a number.  To add one: write a generator, add a row to SAMPLERS.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tiny_diffusion.core.schedules import Level
+
+Array = Any  # a torch tensor, a numpy array or a float
+Denoise = Callable[[Array, Level], tuple[Array, Array]]
+Draw = Callable[[], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """level: where x now stands.  x: the state there.  clean: the estimate of x_0 that led to it."""
+
+    level: Level
+    x: Array
+    clean: Array
+
+
+def ddim(denoise: Denoise, x: Array, levels: Sequence[Level], draw: Draw | None = None, eta: float = 0.0) -> Iterator:
+    """Song et al. (2021), eq. 12 and 16.  eta 0 is deterministic, eta 1 is DDPM's ancestral sampling (small variance).
+
+    draw: standard normal noise of x's shape, called once a step where eta > 0.
+    """
+    for level, following in pairwise(levels):
+        clean, noise = denoise(x, level)
+        fresh = 0.0
+        if eta and following.sigma:
+            kept = (level.alpha / following.alpha * following.sigma) ** 2
+            fresh = eta**2 * (level.sigma**2 - kept) * following.sigma**2 / level.sigma**2
+        x = following.alpha * clean + math.sqrt(max(following.sigma**2 - fresh, 0.0)) * noise
+        if fresh > 0:
+            x = x + math.sqrt(fresh) * draw()
+        yield Step(following, x, clean)
+
+
+def heun(denoise: Denoise, x: Array, levels: Sequence[Level]) -> Iterator:
+    """Heun's method on y = x / |(alpha, sigma)| over the angle atan2(sigma, alpha); two evaluations a step but the last.
+
+    Karras et al. (2022), algorithm 1, in the variables where the derivative is v and stays finite at alpha = 0.
+    """
+    for level, following in pairwise(levels):
+        clean, noise = denoise(x, level)
+        if following.sigma == 0:
+            yield Step(following, clean, clean)
+            continue
+        y, slope, turn = x / _length(level), _velocity(level, clean, noise), _angle(following) - _angle(level)
+        guess = _length(following) * (y + turn * slope)
+        slope = (slope + _velocity(following, *denoise(guess, following))) / 2
+        x = _length(following) * (y + turn * slope)
+        yield Step(following, x, clean)
+
+
+def dpmpp_2m(denoise: Denoise, x: Array, levels: Sequence[Level]) -> Iterator:
+    """DPM-Solver++(2M): two-step extrapolation of x_0 in log(alpha/sigma).  Lu et al. (2022b), algorithm 2."""
+    previous, last_h = None, None
+    for level, following in pairwise(levels):
+        clean, _ = denoise(x, level)
+        if following.sigma == 0:
+            yield Step(following, clean, clean)
+            continue
+        shrink = level.alpha * following.sigma / (level.sigma * following.alpha)  # e^-h, 0 where alpha is
+        h = -math.log(shrink) if shrink > 0 else math.inf
+        ahead = clean
+        if previous is not None and last_h < math.inf:
+            ahead = clean + h / (2 * last_h) * (clean - previous)
+        x = following.sigma / level.sigma * x + following.alpha * (1 - shrink) * ahead
+        previous, last_h = clean, h
+        yield Step(following, x, clean)
+
+
+def ipndm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 4) -> Iterator:
+    """Adams-Bashforth: the last four slopes, extrapolated over the step.  iPNDM, Zhang & Chen (2023), section 3.3.
+
+    Theirs has the coefficients of equal steps in sigma/alpha; these are exact for unequal ones, over Heun's angle.  It
+    starts with one Euler step, which sets the order of convergence at 2 however small the later errors are.
+    """
+    history: list[tuple[float, Array]] = []  # (angle, slope), the newest first
+    for level, following in pairwise(levels):
+        clean, noise = denoise(x, level)
+        if following.sigma == 0:
+            yield Step(following, clean, clean)
+            continue
+        history = [(_angle(level), _velocity(level, clean, noise)), *history[: order - 1]]
+        weights = _adams_weights([angle for angle, _ in history], _angle(following))
+        y = x / _length(level) + sum(weight * slope for weight, (_, slope) in zip(weights, history, strict=True))
+        x = _length(following) * y
+        yield Step(following, x, clean)
+
+
+def _adams_weights(nodes: list[float], end: float) -> list[float]:
+    """Weights w with sum(w_i f(nodes_i)) = integral of f from nodes[0] to end, for polynomials of degree < len(nodes)."""
+    step = end - nodes[0]
+    places = (np.array(nodes) - nodes[0]) / step
+    powers = np.arange(len(nodes))
+    return [float(weight) for weight in step * np.linalg.solve(places ** powers[:, None], 1 / (powers + 1))]
+
+
+def _angle(level: Level) -> float:
+    return math.atan2(level.sigma, level.alpha)
+
+
+def _length(level: Level) -> float:
+    return math.hypot(level.alpha, level.sigma)
+
+
+def _velocity(level: Level, clean: Array, noise: Array) -> Array:
+    """dy/d(angle), from y = cos(angle) * clean + sin(angle) * noise."""
+    return (level.alpha * noise - level.sigma * clean) / _length(level)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """run: the generator.  order: of convergence, None for a random process.  draws: whether it needs `draw`.
+
+    grid: the levels that suit it, unless others are asked for.  evaluations: of the network for n steps.
+    """
+
+    run: Callable[..., Iterator[Step]]
+    order: int | None
+    grid: str
+    draws: bool = False
+    evaluations: Callable[[int], int] = lambda steps: steps
+
+
+SAMPLERS = {
+    #                   generator               order  grid
+    "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True),
+    "ddim": Sampler(ddim, 1, "trailing"),
+    "heun": Sampler(heun, 2, "rho", evaluations=lambda steps: 2 * steps - 1),
+    "dpmpp_2m": Sampler(dpmpp_2m, 2, "rho"),
+    "ipndm": Sampler(ipndm, 2, "rho"),
+}

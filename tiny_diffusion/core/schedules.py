@@ -1,0 +1,165 @@
+"""Schedules: how much image and how much noise there is at each step of the process.
+
+A schedule is two numbers per step, ``x_t = alpha * x_0 + sigma * noise``, tabulated at t = 0 .. T-1 and readable at any
+real t between.  It knows neither images nor networks.  To add one: write a function that returns the T betas (or, for a
+process with alpha + sigma = 1, nothing but a row), add a row to SCHEDULES.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+LARGEST_BETA = 0.999  # Nichol & Dhariwal (2021): beta = 1 would erase the image at once and make the inverse singular
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One noise level: x = alpha * x_0 + sigma * noise, and the time that the network is told for it."""
+
+    time: float
+    alpha: float
+    sigma: float
+
+
+CLEAN = Level(time=0.0, alpha=1.0, sigma=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The table of a noising process.
+
+    log_snr: (T,) float64, log(alpha^2 / sigma^2), strictly falling; the last may be -inf (no image left at all).
+    straight: alpha + sigma = 1 (rectified flow) where True, alpha^2 + sigma^2 = 1 (variance preserving) where False.
+    """
+
+    name: str
+    log_snr: np.ndarray
+    straight: bool = False
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of entries."""
+        return len(self.log_snr)
+
+    @cached_property
+    def alpha(self) -> np.ndarray:
+        return self.at(np.arange(self.timesteps))[1]
+
+    @cached_property
+    def sigma(self) -> np.ndarray:
+        return self.at(np.arange(self.timesteps))[2]
+
+    def at(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(time, alpha, sigma) at real-valued t, each with t's shape.  Between two entries log-SNR is linear in t.
+
+        On a straight schedule sigma is linear in t instead, which is exact and passes through alpha = 0.
+        Raises IndexError if any t is outside [0, T-1].
+        """
+        t = np.asarray(t, dtype=np.float64)
+        if not np.all((t >= 0) & (t <= self.timesteps - 1)):
+            raise IndexError(f"t must lie in [0, {self.timesteps - 1}], got {t.min()} to {t.max()}")
+        if self.straight:
+            sigma = (t + 1) / self.timesteps
+            return t + 1, 1 - sigma, sigma
+        log_snr = np.interp(t, np.arange(self.timesteps), self.log_snr)
+        return t, np.exp(-0.5 * np.logaddexp(0, -log_snr)), np.exp(-0.5 * np.logaddexp(0, log_snr))
+
+    def level(self, t: float) -> Level:
+        """The level at one real-valued t in [0, T-1]."""
+        return Level(*(float(value) for value in self.at(np.float64(t))))
+
+    def t_at(self, log_snr: np.ndarray) -> np.ndarray:
+        """The inverse: real-valued t where the process has this log-SNR, held inside [0, T-1]."""
+        log_snr = np.asarray(log_snr, dtype=np.float64)
+        if self.straight:
+            t = self.timesteps * np.exp(-np.logaddexp(0, log_snr / 2)) - 1
+        else:
+            t = np.interp(-log_snr, -self.log_snr, np.arange(self.timesteps, dtype=np.float64))
+        return np.clip(t, 0, self.timesteps - 1)
+
+
+def make_schedule(
+    name: str, timesteps: int = 1000, beta_start: float | None = None, beta_end: float | None = None
+) -> Schedule:
+    """The named schedule over T timesteps.
+
+    beta_start, beta_end: the ends of the betas as the papers state them for T = 1000, scaled here by 1000/T so that any
+    T >= 2 ends in noise.  Raises ValueError for an unknown name, T < 2, or betas the schedule does not have.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"{name!r} is not a schedule; there are {', '.join(SCHEDULES)}")
+    if timesteps < 2:
+        raise ValueError(f"a schedule has at least 2 timesteps, not {timesteps}")
+    row = SCHEDULES[name]
+    if row.ends is None and not (beta_start is None and beta_end is None):
+        raise ValueError(f"the {name} schedule has no beta_start and no beta_end")
+    if row.betas is None:
+        sigma = np.arange(1, timesteps + 1) / timesteps
+        with np.errstate(divide="ignore"):
+            return Schedule(name, 2 * (np.log(1 - sigma) - np.log(sigma)), straight=True)
+    if row.ends is None:
+        betas = row.betas(timesteps)
+    else:
+        start = (row.ends[0] if beta_start is None else beta_start) * 1000 / timesteps
+        end = (row.ends[1] if beta_end is None else beta_end) * 1000 / timesteps
+        betas = row.betas(timesteps, start, end)
+    # log(alpha^2) is summed, not multiplied up, so that levels far into the noise keep their precision.
+    log_alpha_squared = np.cumsum(np.log1p(-np.clip(betas, 0, LARGEST_BETA)))
+    return Schedule(name, log_alpha_squared - np.log(-np.expm1(log_alpha_squared)))
+
+
+def linear(timesteps: int, start: float, end: float) -> np.ndarray:
+    """Betas in equal steps.  Ho et al. (2020), section 4."""
+    return np.linspace(start, end, timesteps)
+
+
+def exponential(timesteps: int, start: float, end: float) -> np.ndarray:
+    """Betas in equal ratios: slow where the image is nearly clean, fast near noise."""
+    return np.geomspace(start, end, timesteps)
+
+
+def cosine(timesteps: int) -> np.ndarray:
+    """alpha^2 falls as a squared cosine.  Nichol & Dhariwal (2021), eq. 17, offset 0.008."""
+
+    def alpha_squared(s: np.ndarray) -> np.ndarray:
+        return np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return _betas_from(alpha_squared, timesteps)
+
+
+def sigmoid(timesteps: int) -> np.ndarray:
+    """alpha^2 falls as a sigmoid over [-3, 3].  Jabri et al. (2022), algorithm 1, temperature 1."""
+
+    def alpha_squared(s: np.ndarray) -> np.ndarray:
+        low, high, here = (1 / (1 + np.exp(-z)) for z in (-3.0, 3.0, 3 - 6 * s))
+        return (here - low) / (high - low)
+
+    return _betas_from(alpha_squared, timesteps)
+
+
+def _betas_from(alpha_squared: Callable[[np.ndarray], np.ndarray], timesteps: int) -> np.ndarray:
+    """beta_t = 1 - alpha^2((t+1)/T) / alpha^2(t/T), for a curve that starts near 1 at s = 0."""
+    curve = alpha_squared(np.arange(timesteps + 1) / timesteps)
+    return 1 - curve[1:] / curve[:-1]
+
+
+@dataclass(frozen=True)
+class ScheduleRow:
+    """betas: fills the table (None: alpha + sigma = 1).  ends: default (beta_start, beta_end) at T = 1000, if any."""
+
+    betas: Callable[..., np.ndarray] | None
+    ends: tuple[float, float] | None = None
+
+
+SCHEDULES = {
+    "linear": ScheduleRow(linear, ends=(1e-4, 0.02)),
+    "cosine": ScheduleRow(cosine),
+    "sigmoid": ScheduleRow(sigmoid),
+    # 0.02 would leave alpha = 0.15 at the last step: this sum of betas equals the linear schedule's.
+    "exponential": ScheduleRow(exponential, ends=(1e-4, 0.065)),
+    # Liu et al. (2022); Lipman et al. (2022).  sigma = (t + 1) / T and time = T * sigma, as in diffusers.
+    "flow": ScheduleRow(None),
+}

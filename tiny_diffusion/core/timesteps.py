@@ -1,0 +1,39 @@
+"""Timestep distributions: which noise levels training sees how often.
+
+Each is a quantile function: it maps u in (0, 1), uniform, to a real-valued t, so that stratified u give stratified t.
+To add one: a function of (schedule, u), a row in TIMESTEP_DISTRIBUTIONS.
+"""
+
+from statistics import NormalDist
+
+import numpy as np
+
+from tiny_diffusion.core.schedules import Schedule
+
+
+def stratified(stream: np.random.Generator, count: int) -> np.ndarray:
+    """`count` numbers in (0, 1), one in each of `count` equal intervals, in random order.  Kingma et al. (2021), I.1."""
+    return (stream.permutation(count) + stream.uniform(1e-6, 1 - 1e-6, count)) / count
+
+
+def uniform(schedule: Schedule, u: np.ndarray) -> np.ndarray:
+    """Every entry of the table equally often.  Ho et al. (2020), algorithm 1."""
+    return np.floor(u * schedule.timesteps)
+
+
+def logit_normal(schedule: Schedule, u: np.ndarray) -> np.ndarray:
+    """t/T is the logistic function of a standard normal: mostly the middle.  Esser et al. (2024), eq. 19."""
+    return np.floor(schedule.timesteps / (1 + np.exp(-_normal_quantile(u))))
+
+
+def edm(schedule: Schedule, u: np.ndarray, mean: float = -0.8, std: float = 1.4) -> np.ndarray:
+    """ln(sigma/alpha) is normal.  Karras et al. (2022), table 1; a wider law than theirs (-1.2, 1.2), as measured here."""
+    return schedule.t_at(-2 * (mean + std * _normal_quantile(u)))
+
+
+def _normal_quantile(u: np.ndarray) -> np.ndarray:
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile(p) for p in u.ravel()]).reshape(u.shape)
+
+
+TIMESTEP_DISTRIBUTIONS = {"uniform": uniform, "logit_normal": logit_normal, "edm": edm}

@@ -1,0 +1,29 @@
+"""Where this process computes: the one place besides the command line that chooses a device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tiny_diffusion.errors import OptionError
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes, and the device of this one."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+
+def make_world(device: str, environment: dict[str, str]) -> World:
+    """auto: CUDA, then MPS, then the CPU.  Raises OptionError for a device that this machine lacks."""
+    if int(environment.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("started as one of several processes (WORLD_SIZE > 1), which is not supported yet. Start it without torchrun.")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, there in available.items() if there)
+    if not available[device]:
+        there = ", ".join(name for name, ok in available.items() if ok)
+        raise OptionError(f"--device {device} is not available here: this machine has {there}. Leave --device out to choose by itself.")
+    return World(torch.device(device))

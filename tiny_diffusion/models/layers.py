@@ -1,0 +1,101 @@
+"""The parts a U-Net is built from: time embedding, residual block, self-attention, down- and up-sampling.
+
+A part does not know where in the network it stands, nor that the network denoises.  Each computes what diffusers'
+UNet2DModel computes in its place and gives its parameters the same names, so that weights go from one to the other
+unchanged; tests/test_unet.py holds the two together.  No part forces a memory format.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Real-valued times (B,), about 0 to 1000, -> vectors (B, width): sinusoids, then Linear-SiLU-Linear."""
+
+    def __init__(self, sinusoid_width: int, width: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(sinusoid_width, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, time: Tensor, dtype: torch.dtype) -> Tensor:
+        # The angles are float32 whatever the network is: bfloat16 cannot tell time 999 from time 998.
+        half = self.linear_1.in_features // 2
+        frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+        angle = time.float()[:, None] * frequency
+        sinusoids = torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; the embedding scales and shifts the second norm's output."""
+
+    def __init__(self, in_width: int, width: int, *, embedding_width: int, groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_width)
+        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1)
+        self.time_emb_proj = nn.Linear(embedding_width, 2 * width)
+        self.norm2 = nn.GroupNorm(groups, width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = start_at_zero(nn.Conv2d(width, width, 3, padding=1))
+        self.conv_shortcut = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x: (B, in_width, H, W).   embedding: (B, embedding_width), already activated.   Returns (B, width, H, W)."""
+        scale, shift = self.time_emb_proj(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = torch.addcmul(shift, h, 1 + scale)  # one pass over the image, where h * (1 + scale) + shift makes two
+        return self.conv_shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention between all pixels, in heads of `head_width` channels, added to its input."""
+
+    def __init__(self, width: int, *, head_width: int, groups: int):
+        super().__init__()
+        self.head_width = head_width
+        self.group_norm = nn.GroupNorm(groups, width)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([start_at_zero(nn.Linear(width, width))])  # a list, for diffusers' key to_out.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H*W, C)
+        q, k, v = (
+            to(pixels).unflatten(2, (-1, self.head_width)).transpose(1, 2)  # (B, heads, H*W, head_width)
+            for to in (self.to_q, self.to_k, self.to_v)
+        )
+        pixels = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, H*W, C)
+        return x + self.to_out[0](pixels).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Downsample(nn.Module):
+    """Half the height and width, rounded up: 28 -> 14 -> 7 -> 4."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """To the (height, width) asked for, that of the skip to meet: doubled, or one less where it had been rounded up."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def start_at_zero(layer: nn.Module) -> nn.Module:
+    """The same layer with zero weight and bias: at the start of training it adds nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,0 +1,110 @@
+"""The folder that a run writes: which file lies where, and what of it survives a resume.
+
+    samples/epoch_XXX.png   checkpoints/model_epoch_XXX.pt   checkpoints/latest.pt   training_loss.png   model_final.pt   log.jsonl
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from tiny_diffusion.checkpoint import Checkpoint, load_checkpoint
+from tiny_diffusion.errors import FileError
+
+
+class RunFolder:
+    """Paths and the log of one run.  Nothing is created before `open`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.final = self.path / "model_final.pt"
+        self.checkpoints = self.path / "checkpoints"
+        self.latest = self.checkpoints / "latest.pt"
+        self.loss_plot = self.path / "training_loss.png"
+        self.log_path = self.path / "log.jsonl"
+        self._log = None
+
+    def sample_picture(self, epoch: int) -> Path:
+        return self.path / "samples" / f"epoch_{epoch:03d}.png"
+
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        return self.checkpoints / f"model_epoch_{epoch:03d}.pt"
+
+    def holds_a_run(self) -> bool:
+        return self.final.exists() or self.log_path.exists() or any(self.checkpoints.glob("*.pt"))
+
+    def clear(self) -> None:
+        """Deletes what an earlier run wrote here, and nothing else."""
+        written = [self.final, self.loss_plot, self.log_path, *self.checkpoints.glob("*.pt"), *self.path.glob("samples/epoch_*.png")]
+        for path in written:
+            path.unlink(missing_ok=True)
+
+    def open(self, from_step: int = 0) -> None:
+        """Makes the folders and opens the log, cut back to the steps that the run goes on from."""
+        try:
+            for folder in (self.path, self.checkpoints, self.path / "samples"):
+                folder.mkdir(parents=True, exist_ok=True)
+            for stale in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
+                stale.unlink(missing_ok=True)
+            kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
+            partial = self.log_path.with_suffix(".jsonl.part")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(partial, self.log_path)
+            self._log = open(self.log_path, "a", encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"--output_dir {self.path} cannot be written: {error.strerror or error}. Name another folder.") from error
+
+    def _lines(self) -> list[dict]:
+        """The log's lines, without what a kill left half-written."""
+        lines = []
+        if self.log_path.exists():
+            for text in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    line = json.loads(text)
+                    if isinstance(line, dict) and isinstance(line.get("step"), int):
+                        lines.append(line)
+                except ValueError:
+                    continue
+        return lines
+
+    def log(self, **values) -> None:
+        """One line of JSON; what is not finite becomes null."""
+        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        self._log.write(json.dumps(plain) + "\n")
+
+    def flush(self) -> None:
+        if self._log is not None:
+            self._log.flush()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def losses(self) -> tuple[list[int], list[float]]:
+        """Steps and losses so far, from the log."""
+        self.flush()
+        lines = [line for line in self._lines() if "loss" in line]
+        return [line["step"] for line in lines], [math.nan if line["loss"] is None else line["loss"] for line in lines]
+
+    def newest(self) -> tuple[Path, Checkpoint] | None:
+        """The readable checkpoint that went furthest, or None.  Raises FileError if there are some and none is readable."""
+        found = [path for path in (self.final, *self.checkpoints.glob("*.pt")) if path.is_file()]
+        found.sort(key=lambda path: (path.stat().st_mtime_ns, path == self.final), reverse=True)
+        best, failure = None, None
+        for path in found[:4]:  # the newest by the clock are the furthest, but for copies: look at a few
+            try:
+                checkpoint = load_checkpoint(path)
+            except FileError as error:
+                failure = error
+                continue
+            if best is None or checkpoint.about["step"] > best[1].about["step"]:
+                best = path, checkpoint
+        if best is None and failure is not None:
+            raise failure
+        return best
+
+    def prune(self, keep: int | None) -> None:
+        """Deletes all but the last `keep` numbered checkpoints; None keeps all."""
+        if keep is not None:
+            for path in sorted(self.checkpoints.glob("model_epoch_*.pt"))[:-keep]:
+                path.unlink(missing_ok=True)

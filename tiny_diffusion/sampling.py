@@ -1,0 +1,84 @@
+"""From a model and a request to images: the one place that every command, and Python, draws through.
+
+Image i of a seed starts from its own stream, so it is the same picture alone and in any batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tiny_diffusion.core.grids import make_levels
+from tiny_diffusion.core.samplers import SAMPLERS, Step
+from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.randomness import stream
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw and how.
+
+    indices: which images of the seed.   classes: the labels they take in turn; empty for an unconditional model.
+    eta: for ddim only.   clip: hold estimates of x_0 in [-1, 1].   batch_size: images drawn together.
+    """
+
+    indices: Sequence[int]
+    sampler: str = "dpmpp_2m"
+    steps: int = 20
+    grid: str = "rho"
+    seed: int = 0
+    classes: tuple[int, ...] = ()
+    guidance: float = 1.0
+    eta: float | None = None
+    clip: bool = True
+    batch_size: int = 64
+
+    def batches(self) -> Iterator["Request"]:
+        """The same request, a batch at a time."""
+        for start in range(0, len(self.indices), self.batch_size):
+            yield replace(self, indices=self.indices[start : start + self.batch_size])
+
+    def labels(self) -> list[int] | None:
+        """The label of each image; None for an unconditional model.  Image i's does not depend on its neighbours."""
+        return [self.classes[i % len(self.classes)] for i in self.indices] if self.classes else None
+
+    def evaluations(self) -> int:
+        """Calls of the network for each batch."""
+        return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
+
+
+def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int]) -> Iterator[Step]:
+    """The steps of one batch from pure noise, which is the first, to the images, which are the last.
+
+    shape: (C, H, W).  Computes where the model's weights are.
+    """
+    device = next(model.parameters()).device
+    streams = [stream(request.seed, "image", index) for index in request.indices]
+
+    def draw() -> Tensor:
+        # On the CPU, so that a seed gives the same picture on every device.
+        return torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)
+
+    sampler = SAMPLERS[request.sampler]
+    options = {"draw": draw} if sampler.draws or request.eta else {}
+    if request.eta is not None:
+        options["eta"] = request.eta
+    labels = request.labels()
+    label = None if labels is None else torch.tensor(labels, device=device)
+    denoise = diffusion.denoiser(model, label, request.guidance, request.clip)
+    levels = make_levels(diffusion.schedule, request.grid, request.steps)
+    noise = draw() * levels[0].sigma
+    yield Step(levels[0], noise, torch.zeros_like(noise))
+    yield from sampler.run(denoise, noise, levels, **options)
+
+
+def sample(model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int]) -> Tensor:
+    """The images alone, all batches together: (N, C, H, W) float32 on the CPU, about in [-1, 1]."""
+    drawn = []
+    for batch in request.batches():
+        for step in denoising(model, diffusion, batch, shape):
+            pass
+        drawn.append(step.x.cpu())
+    return torch.cat(drawn)

@@ -1,0 +1,184 @@
+"""The training loop: yields a report per optimiser step and knows no files, plots or progress bars.
+
+Everything random in step k is a function of (seed, k), so a trainer that is given the tensors and the step of another
+continues it bit for bit (on the CPU).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tiny_diffusion.config import Config
+from tiny_diffusion.core.timesteps import stratified
+from tiny_diffusion.data.batches import Batches
+from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.randomness import seed_torch, stream, torch_stream
+from tiny_diffusion.training.ema import Ema
+from tiny_diffusion.training.optimizers import Optimizer
+
+WARM_UP_STEPS = 100
+FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE = 2.0**15, 1000
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """step: optimiser steps done.  epoch: passes over the data done, a fraction.  loss, grad_norm, skipped: scalars on
+    the device, so that reading them is the caller's choice; skipped counts non-finite steps in a row, each undone."""
+
+    step: int
+    epoch: float
+    loss: Tensor
+    grad_norm: Tensor
+    skipped: Tensor
+    lr: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: to `steps`, or for `seconds` of its clock, from where this stretch of it began."""
+
+    steps: int | None = None
+    seconds: float | None = None
+    from_step: int = 0
+    from_seconds: float = 0.0
+
+    def progress(self, step: int, seconds: float) -> float:
+        """0 at the start, 1 at the end."""
+        if self.steps is not None:
+            return (step - self.from_step) / max(1, self.steps - self.from_step)
+        return (seconds - self.from_seconds) / max(1e-9, self.seconds - self.from_seconds)
+
+    def rate(self, step: int, progress: float) -> float:
+        """The share of the peak learning rate: a linear warm-up, then sqrt(1 - progress) down to zero."""
+        warm_up = WARM_UP_STEPS if self.steps is None else min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))
+        return min(1.0, (step - self.from_step + 1) / warm_up) * math.sqrt(max(0.0, 1 - progress))
+
+
+class Trainer:
+    """Trains `model` in place.  clock: seconds that the run has spent so far, over all its resumptions."""
+
+    def __init__(
+        self, model: nn.Module, config: Config, batches: Batches, length: Length, clock: Callable[[], float],
+        num_classes: int = 0,
+    ):  # fmt: skip
+        self.model, self.config, self.batches, self.length, self.clock = model, config, batches, length, clock
+        self.num_classes = num_classes
+        self.diffusion = Diffusion.of(config)
+        self.optimizer = Optimizer(config.optimizer, model)
+        self.ema = Ema(model, config.ema_decay)
+        self.step = 0
+        self.device = next(model.parameters()).device
+        self.forward = torch.compile(model) if config.compile else model
+        self.skipped = torch.zeros((), device=self.device)
+        self.loss_scale = torch.tensor([FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0, 0.0], device=self.device)
+
+    def finished(self) -> bool:
+        """Whether the run has reached its length."""
+        return self.length.progress(self.step, self.clock()) >= 1
+
+    def run(self) -> Iterator[StepReport]:
+        """Steps until the run has reached its length, a report after each."""
+        self.model.train()
+        while (progress := self.length.progress(self.step, self.clock())) < 1:
+            started = time.perf_counter()
+            lr = self.config.lr * self.length.rate(self.step, progress)
+            loss, norm = self._one_step(lr)
+            speed = self.config.batch_size / (time.perf_counter() - started)
+            yield StepReport(self.step, self.epoch, loss, norm, self.skipped, lr, speed)
+
+    @property
+    def epoch(self) -> float:
+        return self.step * self.config.batch_size / len(self.batches)
+
+    def _one_step(self, lr: float) -> tuple[Tensor, Tensor]:
+        clean, label = self.batches.at(self.step)
+        label = self._hide_some(label) if self.config.class_cond else None
+        t = self.diffusion.timesteps(stratified(stream(self.config.seed, "timesteps", self.step), len(clean)))
+        noise = torch.empty_like(clean).normal_(generator=torch_stream(self.config.seed, "noise", self.step, self.device))
+        if self.config.dropout:
+            seed_torch(self.config.seed, "dropout", self.step)
+        self.model.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part in np.array_split(np.arange(len(clean)), self.config.accumulate):
+            rows = slice(part[0], part[-1] + 1)
+            with torch.autocast(self.device.type, AUTOCAST[self.config.precision], self.config.precision != "fp32"):
+                loss = self.diffusion.loss(self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows])
+            share = loss * (len(part) / len(clean))
+            (share * self.loss_scale[0] if self.config.precision == "fp16" else share).backward()
+            total += share.detach()
+        norm = self._clip()
+        bad = (~torch.isfinite(total + norm)).float()
+        self.optimizer.step(lr, bad)
+        self.skipped = (self.skipped + 1) * bad
+        self._adapt_loss_scale(bad)
+        self.step += 1
+        self.ema.update(self.step)
+        return total, norm
+
+    def _hide_some(self, label: Tensor) -> Tensor:
+        """Labels, a share of them replaced by the null class, so that guidance has something to differ from."""
+        hidden = stream(self.config.seed, "labels", self.step).random(len(label)) < self.config.label_dropout
+        return label.masked_fill(torch.from_numpy(hidden).to(label.device), self.num_classes)
+
+    def _clip(self) -> Tensor:
+        """Scales the gradients to at most grad_clip in norm; the norm before."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if self.config.precision == "fp16":
+            torch._foreach_div_(gradients, self.loss_scale[0])
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _adapt_loss_scale(self, bad: Tensor) -> None:
+        """fp16: half after an overflow, double after LOSS_SCALE_PATIENCE good steps.  Micikevicius et al. (2018)."""
+        if self.config.precision == "fp16":
+            scale, good = self.loss_scale
+            good = (good + 1) * (1 - bad)
+            grown = (good >= LOSS_SCALE_PATIENCE).float()
+            self.loss_scale = torch.stack([scale * (1 - 0.5 * bad) * (1 + grown), good * (1 - grown)])
+
+    def seconds_per_step(self) -> float:
+        """A first estimate, from one forward and backward pass that changes nothing, after one to warm up."""
+        clean, label = self.batches.at(self.step)
+        for _ in range(2):
+            started = time.perf_counter()
+            t = self.diffusion.timesteps(np.full(len(clean), 0.5))
+            self.diffusion.loss(self.model, clean, clean, t, label if self.config.class_cond else None).backward()
+            float(clean.sum())  # waits for the device
+        self.model.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for another trainer to continue."""
+        return {
+            **{f"model/{name}": tensor for name, tensor in self.model.state_dict().items()},
+            **{f"ema/{name}": tensor for name, tensor in self.ema.model.state_dict().items()},
+            **{f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()},
+            "scaler/loss_scale": self.loss_scale,
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Continue another trainer of the same configuration.  Raises KeyError or RuntimeError if it was not."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+        self.model.load_state_dict(part("model"))
+        self.ema.model.load_state_dict(part("ema"))
+        self.optimizer.load(part("optimizer"))
+        self.loss_scale.copy_(tensors["scaler/loss_scale"])
+        self.step = step
+
+    def heldout_loss(self, images: Tensor, labels: Tensor) -> float:
+        """The averaged weights' loss on these images at noise and levels that are the same every time."""
+        t = self.diffusion.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
+        noise = torch.empty_like(images).normal_(generator=torch_stream(self.config.seed, "heldout", 1, self.device))
+        with torch.no_grad():
+            return float(self.diffusion.loss(self.ema.model, images, noise, t, labels if self.config.class_cond else None))

@@ -1,0 +1,199 @@
+"""Arrays to pictures: grids, strips and frames, and the files they are saved in (PNG, GIF, npz, folders).
+
+Knows nothing of diffusion: it is given uint8 images of shape (N, H, W, C), C = 1 or 3, and numpy is all it imports.
+A file is written under a temporary name and then renamed: a reader finds the old one or the new one, never a half.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+BACKGROUND = 80            # a grey that black and white images both stand out from
+TEXT = 240
+TILE_PIXELS = 56           # smaller images are enlarged to at least this ...
+PICTURE_PIXELS = 1600      # ... unless the whole would grow beyond this
+CAPTION_POINTS, HEADING_POINTS = 12, 14
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """Float images (N, C, H, W) in [-1, 1] as uint8 (N, H, W, C); values outside are clamped, 0 becomes 128.
+
+    Raises ValueError if any value is NaN: a picture would hide it.
+    """
+    x = np.asarray(x, dtype=np.float32)
+    bad = np.isnan(x).any(axis=(1, 2, 3))
+    if bad.any():
+        raise ValueError(f"{bad.sum()} of {len(x)} images contain NaN (the first is image {bad.argmax()}): "
+                         "the model that drew them has probably diverged. Try an earlier checkpoint.")
+    return np.rint((x.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def grid(images: np.ndarray, *, columns: int | None = None, padding: int = 2, scale: int | None = None,
+         captions: Sequence[str] | None = None, background: int = BACKGROUND) -> np.ndarray:
+    """Images (N, H, W, C) as one RGB picture (H', W', 3), left to right and top to bottom.
+
+    scale: whole factor by which each pixel is repeated.   captions: N strings, drawn under the images.
+    Columns and scale are chosen by near_square and whole_scale unless given.
+    """
+    if len(images) == 0:
+        raise ValueError("a grid needs at least one image")
+    columns = columns or near_square(len(images))
+    tiles = _enlarged(images, scale or whole_scale(images.shape[1:3], len(images), columns, padding))
+    if captions is not None:
+        assert len(captions) == len(images), f"{len(captions)} captions for {len(images)} images"
+        tiles = _widened(tiles, _cell_width(tiles.shape[2], captions), background)
+        texts = [_text(c, tiles.shape[2], CAPTION_POINTS, background) for c in captions]
+        tiles = np.concatenate([tiles, np.stack(texts)], axis=1)
+    return _assembled(tiles, columns, padding, background)
+
+
+def strip(rows: Sequence[np.ndarray], headings: Sequence[str] | None = None) -> np.ndarray:
+    """Denoising as one RGB picture: each step (n, H, W, C) becomes a column, each image a row followed through time.
+
+    headings: one string per step, such as "t=999".
+    """
+    n, columns, padding = len(rows[0]), len(rows), 2
+    images = np.stack(rows, axis=1).reshape(n * columns, *rows[0].shape[1:])         # image-major: rows stay together
+    tiles = _enlarged(images, whole_scale(images.shape[1:3], n * columns, columns, padding))
+    if headings is None:
+        return _assembled(tiles, columns, padding, BACKGROUND)
+    assert len(headings) == columns, f"{len(headings)} headings for {columns} steps"
+    tiles = _widened(tiles, _cell_width(tiles.shape[2], headings), BACKGROUND)
+    texts = np.stack([_text(h, tiles.shape[2], CAPTION_POINTS, BACKGROUND) for h in headings])
+    top = _assembled(texts, columns, padding, BACKGROUND)[:-padding]
+    return np.concatenate([top, _assembled(tiles, columns, padding, BACKGROUND)])
+
+
+def denoising_frame(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """One frame of an animation: a grid of x_t at left, of the current estimate of x_0 at right.
+
+    noisy, clean: uint8 (N, H, W, C).   Returns RGB (H', W', 3), of one size for one shape of input.
+    """
+    panels = []
+    for heading, images in (("x_t", noisy), ("estimate of x_0", clean)):
+        panel = _widened(grid(images), _text_width(heading, HEADING_POINTS), BACKGROUND)
+        panels.append(np.concatenate([_text(heading, panel.shape[1], HEADING_POINTS, BACKGROUND), panel]))
+    gap = np.full((len(panels[0]), 12, 3), BACKGROUND, np.uint8)
+    return np.concatenate([panels[0], gap, panels[1]], axis=1)
+
+
+def near_square(n: int) -> int:
+    """Columns for n images: of the shapes up to 3 times wider than high, the one with fewest empty places."""
+    shapes = [(c, math.ceil(n / c)) for c in range(math.isqrt(n - 1) + 1, math.isqrt(3 * n) + 3)]
+    return min((c * r - n, c) for c, r in shapes if c <= 3 * r)[1]
+
+
+def whole_scale(size: tuple[int, int], n: int, columns: int, padding: int) -> int:
+    """The factor that brings an image of this (height, width) to TILE_PIXELS while the grid stays in PICTURE_PIXELS."""
+    rows = math.ceil(n / columns)
+    room = min((PICTURE_PIXELS - padding * (k + 1)) // (k * s) for k, s in ((rows, size[0]), (columns, size[1])))
+    return max(1, min(math.ceil(TILE_PIXELS / max(size)), room))
+
+
+def _enlarged(images: np.ndarray, scale: int) -> np.ndarray:
+    """Each pixel as a scale x scale block, grey as RGB: (N, H, W, C) -> (N, H * scale, W * scale, 3)."""
+    assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3), (images.dtype, images.shape)
+    n, h, w, _ = images.shape
+    return np.broadcast_to(images.repeat(scale, axis=1).repeat(scale, axis=2), (n, h * scale, w * scale, 3))
+
+
+def _assembled(tiles: np.ndarray, columns: int, padding: int, background: int) -> np.ndarray:
+    n, h, w, _ = tiles.shape
+    rows = math.ceil(n / columns)
+    picture = np.full((rows * (h + padding) + padding, columns * (w + padding) + padding, 3), background, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = (padding + k * (size + padding) for k, size in zip(divmod(i, columns), (h, w), strict=True))
+        picture[y:y + h, x:x + w] = tile
+    return picture
+
+
+def _widened(tiles: np.ndarray, width: int, background: int) -> np.ndarray:
+    """Tiles (..., H, W, 3) with background at both sides, so that each is at least this wide."""
+    extra = max(0, width - tiles.shape[-2])
+    sides = [(0, 0)] * (tiles.ndim - 2) + [(extra // 2, extra - extra // 2), (0, 0)]
+    return np.pad(tiles, sides, constant_values=background)
+
+
+def _text_width(text: str, points: int) -> int:
+    from PIL import ImageFont
+    return math.ceil(ImageFont.load_default(points).getlength(text)) + 4
+
+
+def _cell_width(tile: int, texts: Sequence[str]) -> int:
+    """Room for the longest text, but at most half as wide again as the image: names must not drive images apart."""
+    return max(tile, min(tile * 3 // 2, max(_text_width(t, CAPTION_POINTS) for t in texts)))
+
+
+def _text(text: str, width: int, points: int, background: int) -> np.ndarray:
+    """One centred line (height, width, 3) on the background, shortened with an ellipsis if it does not fit."""
+    from PIL import Image, ImageDraw, ImageFont
+    shown = text
+    while shown and _text_width(shown, points) > width:
+        text = text[:-1].rstrip()
+        shown = text + "…" if text else ""
+    line = Image.new("L", (width, points * 4 // 3 + 1), background)
+    ink = TEXT if background < 128 else 255 - TEXT
+    ImageDraw.Draw(line).text((width / 2, points), shown, ink, ImageFont.load_default(points), anchor="ms")
+    return np.repeat(np.asarray(line)[..., None], 3, axis=2)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """An open binary file that takes the place of path, in one move, when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """One uint8 image, (H, W, 3) or grey (H, W, 1), without loss."""
+    from PIL import Image
+    with replacing(path) as file:
+        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, format="PNG")
+
+
+def save_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], *, seconds: float = 4.0,
+             hold_seconds: float = 2.0) -> None:
+    """Frames (H, W, 3) as an animation of this length that holds its last frame and loops for ever.
+
+    Grey frames are exact; coloured ones get 256 colours each, without dithering.  Browsers slow a frame shorter than
+    0.02 s down to 0.1 s, so where there are more frames than fit, evenly spread ones (both ends included) are kept.
+    """
+    from PIL import Image
+    if len(frames) == 0:
+        raise ValueError("an animation needs at least one frame")
+    count = max(1, min(len(frames), int(seconds * 50 + 1e-9)))
+    kept = [frames[i] for i in np.linspace(len(frames) - 1, 0, count).round().astype(int)[::-1]]
+    durations = 10 * np.diff(np.linspace(0, seconds * 100, count + 1).round())       # a GIF counts whole 1/100 s
+    durations[-1] += hold_seconds * 1000
+    if all((f == f[..., :1]).all() for f in kept):
+        pictures = [Image.fromarray(f[..., 0]) for f in kept]
+    else:
+        pictures = [Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in kept]
+    with replacing(path) as file:
+        pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:],
+                         duration=durations.round().astype(int).tolist(), loop=0)
+
+
+def save_npz(path: str | os.PathLike, images: np.ndarray) -> None:
+    """Images as one array ``arr_0``, uint8 (N, H, W, C): the format that guided-diffusion's evaluations read."""
+    assert images.dtype == np.uint8, images.dtype
+    with replacing(path) as file:
+        np.savez_compressed(file, images)
+
+
+def save_folder(folder: str | os.PathLike, images: np.ndarray) -> None:
+    """One PNG per image, 00000.png and on.  Other files of the folder are left alone."""
+    for i, image in enumerate(images):
+        save_png(Path(folder) / f"{i:05d}.png", image)
