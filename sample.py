@@ -1,8 +1,8 @@
 """Draw images from a trained model.
 
-    python sample.py --checkpoint outputs/digits/model_final.pt
-    python sample.py --checkpoint outputs/digits/model_final.pt --output outputs/digits/denoising.gif
-    python sample.py --help
+python sample.py --checkpoint outputs/digits/model_final.pt
+python sample.py --checkpoint outputs/digits/model_final.pt --output outputs/digits/denoising.gif
+python sample.py --help
 """
 
 import sys

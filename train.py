@@ -1,8 +1,8 @@
 """Train a diffusion model.
 
-    python train.py --dataset digits --output_dir outputs/digits        # a minute or two, no download
-    python train.py --dataset mnist --minutes 10 --output_dir outputs/mnist
-    python train.py --help
+python train.py --dataset digits --output_dir outputs/digits        # a minute or two, no download
+python train.py --dataset mnist --minutes 10 --output_dir outputs/mnist
+python train.py --help
 """
 
 import sys

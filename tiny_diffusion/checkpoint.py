@@ -21,8 +21,8 @@ from tiny_diffusion.errors import FileError, OptionError
 
 FORMAT = 1
 KEYS = {
-    "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names", "image_size",
-    "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
+    "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names",
+    "image_size",    "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
 }  # fmt: skip
 
 
@@ -39,13 +39,15 @@ class Checkpoint:
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part, without its name."""
-        return {key.removeprefix(f"{name}/"): value for key, value in self.tensors.items() if key.startswith(f"{name}/")}
+        return {
+            key.removeprefix(f"{name}/"): value for key, value in self.tensors.items() if key.startswith(f"{name}/")
+        }
 
 
 def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -> None:
     """Writes the file whole or not at all.
 
-    Raises FloatingPointError, leaving what is there, if a tensor holds NaN or infinity; OSError if it cannot be written.
+    Raises FloatingPointError if a tensor holds NaN or infinity, OSError if the file cannot be written; what was there stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -99,10 +101,12 @@ def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if wanted != held or any(not tensor.is_floating_point() for tensor in state.values()):
-        name = next((name for name in sorted({*wanted, *held}) if wanted.get(name) != held.get(name)), "a tensor's type")
+        name = next(
+            (name for name in sorted({*wanted, *held}) if wanted.get(name) != held.get(name)), "a tensor's type"
+        )
         raise FileError(f"the checkpoint's {weights} weights do not fit its configuration (first difference: {name}).")
     model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def make_model(config: Config, channels: int, num_classes: int) -> nn.Module:
@@ -146,7 +150,12 @@ def _unpack(content: object) -> tuple[dict, dict[str, Tensor]]:
     if set(about) != KEYS:
         raise ValueError(f"keys {sorted(set(about) ^ KEYS)} do not belong to format {FORMAT}")
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        if (
+            not isinstance(name, str)
+            or not isinstance(tensor, Tensor)
+            or tensor.device.type != "cpu"
+            or not tensor.is_contiguous()
+        ):
             raise ValueError(f"{name!r} is not a plain tensor")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity")

@@ -1,44 +1,21 @@
-"""Every option of every command: its meaning, default, range, and which combinations make sense.
+"""The training configuration: every option that makes a run what it is, and which combinations make sense.
 
-An option is a field of one of the dataclasses below; the command line, `--help`, the checkpoint's JSON and the checks
-all read the field.  Options that were not given stay unset until `resolve` has filled them from the data set's own
-defaults, so that one which would be ignored can be refused.  No torch here: `--help` must answer at once.
+Options that were not given stay unset until `resolve` has filled them from the data set's own defaults, so that one
+which would be ignored can be refused.  The frozen Config is the JSON in every checkpoint.  No torch here.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
-from tiny_diffusion.core.grids import GRIDS
 from tiny_diffusion.core.predictions import PREDICTIONS, determinant
-from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.core.schedules import SCHEDULES, Schedule, make_schedule
 from tiny_diffusion.core.timesteps import TIMESTEP_DISTRIBUTIONS
 from tiny_diffusion.core.weights import WEIGHTS
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What an option takes.  kind: the type, or (int,) for a list.  free: a resumed run may change it."""
-
-    help: str
-    kind: object = str
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    open_low: bool = False
-    free: bool = False
-    group: str = "run"
-    metavar: str = ""
-
-
-def option(default, help, kind=str, choices=(), **rest):
-    """A dataclass field that is also a command-line option."""
-    return dataclasses.field(default=default, metadata={"spec": Spec(help, kind, tuple(choices), **rest)})
+from tiny_diffusion.options import option, problem, specs
 
 
 @dataclass(frozen=True)
@@ -46,7 +23,9 @@ class Config:
     """A resolved training run: what the checkpoint holds and what every other command reads back."""
 
     dataset: str = option("mnist", "what to learn", choices=DATASETS, group="data")
-    data_dir: str | None = option(None, "where data sets lie [$TINY_DIFFUSION_DATA, then data]", free=True, group="data")
+    data_dir: str | None = option(
+        None, "where data sets lie [$TINY_DIFFUSION_DATA, then data]", free=True, group="data"
+    )
     image_size: int | None = option(None, "side in pixels [the data set's own]", int, low=4, high=1024, group="data")
     hflip: bool = option(False, "mirror half of the images, left to right", bool, group="data")
 
@@ -67,40 +46,74 @@ class Config:
     )
 
     base_channels: int = option(32, "width of the first level", int, low=4, high=2048, group="network")
-    channel_mult: tuple[int, ...] = option((1, 2), "width of each level, in base_channels: 1,2", (int,), low=1, high=64, group="network")
+    channel_mult: tuple[int, ...] = option(
+        (1, 2), "width of each level, in base_channels: 1,2", (int,), low=1, high=64, group="network"
+    )
     layers_per_block: int = option(1, "residual blocks a level", int, low=1, high=16, group="network")
-    time_emb_dim: int | None = option(None, "width of the time embedding [4 x base_channels]", int, low=4, high=8192, group="network")
+    time_emb_dim: int | None = option(
+        None, "width of the time embedding [4 x base_channels]", int, low=4, high=8192, group="network"
+    )
     attention_levels: tuple[int, ...] | None = option(
         None, "levels with attention, 0 the finest: 1,2 or none [the coarsest]", (int,), low=0, high=7, group="network"
     )
     attention_heads: int = option(2, "heads of each attention", int, low=1, high=64, group="network")
-    patch_size: int = option(2, "pixel-unshuffle images by this outside the network; 1 for none", int, low=1, high=16, group="network")
+    patch_size: int = option(
+        2, "pixel-unshuffle images by this outside the network; 1 for none", int, low=1, high=16, group="network"
+    )
     dropout: float = option(0.0, "share of activations dropped in training", float, low=0, high=0.9, group="network")
     class_cond: bool = option(False, "learn the classes, so that sample.py can draw chosen ones", bool, group="network")
-    label_dropout: float = option(0.1, "share of labels hidden in training, for guidance", float, low=0, high=0.9, group="network")
+    label_dropout: float = option(
+        0.1, "share of labels hidden in training, for guidance", float, low=0, high=0.9, group="network"
+    )
 
-    epochs: int | None = option(20, "length of the run, in passes over the data", int, low=1, high=1_000_000, group="run")
+    epochs: int | None = option(
+        20, "length of the run, in passes over the data", int, low=1, high=1_000_000, group="run"
+    )
     minutes: float | None = option(
         None, "length of the run by the clock, instead of --epochs: start-up, samples and saves included", float,
         low=0, open_low=True, high=100_000, group="run",
     )  # fmt: skip
-    max_steps: int | None = option(None, "stop (and save) at this optimiser step; --resume goes on", int, low=1, high=10**9, free=True, group="run")
+    max_steps: int | None = option(
+        None, "stop (and save) at this optimiser step; --resume goes on", int, low=1, high=10**9, free=True, group="run"
+    )
     batch_size: int = option(64, "images a step", int, low=1, high=65_536, group="run")
-    accumulate: int = option(1, "split each batch in this many parts, to save memory", int, low=1, high=4096, group="run")
-    lr: float = option(2e-3, "peak learning rate of AdamW; Muon's matrices take 10 times it", float, low=0, open_low=True, high=10, group="run")
-    optimizer: str = option("muon", "muon (for convolutions; AdamW for the rest) or adamw", choices=("muon", "adamw"), group="run")
-    ema_decay: float = option(0.999, "longest memory of the averaged weights, a step", float, low=0, high=0.999999, group="run")
+    accumulate: int = option(
+        1, "split each batch in this many parts, to save memory", int, low=1, high=4096, group="run"
+    )
+    lr: float = option(
+        2e-3,
+        "peak learning rate of AdamW; Muon's matrices take 10 times it",
+        float,
+        low=0,
+        open_low=True,
+        high=10,
+        group="run",
+    )
+    optimizer: str = option(
+        "muon", "muon (for convolutions; AdamW for the rest) or adamw", choices=("muon", "adamw"), group="run"
+    )
+    ema_decay: float = option(
+        0.999, "longest memory of the averaged weights, a step", float, low=0, high=0.999999, group="run"
+    )
     grad_clip: float = option(1.0, "largest gradient norm", float, low=0, open_low=True, high=1e9, group="run")
     precision: str = option("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"), group="run")
-    compile: bool = option(False, "torch.compile the network: minutes of warm-up, then faster on a GPU", bool, free=True, group="run")
+    compile: bool = option(
+        False, "torch.compile the network: minutes of warm-up, then faster on a GPU", bool, free=True, group="run"
+    )
     seed: int = option(0, "what every random number derives from", int, low=0, high=2**63 - 1, group="run")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), free=True, group="run")
 
     output_dir: str = option("outputs", "folder that the run writes", free=True, group="output")
-    sample_interval: int = option(1, "epochs between sample pictures", int, low=1, high=10**9, free=True, group="output")
+    sample_interval: int = option(
+        1, "epochs between sample pictures", int, low=1, high=10**9, free=True, group="output"
+    )
     num_samples: int = option(64, "images in a sample picture", int, low=1, high=4096, free=True, group="output")
-    save_interval: int = option(5, "epochs between numbered checkpoints", int, low=1, high=10**9, free=True, group="output")
-    keep_last: int | None = option(None, "numbered checkpoints to keep [all]", int, low=1, high=10**9, free=True, group="output")
+    save_interval: int = option(
+        5, "epochs between numbered checkpoints", int, low=1, high=10**9, free=True, group="output"
+    )
+    keep_last: int | None = option(
+        None, "numbered checkpoints to keep [all]", int, low=1, high=10**9, free=True, group="output"
+    )
 
     def to_dict(self) -> dict:
         """Plain JSON values."""
@@ -115,95 +128,10 @@ class Config:
         return check(cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}))
 
     def make_schedule(self) -> Schedule:
-        ends = {} if SCHEDULES[self.schedule].ends is None else {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        ends = (
+            {} if SCHEDULES[self.schedule].ends is None else {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        )
         return make_schedule(self.schedule, self.timesteps, **ends)
-
-
-@dataclass(frozen=True)
-class TrainActions:
-    """What `train` does with the run's folder; no part of the configuration."""
-
-    resume: str | None = option(None, "go on with the run in --output_dir, or with this checkpoint", group="start")
-    extend: bool = option(False, "go on past the end of the run, to new --epochs or --minutes in all", bool, group="start")
-    overwrite: bool = option(False, "delete the run in --output_dir and start anew", bool, group="start")
-    init_from: str | None = option(None, "start a new run from this checkpoint's weights", group="start")
-    dry_run: bool = option(False, "print the resolved options and stop", bool, group="start")
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """What `sample` is asked for; what is None comes from the checkpoint."""
-
-    checkpoint: str | None = option(None, "the model: model_final.pt, or any checkpoint of a run")
-    num_images: int = option(64, "images in all, shared evenly over --classes", int, low=1, high=10_000_000)
-    output: str | None = option(None, "picture.png, animation.gif, samples.npz, or a folder/ [generated_samples.png of the run]")
-    show_intermediate: bool = option(False, "write intermediate/step_XXXX.png too: the picture as it appears", bool)
-    sampler: str | None = option(None, "how to step from noise to image [the checkpoint's]", choices=SAMPLERS)
-    steps: int | None = option(None, "sampling steps, at most the model's T (--timesteps means the same)", int, low=1, high=100_000)
-    grid: str | None = option(None, "which noise levels to visit [the checkpoint's]", choices=GRIDS)
-    eta: float | None = option(None, "fresh noise of ddim, from 0 (none) to 1 (as ddpm)", float, low=0, high=1)
-    classes: str | None = option(None, "classes to draw, by name or number: 3,5 or 0-9 [all]", metavar="LIST")
-    guidance: float | None = option(None, "how strongly to follow the class; 1 is plain", float, low=0, high=100)
-    indices: str | None = option(None, "images of this seed to draw, instead of the first: 0-63 or 1,2,5-10", metavar="LIST")
-    weights: str = option("ema", "averaged weights or the last ones", choices=("ema", "raw"))
-    batch_size: int | None = option(None, "images drawn together [what fits]", int, low=1, high=65_536)
-    seed: int = option(0, "image i of a seed is always the same picture", int, low=0, high=2**63 - 1)
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-
-
-@dataclass(frozen=True)
-class FigureOptions:
-    """What `visualize` draws."""
-
-    what: str = option("forward", "forward: images as noise covers them; schedules: all schedules side by side", choices=("forward", "schedules"))
-    dataset: str = option("mnist", "where the images are from", choices=DATASETS)
-    data_dir: str | None = option(None, "where data sets lie [$TINY_DIFFUSION_DATA, then data]")
-    image_size: int | None = option(None, "side in pixels [the data set's own]", int, low=4, high=1024)
-    num_images: int = option(6, "images, a row each", int, low=1, high=100)
-    schedule: str = option("cosine", "how noise grows with the timestep", choices=SCHEDULES)
-    timesteps: int = option(1000, "T, the length of the noising process", int, low=2, high=100_000)
-    beta_start: float | None = option(None, "first beta, stated for T = 1000 [1e-4]", float, low=0, open_low=True, high=0.999)
-    beta_end: float | None = option(None, "last beta, stated for T = 1000 [0.02; exponential 0.065]", float, low=0, open_low=True, high=0.999)
-    save_path: str | None = option(None, "the picture to write [outputs/forward_diffusion.png or outputs/schedules.png]")
-    seed: int = option(0, "which images and which noise", int, low=0, high=2**63 - 1)
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-
-
-@dataclass(frozen=True)
-class InfoOptions:
-    """What `info` looks into."""
-
-    checkpoint: str | None = option(None, "the checkpoint to describe")
-
-
-def specs(options: type) -> dict[str, Spec]:
-    """The options of a dataclass by name."""
-    return {field.name: field.metadata["spec"] for field in dataclasses.fields(options)}
-
-
-def problem(spec: Spec, value: object) -> str | None:
-    """What is wrong with this value for this option, or None."""
-    if isinstance(spec.kind, tuple):
-        if not isinstance(value, tuple) or len(value) > 8:
-            return f"{value!r} is not a list of at most 8 numbers"
-        return next(filter(None, (problem(dataclasses.replace(spec, kind=spec.kind[0]), item) for item in value)), None)
-    if spec.choices and value not in spec.choices:
-        return not_one_of(str(value), spec.choices)
-    if spec.kind in (bool, str):
-        return None if isinstance(value, spec.kind) else f"{value!r} is not a {spec.kind.__name__}"
-    wanted = (int, float) if spec.kind is float else int
-    if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
-        return f"{value!r} is not a {'whole ' if spec.kind is int else 'finite '}number"
-    if spec.low is not None and (value <= spec.low if spec.open_low else value < spec.low):
-        return f"{value} is too small; it must be {'more than' if spec.open_low else 'at least'} {spec.low}"
-    if spec.high is not None and value > spec.high:
-        return f"{value} is too large; it must be at most {spec.high}"
-    return None
-
-
-def not_one_of(value: str, choices) -> str:
-    near = get_close_matches(value, choices, n=1, cutoff=0.5)
-    return f"{value!r} is not one of {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 
 def resolve(given: Mapping[str, object]) -> Config:
@@ -235,12 +163,17 @@ def refuse_betas(given: Mapping[str, object], schedule: str) -> None:
     for name in ("beta_start", "beta_end"):
         if name in given and schedule in SCHEDULES and SCHEDULES[schedule].ends is None:
             having = ", ".join(key for key, row in SCHEDULES.items() if row.ends)
-            raise OptionError(f"--{name} {given[name]} would be ignored: --schedule {schedule} has no betas to set. Leave it out, or use {having}.")
+            raise OptionError(
+                f"--{name} {given[name]} would be ignored: --schedule {schedule} has no betas. "
+                f"Leave it out, or use {having}."
+            )
 
 
 def _refuse_ignored(given: Mapping[str, object], values: Mapping[str, object]) -> None:
     if "epochs" in given and "minutes" in given:
-        raise OptionError(f"--epochs {given['epochs']} and --minutes {given['minutes']:g} both set the length of the run. Give one of them.")
+        raise OptionError(
+            f"--epochs {given['epochs']} and --minutes {given['minutes']:g} both set the run's length. Give one of them."
+        )
     refuse_betas(given, values["schedule"])
     if "label_dropout" in given and not values["class_cond"]:
         raise OptionError("--label_dropout would be ignored without --class_cond. Add --class_cond, or leave it out.")
@@ -252,7 +185,7 @@ def check(config: Config) -> Config:
     """The same configuration, known to make sense.  Raises OptionError naming the option, the value and a way out."""
     for name, spec in specs(Config).items():
         value = getattr(config, name)
-        unset = value is None and Config.__dataclass_fields__[name].default is None or name == "epochs" and value is None
+        unset = value is None and (name == "epochs" or Config.__dataclass_fields__[name].default is None)
         if not unset and (wrong := problem(spec, value)):
             raise OptionError(f"argument --{name}: {wrong}")
     if (config.epochs is None) == (config.minutes is None):
@@ -267,12 +200,14 @@ def check(config: Config) -> Config:
 def _check_process(config: Config) -> None:
     schedule = config.make_schedule()
     if config.beta_start is not None and config.beta_start > config.beta_end:
-        raise OptionError(f"--beta_start {config.beta_start:g} is larger than --beta_end {config.beta_end:g}; noise must grow. Swap them.")
+        raise OptionError(
+            f"--beta_start {config.beta_start:g} is larger than --beta_end {config.beta_end:g}; noise grows. Swap them."
+        )
     singular = abs(determinant(config.prediction, schedule.alpha, schedule.sigma)) == 0
     if singular.any():
         raise OptionError(
-            f"--prediction {config.prediction} cannot be used with --schedule {config.schedule}: at step {int(singular.argmax())} "
-            "alpha is 0, so the noise does not determine the image. Use v or flow."
+            f"--prediction {config.prediction} cannot be used with --schedule {config.schedule}: "
+            f"at step {int(singular.argmax())} alpha is 0, so the noise does not determine the image. Use v or flow."
         )
 
 
@@ -280,7 +215,9 @@ def _check_network(config: Config) -> None:
     size, patch, levels = config.image_size, config.patch_size, len(config.channel_mult)
     if size % patch:
         fits = [p for p in range(1, 17) if size % p == 0]
-        raise OptionError(f"--patch_size {patch} does not divide the {size}x{size} image. Use one of {', '.join(map(str, fits))}.")
+        raise OptionError(
+            f"--patch_size {patch} does not divide the {size}x{size} image. Use one of {', '.join(map(str, fits))}."
+        )
     if not levels:
         raise OptionError("--channel_mult needs at least one value, for example 1,2.")
     sides = [size // patch]
@@ -291,10 +228,21 @@ def _check_network(config: Config) -> None:
         raise OptionError(
             f"--channel_mult {','.join(map(str, config.channel_mult))} halves a {size}x{size} image"
             + (f" (in {patch}x{patch} patches: {sides[0]}x{sides[0]})" if patch > 1 else "")
-            + f" {levels - 1} times, which leaves 1 pixel. Use at most {most} values, for example {','.join(str(2**k) for k in range(most))}."
+            + f" {levels - 1} times, which leaves 1 pixel. "
+            f"Use at most {most} values, for example {','.join(str(2**k) for k in range(most))}."
         )
     if any(level >= levels for level in config.attention_levels):
-        raise OptionError(f"--attention_levels {','.join(map(str, config.attention_levels))}: --channel_mult makes levels 0 to {levels - 1} only.")
+        raise OptionError(
+            f"--attention_levels {','.join(map(str, config.attention_levels))}: "
+            f"--channel_mult makes levels 0 to {levels - 1} only."
+        )
+    if config.base_channels % 2:
+        raise OptionError(f"--base_channels {config.base_channels} is odd; time needs as many sines as cosines.")
+    widths = [config.base_channels * config.channel_mult[level] for level in {*config.attention_levels, levels - 1}]
     lowest = config.base_channels * config.channel_mult[-1]
-    if config.attention_levels and lowest % config.attention_heads:
-        raise OptionError(f"--attention_heads {config.attention_heads} does not divide the {lowest} channels of the coarsest level.")
+    if config.attention_levels and (
+        lowest % config.attention_heads or any(width % (lowest // config.attention_heads) for width in widths)
+    ):
+        raise OptionError(
+            f"--attention_heads {config.attention_heads} does not divide the {lowest} channels of the coarsest level."
+        )

@@ -36,11 +36,15 @@ class Diffusion:
 
     @classmethod
     def of(cls, config: Config) -> "Diffusion":
-        return cls(config.make_schedule(), config.prediction, config.loss_weight, config.timestep_distribution, config.loss)
+        return cls(
+            config.make_schedule(), config.prediction, config.loss_weight, config.timestep_distribution, config.loss
+        )
 
     def timesteps(self, u: np.ndarray) -> np.ndarray:
         """Real-valued t in [0, T-1] for u in (0, 1), by the timestep distribution."""
-        return np.clip(TIMESTEP_DISTRIBUTIONS[self.timestep_distribution](self.schedule, u), 0, self.schedule.timesteps - 1)
+        return np.clip(
+            TIMESTEP_DISTRIBUTIONS[self.timestep_distribution](self.schedule, u), 0, self.schedule.timesteps - 1
+        )
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: np.ndarray) -> Tensor:
         """The images as they look at t of the noising process: q(x_t | x_0), Ho et al. (2020), eq. 4.
@@ -66,7 +70,7 @@ class Diffusion:
         """``denoise(x, level) -> (clean, noise)`` for the samplers, without gradients.
 
         guidance: 1 follows the label as learnt; w is ``none + w (label - none)`` on the output, Ho & Salimans (2022).
-        clip: hold the clean image in [-1, 1] and re-derive the noise, since near pure noise x_0 is divided by a tiny alpha.
+        clip: hold the clean image in [-1, 1] and re-derive the noise; near pure noise x_0 is divided by a tiny alpha.
         """
         if guidance != 1.0 and label is None:
             raise ValueError("guidance needs labels")

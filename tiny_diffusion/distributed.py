@@ -19,11 +19,15 @@ class World:
 def make_world(device: str, environment: dict[str, str]) -> World:
     """auto: CUDA, then MPS, then the CPU.  Raises OptionError for a device that this machine lacks."""
     if int(environment.get("WORLD_SIZE", "1")) > 1:
-        raise OptionError("started as one of several processes (WORLD_SIZE > 1), which is not supported yet. Start it without torchrun.")
+        raise OptionError(
+            "started as one of several processes (WORLD_SIZE > 1), which is not there yet. Start it without torchrun."
+        )
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, there in available.items() if there)
     if not available[device]:
         there = ", ".join(name for name, ok in available.items() if ok)
-        raise OptionError(f"--device {device} is not available here: this machine has {there}. Leave --device out to choose by itself.")
+        raise OptionError(
+            f"--device {device} is not available: this machine has {there}. Leave --device out to let it choose."
+        )
     return World(torch.device(device))

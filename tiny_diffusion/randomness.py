@@ -29,4 +29,15 @@ def _sequence(seed: int, purpose: str, index: int) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, PURPOSES[purpose], index])
 
 
-PURPOSES = {"weights": 0, "order": 1, "timesteps": 2, "noise": 3, "labels": 4, "flips": 5, "dropout": 6, "image": 7, "heldout": 8, "figure": 9}
+PURPOSES = {
+    "weights": 0,
+    "order": 1,
+    "timesteps": 2,
+    "noise": 3,
+    "labels": 4,
+    "flips": 5,
+    "dropout": 6,
+    "image": 7,
+    "heldout": 8,
+    "figure": 9,
+}

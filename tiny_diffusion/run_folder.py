@@ -1,6 +1,10 @@
 """The folder that a run writes: which file lies where, and what of it survives a resume.
 
-    samples/epoch_XXX.png   checkpoints/model_epoch_XXX.pt   checkpoints/latest.pt   training_loss.png   model_final.pt   log.jsonl
+samples/epoch_XXX.png            drawn from the averaged weights
+checkpoints/model_epoch_XXX.pt   every --save_interval epochs
+checkpoints/latest.pt            rolling, while the run lasts
+training_loss.png   log.jsonl    a line a step
+model_final.pt                   at the end
 """
 
 import json
@@ -35,7 +39,13 @@ class RunFolder:
 
     def clear(self) -> None:
         """Deletes what an earlier run wrote here, and nothing else."""
-        written = [self.final, self.loss_plot, self.log_path, *self.checkpoints.glob("*.pt"), *self.path.glob("samples/epoch_*.png")]
+        written = [
+            self.final,
+            self.loss_plot,
+            self.log_path,
+            *self.checkpoints.glob("*.pt"),
+            *self.path.glob("samples/epoch_*.png"),
+        ]
         for path in written:
             path.unlink(missing_ok=True)
 
@@ -50,9 +60,11 @@ class RunFolder:
             partial = self.log_path.with_suffix(".jsonl.part")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, self.log_path)
-            self._log = open(self.log_path, "a", encoding="utf-8")
+            self._log = open(self.log_path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
         except OSError as error:
-            raise FileError(f"--output_dir {self.path} cannot be written: {error.strerror or error}. Name another folder.") from error
+            raise FileError(
+                f"--output_dir {self.path} cannot be written: {error.strerror or error}. Name another folder."
+            ) from error
 
     def _lines(self) -> list[dict]:
         """The log's lines, without what a kill left half-written."""
@@ -69,7 +81,10 @@ class RunFolder:
 
     def log(self, **values) -> None:
         """One line of JSON; what is not finite becomes null."""
-        plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         self._log.write(json.dumps(plain) + "\n")
 
     def flush(self) -> None:
@@ -87,7 +102,7 @@ class RunFolder:
         return [line["step"] for line in lines], [math.nan if line["loss"] is None else line["loss"] for line in lines]
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
-        """The readable checkpoint that went furthest, or None.  Raises FileError if there are some and none is readable."""
+        """The readable checkpoint that went furthest, or None.  Raises FileError if there are but unreadable ones."""
         found = [path for path in (self.final, *self.checkpoints.glob("*.pt")) if path.is_file()]
         found.sort(key=lambda path: (path.stat().st_mtime_ns, path == self.final), reverse=True)
         best, failure = None, None

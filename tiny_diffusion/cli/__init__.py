@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
             raise
-        return _fail(program, "out of memory. Lower --batch_size, or --base_channels; for training, raise --accumulate.", 1)
+        return _fail(
+            program, "out of memory. Lower --batch_size, or --base_channels; for training, raise --accumulate.", 1
+        )
 
 
 def _fail(program: str, message: str, code: int) -> int:
@@ -60,7 +62,8 @@ def _fail(program: str, message: str, code: int) -> int:
 def _help() -> str:
     lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
     return (
-        "usage: python -m tiny_diffusion COMMAND [options]\n\nTrain, sample and look into small diffusion models of images.\n\n"
+        "usage: python -m tiny_diffusion COMMAND [options]\n\n"
+        "Train, sample and look into small diffusion models of images.\n\n"
         + "\n".join(lines)
         + "\n\npython -m tiny_diffusion COMMAND --help lists a command's options."
         + "\nTry: python train.py --dataset digits --output_dir outputs/digits"

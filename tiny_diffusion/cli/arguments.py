@@ -5,7 +5,7 @@ import dataclasses
 import textwrap
 from difflib import get_close_matches
 
-from tiny_diffusion.config import Spec, problem, specs
+from tiny_diffusion.options import Spec, problem, specs
 
 GROUPS = {
     "data": "data",
@@ -55,7 +55,9 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
             near = get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            self.error(f"{unknown[0]!r} is not an option here." + (f" Did you mean {near[0]}?" if near else " See --help."))
+            self.error(
+                f"{unknown[0]!r} is not an option here." + (f" Did you mean {near[0]}?" if near else " See --help.")
+            )
         return given
 
     def error(self, message: str):
@@ -84,7 +86,11 @@ def _converter(spec: Spec):
                 value = spec.kind(text)
         except ValueError:
             kind = spec.kind[0] if isinstance(spec.kind, tuple) else spec.kind
-            several = "list of numbers such as 1,2" if isinstance(spec.kind, tuple) else f"{'whole ' if kind is int else ''}number"
+            several = (
+                "list of numbers such as 1,2"
+                if isinstance(spec.kind, tuple)
+                else f"{'whole ' if kind is int else ''}number"
+            )
             raise argparse.ArgumentTypeError(f"{text!r} is not a {several}") from None
         if wrong := problem(spec, value):
             raise argparse.ArgumentTypeError(wrong)

@@ -1,8 +1,8 @@
 """info: what a checkpoint holds, on standard output."""
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config import InfoOptions, specs
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.options import InfoOptions, specs
 
 DESCRIPTION = "Say what a checkpoint holds: the network, the data, the run, how it samples.  Nothing in it is executed."
 
@@ -22,8 +22,8 @@ def run(argv: list[str], program: str, started: float) -> int:
     heldout = f", held-out loss {about['heldout_history'][-1][1]:.4f}" if about["heldout_history"] else ""
     state = "finished" if about["finished"] else "not finished; --resume goes on"
     rows = {
-        "checkpoint": f"{options.checkpoint} (format {about['format']}, torch {about['versions']['torch']}, verified sha256 {about['sha256'][:12]})",
-        "images": f"{about['channels']} x {height} x {width}, {len(about['class_names'])} classes: {', '.join(about['class_names'])}",
+        "checkpoint": f"{options.checkpoint}, format {about['format']}, sha256 {about['sha256'][:12]} (verified)",
+        "images": f"{about['channels']} x {height} x {width}, classes {', '.join(about['class_names'])}",
         "network": f"{parameters:,} parameters, {'class-conditional' if config.class_cond else 'unconditional'}",
         "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",
         "sampling": f"{sampling['sampler']}, {sampling['steps']} steps on the {sampling['grid']} grid",

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config import SampleOptions, not_one_of
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.options import SampleOptions, not_one_of
 
 DESCRIPTION = """
 Draw images from a trained model.  The checkpoint says how; options change it.
@@ -51,7 +51,9 @@ def _indices(options: SampleOptions, given: dict):
     if options.indices is None:
         return range(options.num_images)
     if "num_images" in given:
-        raise OptionError(f"--num_images {options.num_images} would be ignored: --indices says which images. Give one of them.")
+        raise OptionError(
+            f"--num_images {options.num_images} would be ignored: --indices says which images. Give one of them."
+        )
     return _number_list("indices", options.indices)
 
 
@@ -74,7 +76,9 @@ def _output(options: SampleOptions) -> Path | None:
     if text is None:
         return None
     if text == "" or not (text.endswith(("/", os.sep)) or Path(text).is_dir() or Path(text).suffix.lower() in ENDINGS):
-        raise OptionError(f"--output {text!r}: the ending says what to write: .png, .gif, .npz, or a folder with a trailing slash.")
+        raise OptionError(
+            f"--output {text!r}: the ending says what to write: .png, .gif, .npz, or a folder with a trailing slash."
+        )
     return Path(text)
 
 
@@ -91,7 +95,9 @@ def _check_writable(output: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise FileError(f"--output {output} cannot be written: {error.strerror or error}. Name another place.") from error
+        raise FileError(
+            f"--output {output} cannot be written: {error.strerror or error}. Name another place."
+        ) from error
 
 
 def _request(options: SampleOptions, checkpoint, indices):
@@ -100,13 +106,20 @@ def _request(options: SampleOptions, checkpoint, indices):
 
     default, config = checkpoint.about["sampling"], checkpoint.config
     if options.steps is not None and options.steps > config.timesteps:
-        raise OptionError(f"--steps {options.steps} is more than the {config.timesteps} timesteps that this model has. Use at most {config.timesteps}.")
+        raise OptionError(
+            f"--steps {options.steps} is more than this model's {config.timesteps} timesteps. "
+            f"Use at most {config.timesteps}; 20 are usually enough."
+        )
     sampler = options.sampler or default["sampler"]
     other = sampler != default["sampler"]
     if options.eta is not None and sampler != "ddim":
-        raise OptionError(f"--eta {options.eta:g} would be ignored by --sampler {sampler}. Leave it out, or add --sampler ddim.")
+        raise OptionError(
+            f"--eta {options.eta:g} would be ignored by --sampler {sampler}. Leave it out, or add --sampler ddim."
+        )
     if options.guidance is not None and not config.class_cond:
-        raise OptionError(f"--guidance {options.guidance:g} needs a model that was trained with --class_cond, and this one was not. Leave it out.")
+        raise OptionError(
+            f"--guidance {options.guidance:g} needs a model trained with --class_cond, and this one was not. Leave it out."
+        )
     # A random process needs all of its steps; the others are made for few.
     steps = options.steps or (config.timesteps if other and SAMPLERS[sampler].draws else default["steps"])
     return Request(
@@ -128,7 +141,9 @@ def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
     names = checkpoint.about["class_names"]
     if not checkpoint.config.class_cond:
         if text is not None:
-            raise OptionError(f"--classes {text} needs a model that was trained with --class_cond, and this one was not. Leave it out.")
+            raise OptionError(
+                f"--classes {text} needs a model trained with --class_cond, and this one was not. Leave it out."
+            )
         return ()
     if text is None:
         return tuple(range(len(names)))
@@ -141,7 +156,9 @@ def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
         else:
             raise OptionError(f"--classes {text}: {not_one_of(word, names)}")
     if wrong := [label for label in labels if label >= len(names)]:
-        raise OptionError(f"--classes {text}: there is no class {wrong[0]}; this model has 0 to {len(names) - 1}: {', '.join(names)}.")
+        raise OptionError(
+            f"--classes {text}: there is no class {wrong[0]}; this model has 0 to {len(names) - 1}: {', '.join(names)}."
+        )
     return tuple(labels)
 
 
@@ -155,13 +172,19 @@ def _draw(model, diffusion, request, checkpoint, options: SampleOptions):
 
     shape = (checkpoint.about["channels"], *checkpoint.about["image_size"])
     animated = options.show_intermediate or str(options.output).lower().endswith(".gif")
-    wanted = set(np.linspace(0, request.steps, min(MOST_FRAMES, request.steps + 1)).round().astype(int).tolist()) if animated else set()
+    wanted = (
+        set(np.linspace(0, request.steps, min(MOST_FRAMES, request.steps + 1)).round().astype(int).tolist())
+        if animated
+        else set()
+    )
     drawn, frames = [], []
     with tqdm(total=len(request.indices), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for number, batch in enumerate(request.batches()):
             for count, step in enumerate(denoising(model, diffusion, batch, shape)):
                 if number == 0 and count in wanted:
-                    frames.append((count, step.level.time, to_uint8(step.x.cpu().numpy()), to_uint8(step.clean.cpu().numpy())))
+                    frames.append(
+                        (count, step.level.time, to_uint8(step.x.cpu().numpy()), to_uint8(step.clean.cpu().numpy()))
+                    )
                 bar.set_postfix_str(f"step {count}/{request.steps}", refresh=False)
                 bar.update(0)
             drawn.append(to_uint8(step.x.cpu().numpy()))
@@ -171,7 +194,10 @@ def _draw(model, diffusion, request, checkpoint, options: SampleOptions):
 
 def _warn_if_constant(images) -> None:
     if (images.max(axis=(1, 2, 3)) - images.min(axis=(1, 2, 3)) < 8).all():
-        print("warning: every image is one flat colour; the model has probably not learnt anything yet, or has diverged", file=sys.stderr)
+        print(
+            "warning: every image is one flat colour; the model has probably not learnt anything yet, or has diverged",
+            file=sys.stderr,
+        )
 
 
 def _write(output: Path, images, frames, captions, show_intermediate: bool) -> None:
@@ -198,5 +224,3 @@ def _write(output: Path, images, frames, captions, show_intermediate: bool) -> N
         headings = [f"t = {time:.0f}" for _, time, _, _ in chosen]
         save_png(folder / "strip.png", strip([noisy[:8] for _, _, noisy, _ in chosen], headings))
         print(f"{len(frames)} frames of the denoising: {folder}", file=sys.stderr)
-
-

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config import Config, TrainActions, resolve, specs
+from tiny_diffusion.config import Config, resolve
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.options import TrainActions, specs
 
 DESCRIPTION = """
 Train a diffusion model.  Nothing but --dataset needs to be said; what is in brackets is the default.
@@ -53,8 +54,8 @@ def _start(given: dict, actions: TrainActions, started: float) -> int:
     folder = RunFolder(config.output_dir)
     if folder.holds_a_run() and not actions.overwrite:
         raise OptionError(
-            f"--output_dir {config.output_dir} holds a run already. Go on with it by --resume, lengthen it by --extend, "
-            "delete it by --overwrite, or name another folder."
+            f"--output_dir {config.output_dir} holds a run already. "
+            "Go on with it by --resume, lengthen it by --extend, delete it by --overwrite, or name another folder."
         )
     session = Session(config, folder, started)
     if source is not None:
@@ -66,7 +67,11 @@ def _start(given: dict, actions: TrainActions, started: float) -> int:
 
 def _network_of(config: Config) -> dict:
     """The options that make up the network and what its output means."""
-    names = [name for name, spec in specs(Config).items() if spec.group == "network" or name in ("schedule", "timesteps", "prediction")]
+    names = [
+        name
+        for name, spec in specs(Config).items()
+        if spec.group == "network" or name in ("schedule", "timesteps", "prediction")
+    ]
     values = {name: getattr(config, name) for name in (*names, "dataset", "image_size")}
     if not config.class_cond:
         del values["label_dropout"]
@@ -85,7 +90,9 @@ def _go_on(given: dict, actions: TrainActions, started: float) -> int:
     else:
         output_dir = given.get("output_dir", Config.output_dir)
         if (newest := RunFolder(output_dir).newest()) is None:
-            raise OptionError(f"--output_dir {output_dir} holds no checkpoint to go on from. Leave out --resume to start a run there.")
+            raise OptionError(
+                f"--output_dir {output_dir} holds no checkpoint to go on from. Leave out --resume to start a run there."
+            )
         path, checkpoint = newest
     config = _merge(checkpoint.config, {**given, "output_dir": str(output_dir)}, actions.extend)
     if actions.dry_run:
@@ -94,7 +101,10 @@ def _go_on(given: dict, actions: TrainActions, started: float) -> int:
     reached = config.max_steps is not None and step >= config.max_steps
     if (finished and not actions.extend) or reached:
         why = f"has reached --max_steps {config.max_steps}" if reached and not finished else "is finished"
-        print(f"{path}: this run {why}, at step {step}. Nothing to do; --extend --epochs N makes it longer.", file=sys.stderr)
+        print(
+            f"{path}: this run {why}, at step {step}. Nothing to do; --extend --epochs N makes it longer.",
+            file=sys.stderr,
+        )
         return 0
     from tiny_diffusion.cli.session import Session
 
@@ -108,8 +118,15 @@ def _merge(config: Config, given: dict, extend: bool) -> Config:
     free = {name for name, spec in specs(Config).items() if spec.free} | ({"epochs", "minutes"} if extend else set())
     for name, value in given.items():
         if name not in free and value != getattr(config, name):
-            way_out = "use --extend to change the length of a run" if name in ("epochs", "minutes") else "leave it out, or start a run in another folder"
-            raise OptionError(f"--{name} {_text(value)} differs from this run's {_text(getattr(config, name))}, which would change its result: {way_out}.")
+            way_out = (
+                "use --extend to change the length of a run"
+                if name in ("epochs", "minutes")
+                else "leave it out, or start a run in another folder"
+            )
+            raise OptionError(
+                f"--{name} {_text(value)} differs from this run's {_text(getattr(config, name))} and would change its "
+                f"result: {way_out}."
+            )
     changed = {"max_steps": None, **{name: value for name, value in given.items() if name in free}}
     if extend:
         changed = {"epochs": None, "minutes": None, **changed}
@@ -123,5 +140,3 @@ def _text(value: object) -> str:
 def _print_options(config: Config) -> int:
     print(json.dumps(config.to_dict(), indent=2))
     return 0
-
-

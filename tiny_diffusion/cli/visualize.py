@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config import FigureOptions, refuse_betas
+from tiny_diffusion.config import refuse_betas
 from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.options import FigureOptions
 
 DESCRIPTION = """
 Show how noise covers images, or the noise schedules side by side.
@@ -26,7 +27,9 @@ def run(argv: list[str], program: str, started: float) -> int:
         raise OptionError(f"--save_path {options.save_path}: figures are PNG files. End the name in .png.")
     if options.what == "schedules":
         if ignored := [name for name in CURVES_IGNORE if name in given]:
-            raise OptionError(f"--{ignored[0]} would be ignored by --what schedules, which draws every schedule and no image. Leave it out.")
+            raise OptionError(
+                f"--{ignored[0]} would be ignored by --what schedules, which draws all of them and no image. Leave it out."
+            )
         path = _schedules(options)
     else:
         refuse_betas(given, options.schedule)
@@ -39,7 +42,10 @@ def _schedule(options: FigureOptions, name: str):
     if SCHEDULES[name].ends is None:
         return make_schedule(name, options.timesteps)
     schedule = make_schedule(name, options.timesteps, options.beta_start, options.beta_end)
-    start, end = (own if asked is None else asked for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True))
+    start, end = (
+        own if asked is None else asked
+        for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True)
+    )
     if start > end:
         raise OptionError(f"--beta_start {start:g} is larger than --beta_end {end:g}; noise must grow. Swap them.")
     return schedule
@@ -68,9 +74,10 @@ def _forward(options: FigureOptions) -> Path:
     noisy = [to_uint8(diffusion.add_noise(clean, noise, np.full(len(clean), float(t))).cpu().numpy()) for t in times]
     levels = [diffusion.schedule.level(t) for t in times]
     path = Path(options.save_path or "outputs/forward_diffusion.png")
+    title = f"{options.dataset}: the forward process, {options.schedule} schedule, T = {options.timesteps}"
     save_forward_figure(
-        path, noisy, times, title=f"{options.dataset}: the forward process, {options.schedule} schedule, T = {options.timesteps}",
-        captions=[f"{level.alpha:.2f} image\n{level.sigma:.2f} noise" for level in levels],
+        path, noisy, times, title=title,
+        captions=[f"α {level.alpha:.2f}  σ {level.sigma:.2f}" for level in levels],
     )  # fmt: skip
     return path
 

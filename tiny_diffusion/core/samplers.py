@@ -48,7 +48,7 @@ def ddim(denoise: Denoise, x: Array, levels: Sequence[Level], draw: Draw | None 
 
 
 def heun(denoise: Denoise, x: Array, levels: Sequence[Level]) -> Iterator:
-    """Heun's method on y = x / |(alpha, sigma)| over the angle atan2(sigma, alpha); two evaluations a step but the last.
+    """Heun's method on y = x / |(alpha, sigma)| over the angle atan2(sigma, alpha); 2 n - 1 evaluations.
 
     Karras et al. (2022), algorithm 1, in the variables where the derivative is v and stays finite at alpha = 0.
     """
@@ -102,7 +102,7 @@ def ipndm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 4) -
 
 
 def _adams_weights(nodes: list[float], end: float) -> list[float]:
-    """Weights w with sum(w_i f(nodes_i)) = integral of f from nodes[0] to end, for polynomials of degree < len(nodes)."""
+    """w with sum(w_i f(nodes_i)) = integral of f from nodes[0] to end, for polynomials of degree < len(nodes)."""
     step = end - nodes[0]
     places = (np.array(nodes) - nodes[0]) / step
     powers = np.arange(len(nodes))

@@ -12,7 +12,7 @@ from tiny_diffusion.core.schedules import Schedule
 
 
 def stratified(stream: np.random.Generator, count: int) -> np.ndarray:
-    """`count` numbers in (0, 1), one in each of `count` equal intervals, in random order.  Kingma et al. (2021), I.1."""
+    """`count` numbers in (0, 1), one in each of as many equal intervals, in random order.  Kingma et al. (2021), I.1."""
     return (stream.permutation(count) + stream.uniform(1e-6, 1 - 1e-6, count)) / count
 
 
@@ -27,7 +27,7 @@ def logit_normal(schedule: Schedule, u: np.ndarray) -> np.ndarray:
 
 
 def edm(schedule: Schedule, u: np.ndarray, mean: float = -0.8, std: float = 1.4) -> np.ndarray:
-    """ln(sigma/alpha) is normal.  Karras et al. (2022), table 1; a wider law than theirs (-1.2, 1.2), as measured here."""
+    """ln(sigma/alpha) is normal.  Karras et al. (2022), table 1, with (-1.2, 1.2); small images like it wider."""
     return schedule.t_at(-2 * (mean + std * _normal_quantile(u)))
 
 

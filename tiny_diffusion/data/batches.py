@@ -15,7 +15,9 @@ from tiny_diffusion.randomness import stream
 class Batches:
     """batch_size: images a step over all processes.  The images stay on `device` as uint8 and are gathered there."""
 
-    def __init__(self, data: ImageSet, batch_size: int, seed: int, *, device: torch.device | str = "cpu", hflip: bool = False):
+    def __init__(
+        self, data: ImageSet, batch_size: int, seed: int, *, device: torch.device | str = "cpu", hflip: bool = False
+    ):
         self.images = data.images.to(device)
         self.labels = data.labels.to(device)
         self.batch_size = batch_size

@@ -62,7 +62,7 @@ def _sklearn_digits(dataset: Dataset, heldout: bool, folder: Path) -> tuple[Tens
 
 
 def _idx(dataset: Dataset, heldout: bool, folder: Path) -> tuple[Tensor, Tensor]:
-    """MNIST and its likes: four idx files, plain or gzipped, where torchvision puts them or where the system has them."""
+    """MNIST and its likes: idx files, plain or gzipped, where torchvision puts them or where the system has them."""
     split = "t10k" if heldout else "train"
     raw = folder / dataset.source / "raw"
     for place in (raw, SYSTEM_FOLDERS.get(dataset.source, raw)):
@@ -73,9 +73,13 @@ def _idx(dataset: Dataset, heldout: bool, folder: Path) -> tuple[Tensor, Tensor]
         found = _idx_pair(raw, split)
     images, labels = (_read_idx(path) for path in found)
     if images.ndim != 3 or images.shape[1:] != (dataset.size, dataset.size) or labels.shape != images.shape[:1]:
-        raise FileError(f"{found[0].parent} does not hold {dataset.source}: images {images.shape}, labels {labels.shape}.")
+        raise FileError(
+            f"{found[0].parent} does not hold {dataset.source}: images {images.shape}, labels {labels.shape}."
+        )
     if labels.max(initial=0) >= len(dataset.classes):
-        raise FileError(f"{found[1]} has label {labels.max()}, but {dataset.source} has {len(dataset.classes)} classes.")
+        raise FileError(
+            f"{found[1]} has label {labels.max()}, but {dataset.source} has {len(dataset.classes)} classes."
+        )
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
 
 
@@ -122,9 +126,10 @@ def _download(source: str, folder: Path) -> None:
     except (RuntimeError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise FileError(
-            f"{folder / source} is missing and the download failed ({lines[-1].strip()}). Put the four files "
-            f"train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz in "
-            f"{folder / source / 'raw'}, name the folder that has them by --data_dir, or try --dataset digits, which needs no download."
+            f"{folder / source} is missing and the download failed ({lines[-1].strip()}). "
+            f"Put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same two of t10k in "
+            f"{folder / source / 'raw'}, name the folder that has {source} by --data_dir, "
+            "or try --dataset digits, which needs no download."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -42,7 +42,10 @@ class Optimizer:
         for shape, keys in by_shape.items():
             parameters, momenta = [self.matrices[key] for key in keys], [self.momenta[key] for key in keys]
             # NaN times zero is NaN, so bad gradients are replaced, not scaled.
-            gradients = [torch.where(bad > 0, momentum, parameter.grad) for parameter, momentum in zip(parameters, momenta, strict=True)]
+            gradients = [
+                torch.where(bad > 0, momentum, parameter.grad)
+                for parameter, momentum in zip(parameters, momenta, strict=True)
+            ]
             torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
             torch._foreach_lerp_(gradients, momenta, MUON_MOMENTUM)
             matrices = torch.stack(gradients).flatten(2)  # (n, out, in * k * k)
@@ -65,7 +68,10 @@ class Optimizer:
             if all(tensor is None for tensor in held.values()):
                 continue  # saved before its first step
             average = {name: torch.empty_like(parameter).copy_(held[name]) for name in ("exp_avg", "exp_avg_sq")}
-            self.adamw.state[parameter] = {"step": held["step"].to(parameter.device, torch.float32, copy=True), **average}
+            self.adamw.state[parameter] = {
+                "step": held["step"].to(parameter.device, torch.float32, copy=True),
+                **average,
+            }
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:

@@ -57,7 +57,9 @@ class Length:
 
     def rate(self, step: int, progress: float) -> float:
         """The share of the peak learning rate: a linear warm-up, then sqrt(1 - progress) down to zero."""
-        warm_up = WARM_UP_STEPS if self.steps is None else min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))
+        warm_up = (
+            WARM_UP_STEPS if self.steps is None else min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))
+        )
         return min(1.0, (step - self.from_step + 1) / warm_up) * math.sqrt(max(0.0, 1 - progress))
 
 
@@ -77,7 +79,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.forward = torch.compile(model) if config.compile else model
         self.skipped = torch.zeros((), device=self.device)
-        self.loss_scale = torch.tensor([FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0, 0.0], device=self.device)
+        self.loss_scale = torch.tensor(
+            [FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0, 0.0], device=self.device
+        )
 
     def finished(self) -> bool:
         """Whether the run has reached its length."""
@@ -101,7 +105,9 @@ class Trainer:
         clean, label = self.batches.at(self.step)
         label = self._hide_some(label) if self.config.class_cond else None
         t = self.diffusion.timesteps(stratified(stream(self.config.seed, "timesteps", self.step), len(clean)))
-        noise = torch.empty_like(clean).normal_(generator=torch_stream(self.config.seed, "noise", self.step, self.device))
+        noise = torch.empty_like(clean).normal_(
+            generator=torch_stream(self.config.seed, "noise", self.step, self.device)
+        )
         if self.config.dropout:
             seed_torch(self.config.seed, "dropout", self.step)
         self.model.zero_grad(set_to_none=True)
@@ -109,7 +115,9 @@ class Trainer:
         for part in np.array_split(np.arange(len(clean)), self.config.accumulate):
             rows = slice(part[0], part[-1] + 1)
             with torch.autocast(self.device.type, AUTOCAST[self.config.precision], self.config.precision != "fp32"):
-                loss = self.diffusion.loss(self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows])
+                loss = self.diffusion.loss(
+                    self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows]
+                )
             share = loss * (len(part) / len(clean))
             (share * self.loss_scale[0] if self.config.precision == "fp16" else share).backward()
             total += share.detach()
@@ -181,4 +189,6 @@ class Trainer:
         t = self.diffusion.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
         noise = torch.empty_like(images).normal_(generator=torch_stream(self.config.seed, "heldout", 1, self.device))
         with torch.no_grad():
-            return float(self.diffusion.loss(self.ema.model, images, noise, t, labels if self.config.class_cond else None))
+            return float(
+                self.diffusion.loss(self.ema.model, images, noise, t, labels if self.config.class_cond else None)
+            )

@@ -13,32 +13,60 @@ import numpy as np
 from tiny_diffusion.visuals.images import grid, replacing
 
 DPI = 150
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")      # Okabe & Ito (2008)
-LOG_SNR_LIMIT = 20         # beyond this an image is all signal or all noise to any eye and any float16
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito (2008)
+LOG_SNR_LIMIT = 20  # beyond this an image is all signal or all noise to any eye and any float16
 
 
-def save_loss_curve(path: str | os.PathLike, steps: Sequence[float], losses: Sequence[float],
-                    heldout_steps: Sequence[float] = (), heldout_losses: Sequence[float] = (), title: str = "") -> None:
+def save_loss_curve(
+    path: str | os.PathLike,
+    steps: Sequence[float],
+    losses: Sequence[float],
+    heldout_steps: Sequence[float] = (),
+    heldout_losses: Sequence[float] = (),
+    title: str = "",
+) -> None:
     """Loss over steps: each value light, their running average dark, held-out losses as points.
 
     A loss that is not finite (a skipped step) leaves a gap.  The axis is logarithmic if the average falls (or rises)
     more than threefold and every loss is positive.
     """
     steps, losses, heldout_steps, heldout_losses = (
-        np.asarray(v, dtype=np.float64) for v in (steps, losses, heldout_steps, heldout_losses))
+        np.asarray(v, dtype=np.float64) for v in (steps, losses, heldout_steps, heldout_losses)
+    )
     losses = np.where(np.isfinite(losses), losses, np.nan)
     average = smoothed(losses)
     marker = "o" if len(steps) < 50 else None
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
-    axes.plot(*thinned(steps, losses), color=COLOURS[5], alpha=0.45, linewidth=0.8, marker=marker, markersize=3,
-              label="each step")
+    axes.plot(
+        *thinned(steps, losses),
+        color=COLOURS[5],
+        alpha=0.45,
+        linewidth=0.8,
+        marker=marker,
+        markersize=3,
+        label="each step",
+    )
     every = max(1, len(steps) // 2000)
-    axes.plot(np.append(steps[:-1:every], steps[-1:]), np.append(average[:-1:every], average[-1:]), color=COLOURS[0],
-              linewidth=1.8, marker=marker, markersize=3, label="running average")
+    axes.plot(
+        np.append(steps[:-1:every], steps[-1:]),
+        np.append(average[:-1:every], average[-1:]),
+        color=COLOURS[0],
+        linewidth=1.8,
+        marker=marker,
+        markersize=3,
+        label="running average",
+    )
     if len(heldout_steps):
-        axes.plot(heldout_steps, heldout_losses, color=COLOURS[1], linewidth=1.2, marker="o", markersize=4,
-                  label="held-out images")
+        axes.plot(
+            heldout_steps,
+            heldout_losses,
+            color=COLOURS[1],
+            linewidth=1.2,
+            marker="o",
+            markersize=4,
+            label="held-out images",
+        )
     drawn = np.concatenate([losses, heldout_losses])
     drawn, middle = drawn[np.isfinite(drawn)], average[np.isfinite(average)]
     if len(middle) == 0:
@@ -77,8 +105,14 @@ def thinned(steps: np.ndarray, losses: np.ndarray, most: int = 4000) -> tuple[np
     return steps[starts].repeat(2), np.stack(ends, axis=1).ravel()
 
 
-def save_forward_figure(path: str | os.PathLike, images: Sequence[np.ndarray], times: Sequence[float], *, title: str,
-                        captions: Sequence[str] | None = None) -> None:
+def save_forward_figure(
+    path: str | os.PathLike,
+    images: Sequence[np.ndarray],
+    times: Sequence[float],
+    *,
+    title: str,
+    captions: Sequence[str] | None = None,
+) -> None:
     """The forward process: each row an image, each column a time.
 
     images: for each time, the images at that time, uint8 (n, H, W, C).   captions: a line per time, under "t = 0".
@@ -104,7 +138,7 @@ def save_forward_figure(path: str | os.PathLike, images: Sequence[np.ndarray], t
         axes.text(x, -line * (1.1 if captions else 0.2), f"t = {time:g}", ha="center", va="bottom", fontsize=points)
         if captions:
             axes.text(x, -line * 0.2, captions[i], ha="center", va="bottom", fontsize=points * 0.8, color="0.4")
-    fitting = full_width / DPI * 72 / (0.6 * max(1, len(title)))          # a letter is about 0.6 of its size wide
+    fitting = full_width / DPI * 72 / (0.6 * max(1, len(title)))  # a letter is about 0.6 of its size wide
     figure.text(0.5, 1 - 10 / full_height, title, ha="center", va="top", fontsize=min(11, fitting))
     _save(path, figure)
 
@@ -135,8 +169,11 @@ def save_schedules_figure(path: str | os.PathLike, curves: Mapping[str, Mapping[
     for limit in (-LOG_SNR_LIMIT, LOG_SNR_LIMIT):
         log_snr.axhline(limit, color="0.6", linewidth=0.8, linestyle=":")
     log_snr.text(0.99, -LOG_SNR_LIMIT + 0.5, f"cut at ±{LOG_SNR_LIMIT}", ha="right", color="0.4", fontsize=8)
-    density.set(xlabel=r"log-SNR (noise $\leftarrow$   $\rightarrow$ image)", ylim=(0, None),
-                title="share of the time spent at each log-SNR")
+    density.set(
+        xlabel=r"log-SNR (noise $\leftarrow$   $\rightarrow$ image)",
+        ylim=(0, None),
+        title="share of the time spent at each log-SNR",
+    )
     for axes in (levels, log_snr, density):
         _recede(axes)
     figure.legend(loc="outside lower center", ncols=max(1, len(curves)), frameon=False)
@@ -148,6 +185,7 @@ def _figure(width: float, height: float, layout: str | None = "constrained"):
     """A white figure of this many inches, with its own canvas and no state outside it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -164,6 +202,7 @@ def _recede(axes) -> None:
 def _plain_log_ticks(axes) -> None:
     """0.02, 0.05, 0.1 rather than powers of ten: a loss rarely spans two of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

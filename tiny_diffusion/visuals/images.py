@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-BACKGROUND = 80            # a grey that black and white images both stand out from
+BACKGROUND = 80  # a grey that black and white images both stand out from
 TEXT = 240
-TILE_PIXELS = 56           # smaller images are enlarged to at least this ...
-PICTURE_PIXELS = 1600      # ... unless the whole would grow beyond this
+TILE_PIXELS = 56  # smaller images are enlarged to at least this ...
+PICTURE_PIXELS = 1600  # ... unless the whole would grow beyond this
 CAPTION_POINTS, HEADING_POINTS = 12, 14
 
 
@@ -28,13 +28,22 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, dtype=np.float32)
     bad = np.isnan(x).any(axis=(1, 2, 3))
     if bad.any():
-        raise ValueError(f"{bad.sum()} of {len(x)} images contain NaN (the first is image {bad.argmax()}): "
-                         "the model that drew them has probably diverged. Try an earlier checkpoint.")
+        raise ValueError(
+            f"{bad.sum()} of {len(x)} images contain NaN (the first is image {bad.argmax()}): "
+            "the model that drew them has probably diverged. Try an earlier checkpoint."
+        )
     return np.rint((x.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def grid(images: np.ndarray, *, columns: int | None = None, padding: int = 2, scale: int | None = None,
-         captions: Sequence[str] | None = None, background: int = BACKGROUND) -> np.ndarray:
+def grid(
+    images: np.ndarray,
+    *,
+    columns: int | None = None,
+    padding: int = 2,
+    scale: int | None = None,
+    captions: Sequence[str] | None = None,
+    background: int = BACKGROUND,
+) -> np.ndarray:
     """Images (N, H, W, C) as one RGB picture (H', W', 3), left to right and top to bottom.
 
     scale: whole factor by which each pixel is repeated.   captions: N strings, drawn under the images.
@@ -58,7 +67,7 @@ def strip(rows: Sequence[np.ndarray], headings: Sequence[str] | None = None) -> 
     headings: one string per step, such as "t=999".
     """
     n, columns, padding = len(rows[0]), len(rows), 2
-    images = np.stack(rows, axis=1).reshape(n * columns, *rows[0].shape[1:])         # image-major: rows stay together
+    images = np.stack(rows, axis=1).reshape(n * columns, *rows[0].shape[1:])  # image-major: rows stay together
     tiles = _enlarged(images, whole_scale(images.shape[1:3], n * columns, columns, padding))
     if headings is None:
         return _assembled(tiles, columns, padding, BACKGROUND)
@@ -108,7 +117,7 @@ def _assembled(tiles: np.ndarray, columns: int, padding: int, background: int) -
     picture = np.full((rows * (h + padding) + padding, columns * (w + padding) + padding, 3), background, np.uint8)
     for i, tile in enumerate(tiles):
         y, x = (padding + k * (size + padding) for k, size in zip(divmod(i, columns), (h, w), strict=True))
-        picture[y:y + h, x:x + w] = tile
+        picture[y : y + h, x : x + w] = tile
     return picture
 
 
@@ -121,6 +130,7 @@ def _widened(tiles: np.ndarray, width: int, background: int) -> np.ndarray:
 
 def _text_width(text: str, points: int) -> int:
     from PIL import ImageFont
+
     return math.ceil(ImageFont.load_default(points).getlength(text)) + 4
 
 
@@ -132,6 +142,7 @@ def _cell_width(tile: int, texts: Sequence[str]) -> int:
 def _text(text: str, width: int, points: int, background: int) -> np.ndarray:
     """One centred line (height, width, 3) on the background, shortened with an ellipsis if it does not fit."""
     from PIL import Image, ImageDraw, ImageFont
+
     shown = text
     while shown and _text_width(shown, points) > width:
         text = text[:-1].rstrip()
@@ -159,31 +170,40 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """One uint8 image, (H, W, 3) or grey (H, W, 1), without loss."""
     from PIL import Image
+
     with replacing(path) as file:
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, format="PNG")
 
 
-def save_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], *, seconds: float = 4.0,
-             hold_seconds: float = 2.0) -> None:
+def save_gif(
+    path: str | os.PathLike, frames: Sequence[np.ndarray], *, seconds: float = 4.0, hold_seconds: float = 2.0
+) -> None:
     """Frames (H, W, 3) as an animation of this length that holds its last frame and loops for ever.
 
     Grey frames are exact; coloured ones get 256 colours each, without dithering.  Browsers slow a frame shorter than
     0.02 s down to 0.1 s, so where there are more frames than fit, evenly spread ones (both ends included) are kept.
     """
     from PIL import Image
+
     if len(frames) == 0:
         raise ValueError("an animation needs at least one frame")
     count = max(1, min(len(frames), int(seconds * 50 + 1e-9)))
     kept = [frames[i] for i in np.linspace(len(frames) - 1, 0, count).round().astype(int)[::-1]]
-    durations = 10 * np.diff(np.linspace(0, seconds * 100, count + 1).round())       # a GIF counts whole 1/100 s
+    durations = 10 * np.diff(np.linspace(0, seconds * 100, count + 1).round())  # a GIF counts whole 1/100 s
     durations[-1] += hold_seconds * 1000
     if all((f == f[..., :1]).all() for f in kept):
         pictures = [Image.fromarray(f[..., 0]) for f in kept]
     else:
         pictures = [Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in kept]
     with replacing(path) as file:
-        pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:],
-                         duration=durations.round().astype(int).tolist(), loop=0)
+        pictures[0].save(
+            file,
+            format="GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=durations.round().astype(int).tolist(),
+            loop=0,
+        )
 
 
 def save_npz(path: str | os.PathLike, images: np.ndarray) -> None:

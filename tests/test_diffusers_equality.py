@@ -1,0 +1,232 @@
+"""Schedules, levels and samplers give what diffusers' schedulers give, where those are right (and FACTS says where).
+
+diffusers is a development dependency.  Its tables are float32, which leaves cosine's last alpha (5e-5) two or three
+digits; so the tables are compared at that precision, and the samplers with the tables of the diffusers scheduler
+recomputed from the same betas in float64.  DPM-Solver++ and flow matching still step in float32.
+"""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from tiny_diffusion.core.grids import make_levels
+from tiny_diffusion.core.predictions import PREDICTIONS
+from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.diffusion import Diffusion
+
+pytest.importorskip("diffusers")
+from diffusers import (  # noqa: E402
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+THEIR_NAME = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+every_shared_prediction = pytest.mark.parametrize("prediction", [name for name in PREDICTIONS if name in THEIR_NAME])
+schedules_with_betas = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
+lengths_and_steps = pytest.mark.parametrize(
+    "timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 20), (1000, 50), (1000, 37), (200, 200)]
+)
+
+
+def network(x, time, label=None):
+    """A fixed function of image and time, bounded in x, that is no good at anything."""
+    time = torch.as_tensor(time, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    return 0.5 * torch.sin(2 * x + 0.3) + 0.3 * torch.cos(time / 90) * x
+
+
+@pytest.fixture
+def noise():
+    """noise(n) -> n different pictures of standard normal numbers in float64."""
+    rng = np.random.default_rng(0)
+    return lambda n=1: torch.from_numpy(rng.standard_normal((n, 2, 1, 2, 3)))
+
+
+def betas_of(name, timesteps):
+    """The betas that make this table, read back from its log-SNR (from alpha where that is near 1)."""
+    alpha_squared = make_schedule(name, timesteps).alpha ** 2
+    return 1 - alpha_squared / np.append(1.0, alpha_squared[:-1])
+
+
+def theirs(kind, name, timesteps, prediction, **options):
+    """The diffusers scheduler of these betas with its tables in float64."""
+    betas = betas_of(name, timesteps)
+    scheduler = kind(timesteps, trained_betas=betas, prediction_type=THEIR_NAME[prediction], **options)
+    scheduler.betas = torch.from_numpy(betas)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, dim=0)
+    return scheduler
+
+
+def draw_theirs(scheduler, x, steps, **options):
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == steps
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, **options).prev_sample
+    return x
+
+
+def draw_ours(sampler, name, timesteps, prediction, grid, x, steps, clip=False, **options):
+    schedule = make_schedule(name, timesteps)
+    denoise = Diffusion(schedule, prediction).denoiser(network, clip=clip)
+    *_, last = SAMPLERS[sampler].run(denoise, x, make_levels(schedule, grid, steps), **options)
+    return last.x
+
+
+def assert_same_pictures(ours, expected, rtol=1e-9):
+    """Relative to the largest pixel: without clipping some of these pictures are in the thousands."""
+    largest = float(expected.abs().max())
+    print("SIZE", largest, float((ours-expected).abs().max())/max(1,largest))
+    assert 0.01 < largest < np.inf
+    torch.testing.assert_close(ours, expected, rtol=0, atol=rtol * max(1.0, largest))
+
+
+# Tables
+
+
+@pytest.mark.parametrize("timesteps", [200, 500, 1000])
+def test_linear_is_diffusers_linear_with_its_betas_scaled_to_the_number_of_steps(timesteps):
+    scale = 1000 / timesteps
+    expected = DDPMScheduler(timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale, beta_schedule="linear")
+    assert_allclose(make_schedule("linear", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-4)
+
+
+@pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+def test_cosine_is_diffusers_squaredcos_cap_v2(timesteps):
+    expected = DDPMScheduler(timesteps, beta_schedule="squaredcos_cap_v2")
+    assert_allclose(make_schedule("cosine", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-3)
+
+
+@pytest.mark.parametrize("timesteps", [10, 1000])
+@schedules_with_betas
+def test_every_table_travels_to_diffusers_as_trained_betas(name, timesteps):
+    expected = DDPMScheduler(timesteps, trained_betas=betas_of(name, timesteps))
+    assert_allclose(make_schedule(name, timesteps).alpha ** 2, expected.alphas_cumprod, rtol=2e-3)
+
+
+@pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+def test_flow_is_diffusers_flow_matching_table_and_time(timesteps):
+    schedule, expected = make_schedule("flow", timesteps), FlowMatchEulerDiscreteScheduler(timesteps)
+    time, _, sigma = schedule.at(np.arange(timesteps)[::-1])
+    assert_allclose(sigma, expected.sigmas, rtol=1e-6)
+    assert_allclose(time, expected.timesteps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("timesteps, steps", [(10, 7), (200, 13), (1000, 1), (1000, 37), (1000, 50), (1000, 1000)])
+def test_the_grids_are_diffusers_spacings(spacing, timesteps, steps):
+    scheduler = DDPMScheduler(timesteps, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    times = [level.time for level in make_levels(make_schedule("linear", timesteps), spacing, steps)[:-1]]
+    assert_array_equal(times, scheduler.timesteps)
+
+
+@schedules_with_betas
+def test_add_noise_is_diffusers_add_noise(name, noise):
+    clean, fresh = noise(2)
+    expected = theirs(DDPMScheduler, name, 1000, "v").add_noise(clean, fresh, torch.tensor([999, 37]))
+    torch.testing.assert_close(
+        Diffusion(make_schedule(name)).add_noise(clean, fresh, np.array([999, 37])), expected, rtol=1e-9, atol=1e-12
+    )
+
+
+# Samplers
+
+
+def with_the_same_noise(monkeypatch, pictures):
+    """Let diffusers' ancestral sampling draw these pictures instead of its own; returns our way to draw them."""
+    fresh = iter(pictures)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(fresh))
+    ours = iter(pictures)
+    return lambda: next(ours)
+
+
+@lengths_and_steps
+@schedules_with_betas
+@every_shared_prediction
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddpm_is_diffusers_ancestral_sampling(clip, prediction, name, timesteps, steps, noise, monkeypatch):
+    x, *fresh = noise(steps + 1)
+    draw = with_the_same_noise(monkeypatch, fresh)
+    scheduler = theirs(
+        DDPMScheduler, name, timesteps, prediction, variance_type="fixed_small", timestep_spacing="trailing", clip_sample=clip
+    )
+    expected = draw_theirs(scheduler, x, steps)
+    assert_same_pictures(draw_ours("ddpm", name, timesteps, prediction, "trailing", x, steps, clip, draw=draw), expected)
+
+
+@lengths_and_steps
+@schedules_with_betas
+@every_shared_prediction
+@pytest.mark.parametrize("eta, clip", [(0.0, False), (0.0, True), (0.6, False), (1.0, True)])
+def test_ddim_is_diffusers_ddim(eta, clip, prediction, name, timesteps, steps, noise, monkeypatch):
+    """On leading spacing, which its t - T // n follows; with clipping it re-derives the noise only when told to."""
+    x, *fresh = noise(steps + 1)
+    theirs_draw, ours_draw = iter(fresh), iter(fresh)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *_, **__: next(theirs_draw))
+    scheduler = theirs(DDIMScheduler, name, timesteps, prediction, timestep_spacing="leading", clip_sample=clip)
+    expected = draw_theirs(scheduler, x, steps, eta=eta, use_clipped_model_output=clip)
+    ours = draw_ours(
+        "ddim", name, timesteps, prediction, "leading", x, steps, clip, eta=eta, draw=lambda: next(ours_draw)
+    )
+    assert_same_pictures(ours, expected)
+
+
+@pytest.mark.parametrize("timesteps, steps", [(10, 5), (200, 25), (1000, 20), (1000, 1)])
+@schedules_with_betas
+@every_shared_prediction
+def test_ddim_is_diffusers_ddim_on_trailing_spacing_where_the_steps_divide(prediction, name, timesteps, steps, noise):
+    x = noise()[0]
+    scheduler = theirs(DDIMScheduler, name, timesteps, prediction, timestep_spacing="trailing", clip_sample=False)
+    expected = draw_theirs(scheduler, x, steps)
+    assert_same_pictures(draw_ours("ddim", name, timesteps, prediction, "trailing", x, steps), expected)
+
+
+@lengths_and_steps
+@schedules_with_betas
+@every_shared_prediction
+def test_dpmpp_2m_is_diffusers_second_order_multistep_solver(prediction, name, timesteps, steps, noise):
+    x = noise()[0]
+    scheduler = theirs(
+        DPMSolverMultistepScheduler, name, timesteps, prediction, algorithm_type="dpmsolver++", solver_order=2,
+        solver_type="midpoint", lower_order_final=True, final_sigmas_type="zero", timestep_spacing="trailing",
+    )  # fmt: skip
+    expected = draw_theirs(scheduler, x, steps)
+    ours = draw_ours("dpmpp_2m", name, timesteps, prediction, "trailing", x, steps)
+    assert_same_pictures(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", ["trailing", "leading", "rho"])
+@pytest.mark.parametrize("timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 37), (200, 200)])
+def test_ddim_on_flow_is_diffusers_flow_matching_euler(timesteps, steps, grid, noise):
+    x = noise()[0]
+    levels = make_levels(make_schedule("flow", timesteps), grid, steps)
+    scheduler = FlowMatchEulerDiscreteScheduler(timesteps, shift=1.0)
+    scheduler.set_timesteps(sigmas=[level.sigma for level in levels[:-1]])
+    assert_allclose(scheduler.timesteps, [level.time for level in levels[:-1]], rtol=1e-6)
+    expected = x
+    for t in scheduler.timesteps:
+        expected = scheduler.step(network(expected, t), t, expected).prev_sample
+    assert_same_pictures(draw_ours("ddim", "flow", timesteps, "flow", grid, x, steps), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [5, 13, 40])
+def test_dpmpp_2m_on_flow_is_diffusers_second_order_multistep_solver_on_flow(steps, noise):
+    """Its own levels, fractional in t; the time that it rounds to a whole number is not used."""
+    x = noise()[0]
+    scheduler = DPMSolverMultistepScheduler(
+        1000, prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.double().tolist()
+    expected = x
+    for t, sigma in zip(scheduler.timesteps, sigmas, strict=False):
+        expected = scheduler.step(network(expected, 1000 * sigma), t, expected).prev_sample
+    schedule = make_schedule("flow")
+    levels = [*(schedule.level(1000 * sigma - 1) for sigma in sigmas[:-1]), make_levels(schedule, "trailing", 1)[-1]]
+    *_, last = SAMPLERS["dpmpp_2m"].run(Diffusion(schedule, "flow").denoiser(network, clip=False), x, levels)
+    assert_same_pictures(last.x, expected, rtol=1e-5)

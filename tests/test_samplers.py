@@ -1,0 +1,465 @@
+"""Samplers against closed forms: Gaussian data, whose exact answer is known, and a few images, which must come back."""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from tiny_diffusion.core.grids import GRIDS, make_levels
+from tiny_diffusion.core.samplers import SAMPLERS, _adams_weights, ddim, dpmpp_2m, heun, ipndm
+from tiny_diffusion.core.schedules import CLEAN, SCHEDULES, Level, make_schedule
+
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+every_grid = pytest.mark.parametrize("grid", GRIDS)
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+deterministic = pytest.mark.parametrize("sampler", [name for name, row in SAMPLERS.items() if row.order])
+variance_preserving = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
+
+
+class Gaussian:
+    """The perfect denoiser of data from N(mean, std^2), in closed form; mean and std may be arrays.
+
+    What it is given may also be a law instead of a number: an array whose entries are the coefficients of 1 (the
+    constant, `unit`) and of independent standard normals.  Means and variances are then exact, without a sample drawn.
+    """
+
+    def __init__(self, mean, std, unit=1.0):
+        self.mean, self.std, self.unit = mean, std, unit
+
+    def variance(self, level):
+        return (level.alpha * self.std) ** 2 + level.sigma**2
+
+    def __call__(self, x, level):
+        centred = x - level.alpha * self.mean * self.unit
+        clean = self.mean * self.unit + level.alpha * self.std**2 / self.variance(level) * centred
+        return clean, level.sigma / self.variance(level) * centred
+
+    def flow(self, x, start, end):
+        """Where the probability flow takes x: the same number of standard deviations from the mean."""
+        stretch = np.sqrt(self.variance(end) / self.variance(start))
+        return end.alpha * self.mean + stretch * (x - start.alpha * self.mean)
+
+
+class FewImages:
+    """The perfect denoiser of a data set of a few images: their average, weighted by how likely each made x."""
+
+    def __init__(self, images):
+        self.images = images  # (K, D)
+
+    def __call__(self, x, level):
+        squares = ((x[:, None] - level.alpha * self.images) ** 2).sum(-1)  # (B, K)
+        logits = -squares / (2 * level.sigma**2)
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        clean = weights / weights.sum(1, keepdims=True) @ self.images
+        return clean, (x - level.alpha * clean) / level.sigma
+
+
+def wobbly(x, level):
+    """A denoiser that is no one's: nonlinear, imperfect, but with x = alpha * clean + sigma * noise."""
+    clean = (0.7 * np.sin(x) if not isinstance(x, torch.Tensor) else 0.7 * torch.sin(x)) + 0.1 * level.alpha
+    return clean, (x - level.alpha * clean) / level.sigma
+
+
+def last(steps):
+    *_, step = steps
+    return step
+
+
+def run(sampler, denoise, x, levels, seed=0, **options):
+    """All steps of the named sampler, with its own stream of numbers where it draws."""
+    if SAMPLERS[sampler].draws or options.get("eta"):
+        rng = np.random.default_rng(seed)
+        options["draw"] = lambda: rng.standard_normal(np.shape(x))
+    return list(SAMPLERS[sampler].run(denoise, x, levels, **options))
+
+
+# What every sampler does
+
+
+@every_grid
+@every_sampler
+@every_schedule
+@pytest.mark.parametrize("timesteps", [2, 10])
+def test_n_steps_visit_n_levels_in_order_and_evaluate_as_often_as_declared_for_every_n(timesteps, name, sampler, grid):
+    for n in range(1, timesteps + 1):
+        levels, seen = make_levels(make_schedule(name, timesteps), grid, n), []
+
+        def denoise(x, level, seen=seen):
+            seen.append(level)
+            return wobbly(x, level)
+
+        steps = run(sampler, denoise, 0.4, levels)
+        assert [step.level for step in steps] == levels[1:]
+        assert list(dict.fromkeys(seen)) == levels[:-1]
+        assert len(seen) == SAMPLERS[sampler].evaluations(n) == (2 * n - 1 if sampler == "heun" else n)
+
+
+@every_sampler
+@every_schedule
+@pytest.mark.parametrize("timesteps, n", [(200, 63), (200, 200), (1000, 999), (1000, 1000)])
+def test_long_chains_evaluate_as_often_as_declared(timesteps, n, name, sampler):
+    count = 0
+
+    def denoise(x, level):
+        nonlocal count
+        count += 1
+        return wobbly(x, level)
+
+    assert len(run(sampler, denoise, 0.4, make_levels(make_schedule(name, timesteps), "trailing", n))) == n
+    assert count == SAMPLERS[sampler].evaluations(n)
+
+
+@every_sampler
+@every_schedule
+def test_the_last_step_lands_on_the_estimate_of_the_image(name, sampler):
+    step = run(sampler, wobbly, 0.4, make_levels(make_schedule(name), "trailing", 7))[-1]
+    assert step.level == CLEAN
+    assert step.x == step.clean
+
+
+@every_sampler
+@every_schedule
+def test_each_step_tells_the_estimate_of_the_image_at_the_level_it_left(name, sampler):
+    levels = make_levels(make_schedule(name), "trailing", 7)
+    steps = run(sampler, wobbly, 0.4, levels)
+    states = [0.4, *(step.x for step in steps)]
+    for x, level, step in zip(states, levels, steps, strict=False):
+        assert step.clean == wobbly(x, level)[0]
+
+
+@every_sampler
+@every_schedule
+def test_floats_arrays_and_tensors_give_the_same_numbers(name, sampler):
+    levels = make_levels(make_schedule(name), "trailing", 9)
+    start = np.array([0.4, -1.3, 2.0])
+
+    def final(x, fresh):
+        draws = {"draw": lambda: next(fresh)} if SAMPLERS[sampler].draws else {}
+        return last(SAMPLERS[sampler].run(wobbly, x, levels, **draws)).x
+
+    noise = np.random.default_rng(0).standard_normal((9, 3))
+    array = final(start, iter(noise))
+    double = final(torch.from_numpy(start), iter(torch.from_numpy(noise)))
+    single = final(torch.from_numpy(start).float(), iter(torch.from_numpy(noise).float()))
+    floats = [final(float(x), iter(noise[:, i].tolist())) for i, x in enumerate(start)]
+    assert double.dtype == torch.float64 and single.dtype == torch.float32
+    assert_allclose(floats, array, rtol=1e-12)
+    assert_allclose(double.numpy(), array, rtol=1e-12)
+    assert_allclose(single.numpy(), array, rtol=1e-3, atol=1e-4)
+
+
+@every_sampler
+def test_the_state_that_was_given_is_left_as_it_was(sampler):
+    x = np.array([0.4, -1.3])
+    run(sampler, wobbly, x, make_levels(make_schedule("cosine"), "trailing", 5))
+    assert x.tolist() == [0.4, -1.3]
+
+
+@deterministic
+def test_a_sampler_that_declares_no_draws_takes_none(sampler):
+    assert not SAMPLERS[sampler].draws
+    levels = make_levels(make_schedule("cosine"), "trailing", 5)
+    assert last(SAMPLERS[sampler].run(wobbly, 0.4, levels)).x == last(SAMPLERS[sampler].run(wobbly, 0.4, levels)).x
+
+
+@every_grid
+@every_sampler
+@every_schedule
+def test_the_perfect_denoiser_of_a_few_images_returns_those_images(name, sampler, grid):
+    """Not near them, not between them; and not always the same one."""
+    images = np.sign(np.random.default_rng(1).standard_normal((3, 16)))
+    x = np.random.default_rng(2).standard_normal((24, 16))
+    drawn = run(sampler, FewImages(images), x, make_levels(make_schedule(name), grid, 30))[-1].x
+    distances = np.abs(drawn[:, None] - images).max(-1)  # (B, K)
+    assert distances.min(1).max() < 1e-6
+    assert set(distances.argmin(1)) == {0, 1, 2}
+
+
+@every_sampler
+@every_schedule
+@pytest.mark.parametrize("timesteps", [10, 200])
+def test_the_images_come_back_from_short_processes_too(timesteps, name, sampler):
+    images = np.sign(np.random.default_rng(1).standard_normal((3, 64)))
+    x = np.random.default_rng(2).standard_normal((24, 64))
+    drawn = run(sampler, FewImages(images), x, make_levels(make_schedule(name, timesteps), "trailing", timesteps))[-1].x
+    assert np.abs(drawn[:, None] - images).max(-1).min(1).max() < 1e-6
+
+
+@every_grid
+@every_sampler
+@every_schedule
+def test_a_single_image_comes_back_exactly_from_any_number_of_steps(name, sampler, grid):
+    schedule = make_schedule(name, 10)
+    for n in range(1, 11):
+        assert run(sampler, Gaussian(0.4, 0.0), -1.3, make_levels(schedule, grid, n))[-1].x == 0.4
+
+
+# Convergence on Gaussian data
+
+
+@deterministic
+@every_schedule
+def test_error_shrinks_with_the_declared_order(name, sampler):
+    """Halving the step divides the error by 2**order.
+
+    Measured from log-SNR -2 to 4, in equal steps of t, for several means and widths of the data at once: one alone
+    could have its error change sign.
+    """
+    gaussian = Gaussian(np.array([0.3, -0.5, 0.0, 0.2, 0.7]), np.array([0.1, 0.3, 0.5, 0.7, 2.0]))
+    x = np.array([1.7, -1.0, 0.3, 0.9, 2.0])
+    schedule = make_schedule(name)
+
+    def error(n):
+        levels = [schedule.level(t) for t in np.linspace(*schedule.t_at([-2, 4]), n + 1)]
+        end = last(SAMPLERS[sampler].run(gaussian, x, levels)).x
+        return np.abs(end - gaussian.flow(x, levels[0], levels[-1])).max()
+
+    assert math.log2(error(160) / error(320)) == pytest.approx(SAMPLERS[sampler].order, abs=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if not row.betas])
+@pytest.mark.parametrize("sampler", ["heun", "ipndm"])
+def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name):
+    """The first level has alpha = 0, where log(sigma/alpha) is infinite and the angle is not."""
+    gaussian = Gaussian(np.array([0.3, -0.5, 0.7]), np.array([0.3, 0.5, 2.0]))
+    x = np.array([1.7, -1.0, 2.0])
+    schedule = make_schedule(name)
+
+    def error(n):
+        levels = [schedule.level(t) for t in np.linspace(999, 199, n + 1)]
+        assert levels[0].alpha == 0
+        end = last(SAMPLERS[sampler].run(gaussian, x, levels)).x
+        return np.abs(end - gaussian.flow(x, levels[0], levels[-1])).max()
+
+    assert math.log2(error(160) / error(320)) == pytest.approx(2, abs=0.1)
+
+
+# Right mean and variance at the end of whole chains
+
+
+def moments(steps, mean, std, levels, sampler="ddim", **options):
+    """Exact (mean, standard deviation) after `steps`, the start and every draw being independent standard normals."""
+    unit, start, *fresh = np.eye(steps + 2)
+    draws = {"draw": lambda: fresh.pop()} if SAMPLERS[sampler].draws or options.get("eta") else {}
+    law = last(SAMPLERS[sampler].run(Gaussian(mean, std, unit), start, levels, **draws, **options)).x
+    return law[0], np.sqrt((law[1:] ** 2).sum())
+
+
+@every_sampler
+@every_schedule
+@pytest.mark.parametrize("timesteps", [200, 1000])
+def test_a_full_chain_ends_with_the_mean_and_spread_of_the_data(timesteps, name, sampler):
+    """What is missing is the discretisation, of order 1/T, and the alpha of 0.006 that the last level still has.
+
+    Order 2 is left with what the last step drops: the variance of the data given the cleanest level.
+    """
+    levels = make_levels(make_schedule(name, timesteps), "trailing", timesteps)
+    mean, std = moments(timesteps, 0.4, 0.5, levels, sampler)
+    assert mean == pytest.approx(0.4, abs=0.002)
+    assert std == pytest.approx(0.5, rel=(1 if SAMPLERS[sampler].order == 2 else 10) / timesteps)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
+@every_schedule
+def test_ddim_ends_with_the_mean_and_spread_of_the_data_for_every_eta(name, eta):
+    levels = make_levels(make_schedule(name), "trailing", 1000)
+    mean, std = moments(1000, 0.4, 0.5, levels, eta=eta)
+    assert mean == pytest.approx(0.4, abs=0.002)
+    assert std == pytest.approx(0.5, rel=0.01)
+
+
+@every_schedule
+def test_ddpm_draws_samples_with_the_mean_and_spread_of_the_data(name):
+    """20000 samples: each moment within five of its standard errors, and the 4 % that 200 steps are off."""
+    count = 20_000
+    x = np.random.default_rng(1).standard_normal(count)
+    levels = make_levels(make_schedule(name, 200), "trailing", 200)
+    drawn = run("ddpm", Gaussian(0.4, 0.5), x, levels)[-1].x
+    assert drawn.mean() == pytest.approx(0.4, abs=0.002 + 5 * 0.5 / math.sqrt(count))
+    assert drawn.std() == pytest.approx(0.5, rel=0.04 + 5 / math.sqrt(2 * count))
+    assert (((drawn - drawn.mean()) / drawn.std()) ** 4).mean() == pytest.approx(3, abs=5 * math.sqrt(96 / count))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@every_grid
+@every_schedule
+def test_ddim_of_a_single_image_has_exactly_the_marginal_of_every_level_for_every_eta(name, grid, eta):
+    """Song et al. (2021), lemma 1: alpha * image + sigma * noise, with all of the fresh noise counted."""
+    levels = make_levels(make_schedule(name), grid, 20)
+    unit, start, *fresh = np.eye(22)
+    image = 0.4
+    x = levels[0].alpha * image * unit + levels[0].sigma * start
+    draws = {"draw": lambda: fresh.pop()} if eta else {}
+    for step in ddim(Gaussian(image, 0.0, unit), x, levels, eta=eta, **draws):
+        assert step.x[0] == pytest.approx(step.level.alpha * image, abs=1e-12)
+        assert math.sqrt((step.x[1:] ** 2).sum()) == pytest.approx(step.level.sigma, abs=1e-12)
+
+
+@every_grid
+@every_schedule
+def test_dpmpp_2m_of_a_single_image_follows_it_exactly(name, grid):
+    """Its exponential integrator is exact where the estimate of the image does not change."""
+    levels = make_levels(make_schedule(name), grid, 20)
+    noise = -1.3
+    for step in dpmpp_2m(Gaussian(0.4, 0.0), levels[0].alpha * 0.4 + levels[0].sigma * noise, levels):
+        assert step.x == pytest.approx(step.level.alpha * 0.4 + step.level.sigma * noise, abs=1e-9)
+
+
+@every_grid
+@variance_preserving
+@pytest.mark.parametrize("sampler", ["heun", "ipndm"])
+def test_unit_gaussian_data_does_not_move_over_the_angle(sampler, name, grid):
+    """Noise and image have one law, so the flow stands still; Euler's chord would shrink it by cos of every turn."""
+    for step in run(sampler, Gaussian(0.0, 1.0), 1.7, make_levels(make_schedule(name), grid, 20))[:-1]:
+        assert step.x == pytest.approx(1.7, rel=1e-9)
+
+
+# DDIM and DDPM
+
+
+@pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if not row.betas])
+@every_grid
+def test_ddim_is_eulers_method_on_a_straight_schedule(grid, name):
+    x, levels = np.array([0.4, -1.3, 2.0]), make_levels(make_schedule(name), grid, 12)
+    for (level, following), step in zip(pairwise(levels), ddim(wobbly, x, levels), strict=True):
+        clean, noise = wobbly(x, level)
+        x = x + (following.sigma - level.sigma) * (noise - clean)
+        assert_allclose(step.x, x, rtol=1e-11)
+
+
+def one_step(level, following, clean, noise, draw, **options):
+    return next(ddim(lambda x, at: (clean, noise), None, [level, following], lambda: draw, **options)).x
+
+
+@every_length
+@variance_preserving
+def test_eta_one_is_the_posterior_of_ho_et_al_between_neighbouring_entries(name, timesteps):
+    """Eq. 7: mean as a combination of the image and x_t, variance beta_tilde, from alpha_bar alone."""
+    schedule = make_schedule(name, timesteps)
+    clean, noise = 0.3, -1.1
+    for t in {1, timesteps // 2, timesteps - 1}:
+        level, following = schedule.level(t), schedule.level(t - 1)
+        bar, bar_before = level.alpha**2, following.alpha**2
+        beta = 1 - bar / bar_before
+        x = math.sqrt(bar) * clean + math.sqrt(1 - bar) * noise
+        mean = math.sqrt(bar_before) * beta / (1 - bar) * clean
+        mean += math.sqrt(1 - beta) * (1 - bar_before) / (1 - bar) * x
+        std = math.sqrt((1 - bar_before) / (1 - bar) * beta)
+        assert one_step(level, following, clean, noise, 0.0, eta=1.0) == pytest.approx(mean, abs=1e-9)
+        assert one_step(level, following, clean, noise, 2.5, eta=1.0) == pytest.approx(mean + 2.5 * std, abs=1e-9)
+
+
+def test_ddpm_is_ddim_with_eta_one():
+    levels = make_levels(make_schedule("cosine"), "trailing", 20)
+    assert run("ddpm", wobbly, 0.4, levels)[-1].x == run("ddim", wobbly, 0.4, levels, eta=1.0)[-1].x
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.25, 0.5, 1.0])
+@every_schedule
+def test_the_fresh_noise_of_a_step_is_proportional_to_eta(name, eta):
+    level, following = (make_schedule(name).level(t) for t in (700, 600))
+    fresh = partial(one_step, level, following, 0.3, -1.1)
+    whole = fresh(1.0, eta=1.0) - fresh(0.0, eta=1.0)
+    assert whole > 0.05
+    assert fresh(1.0, eta=eta) - fresh(0.0, eta=eta) == pytest.approx(eta * whole, abs=1e-12)
+
+
+@every_sampler
+def test_fresh_noise_is_drawn_once_a_step_and_not_on_the_last(sampler):
+    count = 0
+
+    def draw():
+        nonlocal count
+        count += 1
+        return 0.0
+
+    levels = make_levels(make_schedule("linear"), "trailing", 12)
+    options = {"draw": draw} if SAMPLERS[sampler].draws else {}
+    last(SAMPLERS[sampler].run(wobbly, 0.4, levels, **options))
+    assert count == (11 if SAMPLERS[sampler].draws else 0)
+
+
+# Higher orders
+
+
+@every_schedule
+def test_dpmpp_2m_is_ddim_on_its_first_step(name):
+    levels = make_levels(make_schedule(name), "trailing", 12)
+    assert next(dpmpp_2m(wobbly, 0.4, levels)).x == pytest.approx(next(ddim(wobbly, 0.4, levels)).x, rel=1e-12)
+
+
+@every_schedule
+def test_dpmpp_2m_extrapolates_the_image_as_published(name):
+    """Lu et al. (2022b), algorithm 2, on unequal steps, written in their lambda = log(alpha/sigma) and r."""
+    schedule = make_schedule(name)
+    first, second, third = levels = [schedule.level(t) for t in (800.0, 700.0, 430.0)]
+    before, after = dpmpp_2m(wobbly, 0.4, levels)
+    lambdas = [math.log(level.alpha / level.sigma) for level in levels]
+    h, r = lambdas[2] - lambdas[1], (lambdas[1] - lambdas[0]) / (lambdas[2] - lambdas[1])
+    ahead = (1 + 1 / (2 * r)) * wobbly(before.x, second)[0] - 1 / (2 * r) * wobbly(0.4, first)[0]
+    expected = third.sigma / second.sigma * before.x - third.alpha * math.expm1(-h) * ahead
+    assert after.x == pytest.approx(expected, rel=1e-12)
+
+
+def velocity_over_angle(x, level):
+    """(angle, length, derivative of x/length by the angle) of the wobbly denoiser, in trigonometry."""
+    angle, length = math.atan2(level.sigma, level.alpha), math.hypot(level.sigma, level.alpha)
+    clean, noise = wobbly(x, level)
+    return angle, length, math.cos(angle) * noise - math.sin(angle) * clean
+
+
+@every_schedule
+def test_ipndm_of_order_one_is_eulers_method_over_the_angle(name):
+    x, levels = 0.4, make_levels(make_schedule(name), "trailing", 12)
+    for following, step in zip(levels[1:-1], ipndm(wobbly, x, levels, order=1), strict=False):
+        angle, length, slope = velocity_over_angle(x, levels[levels.index(following) - 1])
+        turn = math.atan2(following.sigma, following.alpha) - angle
+        x = math.hypot(following.sigma, following.alpha) * (x / length + turn * slope)
+        assert step.x == pytest.approx(x, rel=1e-11)
+
+
+def test_ipndm_reaches_four_slopes_back_and_no_further():
+    """On equal turns the fifth step has the weights of Adams and Bashforth on the last four slopes."""
+    levels = [Level(0.0, math.cos(0.2 * k), math.sin(0.2 * k)) for k in range(7, 1, -1)]
+    steps = list(ipndm(wobbly, 0.4, levels))
+    states = [0.4, *(step.x for step in steps)]
+    slopes = [velocity_over_angle(x, level)[2] for x, level in zip(states, levels, strict=True)]
+    change = -0.2 * np.dot(np.array([55, -59, 37, -9]) / 24, slopes[4:0:-1])
+    assert steps[4].x - steps[3].x == pytest.approx(change, rel=1e-9)
+
+
+@every_schedule
+def test_heun_is_the_mean_of_the_slopes_at_both_ends_even_where_no_image_is_left(name):
+    schedule = make_schedule(name)
+    level, following = schedule.level(999), schedule.level(700)
+    angle, length, slope = velocity_over_angle(0.4, level)
+    end, end_length = math.atan2(following.sigma, following.alpha), math.hypot(following.sigma, following.alpha)
+    guess = end_length * (0.4 / length + (end - angle) * slope)
+    mean = (slope + velocity_over_angle(guess, following)[2]) / 2
+    expected = end_length * (0.4 / length + (end - angle) * mean)
+    assert next(heun(wobbly, 0.4, [level, following])).x == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_adams_weights_integrate_polynomials_exactly_on_unequal_steps(count):
+    """All of degree below the number of nodes, from the newest node to the end; not the next degree."""
+    nodes, end = [1.1, 1.25, 1.3, 1.5, 1.57][:count], 0.95
+    weights = _adams_weights(nodes, end)
+    for degree in range(count + 1):
+        exact = (end ** (degree + 1) - nodes[0] ** (degree + 1)) / (degree + 1)
+        error = abs(sum(w * node**degree for w, node in zip(weights, nodes, strict=True)) - exact)
+        assert error < 1e-12 if degree < count else error > 1e-6
+
+
+@pytest.mark.parametrize("step", [0.1, -0.1, 2.0])
+@pytest.mark.parametrize(
+    "published", [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+)
+def test_adams_weights_are_the_published_ones_on_equal_steps(published, step):
+    nodes = [1.0 - i * step for i in range(len(published))]
+    assert_allclose(_adams_weights(nodes, 1.0 + step), step * np.array(published), rtol=1e-9)

@@ -1,0 +1,296 @@
+"""Schedules: the laws that make a table of two numbers per step a noising process."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from tiny_diffusion.core.schedules import CLEAN, LARGEST_BETA, SCHEDULES, Level, make_schedule
+
+WITH_BETAS = [name for name, row in SCHEDULES.items() if row.betas]
+WITH_ENDS = [name for name, row in SCHEDULES.items() if row.ends]
+STRAIGHT = [name for name, row in SCHEDULES.items() if not row.betas]
+
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+
+
+def betas_of(schedule):
+    """The noise added at each step, read back from the table: alpha_t^2 = alpha_(t-1)^2 (1 - beta_t)."""
+    return 1 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
+
+
+def fractional_times(timesteps):
+    """Real-valued times over the whole table, in and between the entries."""
+    return np.linspace(0, timesteps - 1, 7 * timesteps)
+
+
+# The process
+
+
+@every_length
+@pytest.mark.parametrize("name", WITH_BETAS)
+def test_image_and_noise_keep_unit_variance_where_the_schedule_has_betas(name, timesteps):
+    _, alpha, sigma = make_schedule(name, timesteps).at(fractional_times(timesteps))
+    assert_allclose(alpha**2 + sigma**2, 1, rtol=0, atol=1e-15)
+
+
+@every_length
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_image_and_noise_add_up_to_one_where_the_schedule_is_straight(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    _, alpha, sigma = schedule.at(fractional_times(timesteps))
+    assert schedule.straight
+    assert_allclose(alpha + sigma, 1, rtol=0, atol=1e-15)
+
+
+@every_length
+@every_schedule
+def test_every_step_is_noisier_than_the_one_before(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    assert np.all(np.diff(schedule.log_snr) < 0)
+    assert np.all(np.diff(schedule.alpha) < 0)
+    assert np.all(np.diff(schedule.sigma) >= 0)  # float64 cannot tell 1 - 1e-17 from 1: strictly, log-SNR does
+
+
+@every_schedule
+def test_every_step_is_noisier_in_the_longest_process_that_can_be_asked_for(name):
+    assert np.all(np.diff(make_schedule(name, 100_000).log_snr) < 0)
+
+
+@every_length
+@every_schedule
+def test_the_table_holds_the_log_snr_of_its_alpha_and_sigma(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    with np.errstate(divide="ignore"):
+        assert_allclose(schedule.log_snr, 2 * (np.log(schedule.alpha) - np.log(schedule.sigma)), rtol=1e-9, atol=1e-9)
+
+
+@every_length
+@every_schedule
+def test_the_end_is_noise(name, timesteps):
+    """At most a thousandth of the image's variance is left: a correlation of 0.03, which T = 2 reaches by its cap."""
+    assert make_schedule(name, timesteps).alpha[-1] ** 2 <= 1.001e-3
+
+
+@pytest.mark.parametrize("timesteps", [200, 1000])
+@every_schedule
+def test_the_start_is_the_image(name, timesteps):
+    assert make_schedule(name, timesteps).sigma[0] < 0.05
+
+
+@pytest.mark.parametrize("name", WITH_ENDS)
+@pytest.mark.parametrize("timesteps", [200, 500, 5000])
+def test_any_number_of_steps_ends_where_a_thousand_do(name, timesteps):
+    """log(alpha^2) is about -sum(beta), which scaling by 1000/T keeps; sum(beta^2)/2 is what differs."""
+    ratio = make_schedule(name, timesteps).log_snr[-1] / make_schedule(name, 1000).log_snr[-1]
+    assert ratio == pytest.approx(1, abs=0.1)
+
+
+def test_the_clean_image_is_the_level_without_noise():
+    assert (CLEAN.alpha, CLEAN.sigma) == (1, 0)
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize("timesteps", [200, 1000])
+def test_linear_is_the_product_of_one_minus_betas_in_equal_steps(timesteps):
+    """Ho et al. (2020), section 4, written as the loop it is."""
+    product, expected = 1.0, []
+    for t in range(timesteps):
+        product *= 1 - (1e-4 + t * (0.02 - 1e-4) / (timesteps - 1)) * 1000 / timesteps
+        expected.append(product)
+    assert_allclose(make_schedule("linear", timesteps).alpha ** 2, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("timesteps", [200, 1000])
+def test_exponential_has_betas_in_equal_ratios(timesteps):
+    betas = betas_of(make_schedule("exponential", timesteps))
+    assert_allclose(betas[1:] / betas[:-1], (0.065 / 1e-4) ** (1 / (timesteps - 1)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("timesteps", [10, 200, 1000])
+def test_cosine_is_the_papers_curve_up_to_the_capped_last_step(timesteps):
+    """Nichol & Dhariwal (2021), eq. 17."""
+    s = np.arange(timesteps + 1) / timesteps
+    curve = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
+    squared = make_schedule("cosine", timesteps).alpha ** 2
+    assert_allclose(squared[:-1], curve[1:-1] / curve[0], rtol=1e-9)
+    assert squared[-1] / squared[-2] == pytest.approx(1 - LARGEST_BETA)
+
+
+@pytest.mark.parametrize("timesteps", [10, 200, 1000])
+def test_sigmoid_is_the_papers_curve_up_to_the_capped_last_step(timesteps):
+    """Jabri et al. (2022), algorithm 1, with start -3, end 3, tau 1: their gamma(t) is alpha^2."""
+
+    def logistic(x):
+        return 1 / (1 + math.exp(-x))
+
+    times = [(t + 1) / timesteps for t in range(timesteps)]
+    gamma = [(logistic(3) - logistic(t * 6 - 3)) / (logistic(3) - logistic(-3)) for t in times]
+    squared = make_schedule("sigmoid", timesteps).alpha ** 2
+    assert_allclose(squared[:-1], gamma[:-1], rtol=1e-9)
+    assert squared[-1] / squared[-2] == pytest.approx(1 - LARGEST_BETA)
+
+
+@every_length
+def test_flow_is_the_straight_line_that_ends_in_pure_noise(timesteps):
+    schedule = make_schedule("flow", timesteps)
+    assert_allclose(schedule.sigma, np.arange(1, timesteps + 1) / timesteps, rtol=1e-15)
+    assert schedule.alpha[-1] == 0
+    assert schedule.sigma[-1] == 1
+
+
+@every_length
+@pytest.mark.parametrize("name", WITH_BETAS)
+def test_no_step_erases_the_image(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    assert np.all(schedule.alpha > 0)
+    assert np.all(betas_of(schedule) <= LARGEST_BETA + 1e-12)
+
+
+# The ends of the betas
+
+
+@pytest.mark.parametrize("timesteps", [200, 1000])
+@pytest.mark.parametrize("name", WITH_ENDS)
+def test_the_ends_of_the_betas_are_the_given_ones_scaled_to_the_number_of_steps(name, timesteps):
+    betas = betas_of(make_schedule(name, timesteps, beta_start=3e-4, beta_end=0.03))
+    assert_allclose(betas[[0, -1]], [3e-4 * 1000 / timesteps, 0.03 * 1000 / timesteps], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", WITH_ENDS)
+def test_an_end_that_is_not_given_is_the_rows_own(name):
+    start, end = SCHEDULES[name].ends
+    given = make_schedule(name, 200, beta_start=start, beta_end=end).log_snr
+    assert_array_equal(make_schedule(name, 200).log_snr, given)
+    assert_array_equal(make_schedule(name, 200, beta_end=end).log_snr, given)
+    assert_array_equal(make_schedule(name, 200, beta_start=start).log_snr, given)
+
+
+@pytest.mark.parametrize("name", WITH_ENDS)
+def test_a_tiny_first_beta_keeps_its_digits(name):
+    """1 - (1 - 1e-14) would keep two of them."""
+    assert make_schedule(name, beta_start=1e-14).sigma[0] == pytest.approx(1e-7, rel=1e-9)
+
+
+def test_levels_far_into_the_noise_keep_their_digits():
+    """Ten steps cap most betas at 0.999, and 1 - alpha^2 rounds to 1 long before the end."""
+    betas = np.minimum(np.linspace(0.01, 2, 10), LARGEST_BETA)
+    assert make_schedule("linear", 10).log_snr[-1] == pytest.approx(math.fsum(np.log1p(-betas)), rel=1e-13)
+
+
+# Reading between the entries
+
+
+@every_length
+@every_schedule
+def test_a_whole_t_reads_exactly_the_table(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    for t in {0, 1, timesteps // 2, timesteps - 2, timesteps - 1}:
+        level = schedule.level(t)
+        assert (level.alpha, level.sigma) == (schedule.alpha[t], schedule.sigma[t])
+
+
+@every_length
+@every_schedule
+def test_a_t_between_two_entries_lies_strictly_between_them(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    for fraction in (0.01, 0.5, 0.99):
+        _, alpha, sigma = schedule.at(np.arange(timesteps - 1) + fraction)
+        assert np.all((alpha < schedule.alpha[:-1]) & (alpha > schedule.alpha[1:]))
+        assert np.all((sigma >= schedule.sigma[:-1]) & (sigma <= schedule.sigma[1:]))
+        assert np.all(alpha / sigma < schedule.alpha[:-1] / schedule.sigma[:-1])
+        assert np.all(alpha / sigma > schedule.alpha[1:] / schedule.sigma[1:])
+
+
+@pytest.mark.parametrize("name", WITH_BETAS)
+def test_half_way_between_two_entries_the_ratio_of_noise_to_image_is_their_geometric_mean(name):
+    schedule = make_schedule(name, 200)
+    _, alpha, sigma = schedule.at(np.arange(199) + 0.5)
+    ratio = schedule.sigma / schedule.alpha
+    assert_allclose(sigma / alpha, np.sqrt(ratio[1:] * ratio[:-1]), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_half_way_between_two_entries_of_a_straight_schedule_is_their_mean(name):
+    schedule = make_schedule(name, 200)
+    _, alpha, sigma = schedule.at(np.arange(199) + 0.5)
+    assert_allclose(sigma, (schedule.sigma[1:] + schedule.sigma[:-1]) / 2, rtol=1e-14)
+    assert_allclose(alpha, (schedule.alpha[1:] + schedule.alpha[:-1]) / 2, rtol=1e-12)
+
+
+@every_length
+@every_schedule
+def test_t_at_is_the_inverse_of_at(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    t = fractional_times(timesteps)
+    _, alpha, sigma = schedule.at(t)
+    with np.errstate(divide="ignore"):
+        log_snr = 2 * (np.log(alpha) - np.log(sigma))
+    assert_allclose(schedule.t_at(log_snr), t, rtol=0, atol=1e-9 * timesteps)
+
+
+@every_schedule
+def test_a_log_snr_beyond_the_table_is_held_at_its_ends(name):
+    assert_array_equal(make_schedule(name, 10).t_at([1e3, np.inf, -1e3, -np.inf]), [0, 0, 9, 9])
+
+
+@pytest.mark.parametrize("t", [-0.001, 9.001, -1, 10, math.nan, math.inf, [0.0, 9.5], [[3.0], [math.nan]]])
+@every_schedule
+def test_a_t_outside_the_table_is_an_index_error(name, t):
+    with pytest.raises(IndexError, match=r"\[0, 9\]"):
+        make_schedule(name, 10).at(t)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,)])
+@every_schedule
+def test_what_is_read_has_the_shape_of_t(name, shape):
+    assert all(values.shape == shape for values in make_schedule(name, 10).at(np.full(shape, 2.5)))
+
+
+@every_schedule
+def test_a_level_is_three_plain_floats(name):
+    assert all(type(value) is float for value in dataclasses.astuple(make_schedule(name, 10).level(2)))
+
+
+@every_length
+@every_schedule
+def test_the_network_is_told_t_or_on_a_straight_schedule_the_share_of_noise_times_t(name, timesteps):
+    """diffusers' two conventions; the second is why one exported network serves any number of steps."""
+    schedule = make_schedule(name, timesteps)
+    t = fractional_times(timesteps)
+    time, _, sigma = schedule.at(t)
+    assert_allclose(time, timesteps * sigma if schedule.straight else t, rtol=1e-14)
+
+
+# Values and errors
+
+
+def test_schedules_and_levels_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_schedule("linear").name = "cosine"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Level(0.0, 1.0, 0.0).alpha = 0.5
+
+
+def test_an_unknown_schedule_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="'cosin'.*" + ", ".join(SCHEDULES)):
+        make_schedule("cosin")
+
+
+@pytest.mark.parametrize("timesteps", [1, 0, -5])
+@every_schedule
+def test_fewer_than_two_timesteps_are_refused(name, timesteps):
+    with pytest.raises(ValueError, match=f"at least 2 timesteps, not {timesteps}"):
+        make_schedule(name, timesteps)
+
+
+@pytest.mark.parametrize("ends", [{"beta_start": 1e-4}, {"beta_end": 0.02}, {"beta_start": 1e-4, "beta_end": 0.02}])
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in WITH_ENDS])
+def test_betas_are_refused_where_the_schedule_has_none_to_set(name, ends):
+    with pytest.raises(ValueError, match=f"{name} schedule has no beta_start"):
+        make_schedule(name, 200, **ends)

@@ -1,0 +1,127 @@
+"""What a training run leaves behind: log lines, sample pictures, the loss plot, checkpoints.
+
+It is told when; `cli.session` decides when.
+"""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tiny_diffusion.checkpoint import save_checkpoint
+from tiny_diffusion.config import Config
+from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.sampling import Request, sample
+from tiny_diffusion.training.trainer import StepReport, Trainer
+
+SAMPLER, STEPS = "dpmpp_2m", 20
+
+
+class RunWriter:
+    """Writes one run's folder.  heldout_history: [step, loss] pairs, the plot's second curve."""
+
+    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer):
+        self.config, self.folder, self.trainer = config, folder, trainer
+        self.dataset = DATASETS[config.dataset]
+        self.heldout_history: list[list[float]] = []
+        self.last_save = time.monotonic()
+        self.loss = self.speed = math.nan  # averages over about the last 50 and 10 steps
+
+    def write_report(self, report: StepReport) -> int:
+        """One line of the log; here the device is waited for.  Returns how many steps in a row were not finite."""
+        loss, norm = float(report.loss), float(report.grad_norm)
+        self.folder.log(
+            step=report.step,
+            epoch=round(report.epoch, 4),
+            loss=loss,
+            grad_norm=norm,
+            lr=report.lr,
+            images_per_second=round(report.images_per_second, 1),
+        )
+        self.loss = _average(self.loss, loss, 0.02)
+        self.speed = _average(self.speed, report.images_per_second, 0.1)
+        return int(report.skipped)
+
+    def add_heldout(self, loss: float) -> None:
+        self.heldout_history.append([self.trainer.step, loss])
+
+    def draw_samples(self, epoch: int) -> Path:
+        """samples/epoch_XXX.png from the averaged weights: the same noise each time, so that progress shows."""
+        from tiny_diffusion.visuals.images import grid, save_png, to_uint8
+
+        path = self.folder.sample_picture(epoch)
+        request = self.request(range(self.config.num_samples))
+        shape = (self.dataset.channels, self.config.image_size, self.config.image_size)
+        images = sample(self.trainer.ema.model, Diffusion.of(self.config), request, shape)
+        if torch.isfinite(images).all():
+            captions = [self.dataset.classes[label] for label in request.labels()] if self.config.class_cond else None
+            save_png(path, grid(to_uint8(images.numpy()), captions=captions))
+        else:
+            tqdm.write(f"epoch {epoch}: the samples hold NaN; {path} is not written", file=sys.stderr)
+        return path
+
+    def request(self, indices) -> Request:
+        """How this run draws: what its checkpoints say, too."""
+        classes = tuple(range(len(self.dataset.classes))) if self.config.class_cond else ()
+        steps = min(STEPS, self.config.timesteps)
+        return Request(indices, SAMPLER, steps, SAMPLERS[SAMPLER].grid, self.config.seed, classes)
+
+    def plot_losses(self) -> None:
+        from tiny_diffusion.visuals.figures import save_loss_curve
+
+        steps, losses = self.folder.losses()
+        heldout = list(zip(*self.heldout_history, strict=True)) or [(), ()]
+        title = f"{self.config.dataset}: {self.config.prediction}-prediction, {self.config.schedule} schedule"
+        save_loss_curve(self.folder.loss_plot, steps, losses, *heldout, title=title)
+
+    def save(self, path: Path, elapsed: float, finished: bool = False) -> bool:
+        """Writes a checkpoint.  False, with a line, if the weights are not finite; every earlier one is left alone."""
+        self.last_save = time.monotonic()
+        try:
+            save_checkpoint(path, self._about(elapsed, finished), self.trainer.tensors())
+        except FloatingPointError as error:
+            tqdm.write(f"not saved: {error}", file=sys.stderr)
+            return False
+        return True
+
+    def _about(self, elapsed: float, finished: bool) -> dict:
+        steps, losses = self.folder.losses()
+        thin = max(1, len(steps) // 1000)
+        pairs = zip(steps[::thin], losses[::thin], strict=True)
+        request = self.request(())
+        return {
+            "config": self.config.to_dict(),
+            "step": self.trainer.step,
+            "elapsed_seconds": elapsed,
+            "stretch": [self.trainer.length.from_step, self.trainer.length.from_seconds],
+            "finished": finished,
+            "loss_history": [[step, None if math.isnan(loss) else loss] for step, loss in pairs],
+            "heldout_history": self.heldout_history,
+            "best_score": None,
+            "class_names": list(self.dataset.classes),
+            "image_size": [self.config.image_size, self.config.image_size],
+            "channels": self.dataset.channels,
+            "background": None,
+            "sampling": {
+                "sampler": request.sampler,
+                "steps": request.steps,
+                "grid": request.grid,
+                "guidance": request.guidance,
+                "clip": request.clip,
+            },
+            "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]},
+        }
+
+
+def _average(before: float, value: float, share: float) -> float:
+    """An exponential average that starts at its first value and passes over what is not finite."""
+    if not math.isfinite(value):
+        return before
+    return value if math.isnan(before) else before + share * (value - before)

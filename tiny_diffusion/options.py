@@ -1,0 +1,140 @@
+"""Options: what an option is, and those of every command besides the training configuration in config.py.
+
+An option is a field of a dataclass; the command line, `--help` and the checks all read the field.  What was not given
+is None.  No torch here: `--help` must answer at once.  To add an option: a field.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from tiny_diffusion.core.grids import GRIDS
+from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.core.schedules import SCHEDULES
+from tiny_diffusion.data.catalog import DATASETS
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an option takes.  kind: the type, or (int,) for a list.  free: a resumed run may change it."""
+
+    help: str
+    kind: object = str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    free: bool = False
+    group: str = "run"
+    metavar: str = ""
+
+
+def option(default, help, kind=str, choices=(), **rest):
+    """A dataclass field that is also a command-line option."""
+    return dataclasses.field(default=default, metadata={"spec": Spec(help, kind, tuple(choices), **rest)})
+
+
+def specs(options: type) -> dict[str, Spec]:
+    """The options of a dataclass by name."""
+    return {field.name: field.metadata["spec"] for field in dataclasses.fields(options)}
+
+
+def problem(spec: Spec, value: object) -> str | None:
+    """What is wrong with this value for this option, or None."""
+    if isinstance(spec.kind, tuple):
+        if not isinstance(value, tuple) or len(value) > 8:
+            return f"{value!r} is not a list of at most 8 numbers"
+        return next(filter(None, (problem(dataclasses.replace(spec, kind=spec.kind[0]), item) for item in value)), None)
+    if spec.choices and value not in spec.choices:
+        return not_one_of(str(value), spec.choices)
+    if spec.kind in (bool, str):
+        return None if isinstance(value, spec.kind) else f"{value!r} is not a {spec.kind.__name__}"
+    wanted = (int, float) if spec.kind is float else int
+    if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
+        return f"{value!r} is not a {'whole ' if spec.kind is int else 'finite '}number"
+    if spec.low is not None and (value <= spec.low if spec.open_low else value < spec.low):
+        return f"{value} is too small; it must be {'more than' if spec.open_low else 'at least'} {spec.low}"
+    if spec.high is not None and value > spec.high:
+        return f"{value} is too large; it must be at most {spec.high}"
+    return None
+
+
+def not_one_of(value: str, choices) -> str:
+    near = get_close_matches(value, choices, n=1, cutoff=0.5)
+    return f"{value!r} is not one of {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+@dataclass(frozen=True)
+class TrainActions:
+    """What `train` does with the run's folder; no part of the configuration."""
+
+    resume: str | None = option(None, "go on with the run in --output_dir, or with this checkpoint", group="start")
+    extend: bool = option(
+        False, "go on past the end of the run, to new --epochs or --minutes in all", bool, group="start"
+    )
+    overwrite: bool = option(False, "delete the run in --output_dir and start anew", bool, group="start")
+    init_from: str | None = option(None, "start a new run from this checkpoint's weights", group="start")
+    dry_run: bool = option(False, "print the resolved options and stop", bool, group="start")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What `sample` is asked for; what is None comes from the checkpoint."""
+
+    checkpoint: str | None = option(None, "the model: model_final.pt, or any checkpoint of a run")
+    num_images: int = option(64, "images in all, shared evenly over --classes", int, low=1, high=10_000_000)
+    output: str | None = option(
+        None, "picture.png, animation.gif, samples.npz, or a folder/ [generated_samples.png of the run]"
+    )
+    show_intermediate: bool = option(False, "write intermediate/step_XXXX.png too: the picture as it appears", bool)
+    sampler: str | None = option(None, "how to step from noise to image [the checkpoint's]", choices=SAMPLERS)
+    steps: int | None = option(
+        None, "sampling steps, at most the model's T (--timesteps means the same)", int, low=1, high=100_000
+    )
+    grid: str | None = option(None, "which noise levels to visit [the checkpoint's]", choices=GRIDS)
+    eta: float | None = option(None, "fresh noise of ddim, from 0 (none) to 1 (as ddpm)", float, low=0, high=1)
+    classes: str | None = option(None, "classes to draw, by name or number: 3,5 or 0-9 [all]", metavar="LIST")
+    guidance: float | None = option(None, "how strongly to follow the class; 1 is plain", float, low=0, high=100)
+    indices: str | None = option(
+        None, "images of this seed to draw, instead of the first: 0-63 or 1,2,5-10", metavar="LIST"
+    )
+    weights: str = option("ema", "averaged weights or the last ones", choices=("ema", "raw"))
+    batch_size: int | None = option(None, "images drawn together [what fits]", int, low=1, high=65_536)
+    seed: int = option(0, "image i of a seed is always the same picture", int, low=0, high=2**63 - 1)
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What `visualize` draws."""
+
+    what: str = option(
+        "forward",
+        "forward: images as noise covers them; schedules: all schedules side by side",
+        choices=("forward", "schedules"),
+    )
+    dataset: str = option("mnist", "where the images are from", choices=DATASETS)
+    data_dir: str | None = option(None, "where data sets lie [$TINY_DIFFUSION_DATA, then data]")
+    image_size: int | None = option(None, "side in pixels [the data set's own]", int, low=4, high=1024)
+    num_images: int = option(6, "images, a row each", int, low=1, high=100)
+    schedule: str = option("cosine", "how noise grows with the timestep", choices=SCHEDULES)
+    timesteps: int = option(1000, "T, the length of the noising process", int, low=2, high=100_000)
+    beta_start: float | None = option(
+        None, "first beta, stated for T = 1000 [1e-4]", float, low=0, open_low=True, high=0.999
+    )
+    beta_end: float | None = option(
+        None, "last beta, stated for T = 1000 [0.02; exponential 0.065]", float, low=0, open_low=True, high=0.999
+    )
+    save_path: str | None = option(
+        None, "the picture to write [outputs/forward_diffusion.png or outputs/schedules.png]"
+    )
+    seed: int = option(0, "which images and which noise", int, low=0, high=2**63 - 1)
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """What `info` looks into."""
+
+    checkpoint: str | None = option(None, "the checkpoint to describe")
