@@ -47,7 +47,7 @@ class Checkpoint:
 def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -> None:
     """Writes the file whole or not at all.
 
-    Raises FloatingPointError if a tensor holds NaN or infinity, OSError if the file cannot be written; what was there stays.
+    What was there stays where FloatingPointError (a tensor holds NaN or infinity) or OSError is raised.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():

@@ -172,7 +172,7 @@ def refuse_betas(given: Mapping[str, object], schedule: str) -> None:
 def _refuse_ignored(given: Mapping[str, object], values: Mapping[str, object]) -> None:
     if "epochs" in given and "minutes" in given:
         raise OptionError(
-            f"--epochs {given['epochs']} and --minutes {given['minutes']:g} both set the run's length. Give one of them."
+            f"--epochs {given['epochs']} and --minutes {given['minutes']:g} both set the length. Give one of them."
         )
     refuse_betas(given, values["schedule"])
     if "label_dropout" in given and not values["class_cond"]:

@@ -118,7 +118,7 @@ def _request(options: SampleOptions, checkpoint, indices):
         )
     if options.guidance is not None and not config.class_cond:
         raise OptionError(
-            f"--guidance {options.guidance:g} needs a model trained with --class_cond, and this one was not. Leave it out."
+            f"--guidance {options.guidance:g} needs a model trained with --class_cond, which this one was not. Leave it out."
         )
     # A random process needs all of its steps; the others are made for few.
     steps = options.steps or (config.timesteps if other and SAMPLERS[sampler].draws else default["steps"])
@@ -142,7 +142,7 @@ def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
     if not checkpoint.config.class_cond:
         if text is not None:
             raise OptionError(
-                f"--classes {text} needs a model trained with --class_cond, and this one was not. Leave it out."
+                f"--classes {text} needs a model trained with --class_cond, which this one was not. Leave it out."
             )
         return ()
     if text is None:

@@ -28,7 +28,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     if options.what == "schedules":
         if ignored := [name for name in CURVES_IGNORE if name in given]:
             raise OptionError(
-                f"--{ignored[0]} would be ignored by --what schedules, which draws all of them and no image. Leave it out."
+                f"--{ignored[0]} would be ignored by --what schedules, which shows no image. Leave it out."
             )
         path = _schedules(options)
     else:

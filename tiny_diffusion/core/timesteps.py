@@ -12,7 +12,7 @@ from tiny_diffusion.core.schedules import Schedule
 
 
 def stratified(stream: np.random.Generator, count: int) -> np.ndarray:
-    """`count` numbers in (0, 1), one in each of as many equal intervals, in random order.  Kingma et al. (2021), I.1."""
+    """`count` numbers in (0, 1), one in each of as many equal intervals, shuffled.  Kingma et al. (2021), I.1."""
     return (stream.permutation(count) + stream.uniform(1e-6, 1 - 1e-6, count)) / count
 
 

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: make demo, make test.  PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(RUN) visualize_diffusion.py --dataset digits --num_images 6 --save_path outputs/forward_diffusion.png
+	$(RUN) visualize_diffusion.py --what schedules --save_path outputs/schedules.png
+	$(RUN) train.py --dataset digits --output_dir outputs/demo --overwrite
+	$(RUN) sample.py --checkpoint outputs/demo/model_final.pt --num_images 64 --show_intermediate
+	$(RUN) sample.py --checkpoint outputs/demo/model_final.pt --num_images 16 --output outputs/demo/denoising.gif
+	@echo
+	@echo "The pictures are in outputs/: open"
+	@echo "  outputs/demo/generated_samples.png     64 digits drawn from noise"
+	@echo "  outputs/demo/denoising.gif             how they appear (frames: outputs/demo/intermediate/)"
+	@echo "  outputs/demo/training_loss.png         the loss, training and held out"
+	@echo "  outputs/forward_diffusion.png          how noise covers real digits"
+	@echo "  outputs/schedules.png                  the noise schedules side by side"
+
+test: $(VENV)/installed-dev
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)
