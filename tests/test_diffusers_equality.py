@@ -17,7 +17,7 @@ from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.diffusion import Diffusion
 
 pytest.importorskip("diffusers")
-from diffusers import (  # noqa: E402
+from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -153,11 +153,10 @@ def with_the_same_noise(monkeypatch, pictures):
 def test_ddpm_is_diffusers_ancestral_sampling(clip, prediction, name, timesteps, steps, noise, monkeypatch):
     x, *fresh = noise(steps + 1)
     draw = with_the_same_noise(monkeypatch, fresh)
-    scheduler = theirs(
-        DDPMScheduler, name, timesteps, prediction, variance_type="fixed_small", timestep_spacing="trailing", clip_sample=clip
-    )
-    expected = draw_theirs(scheduler, x, steps)
-    assert_same_pictures(draw_ours("ddpm", name, timesteps, prediction, "trailing", x, steps, clip, draw=draw), expected)
+    options = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "clip_sample": clip}
+    expected = draw_theirs(theirs(DDPMScheduler, name, timesteps, prediction, **options), x, steps)
+    ours = draw_ours("ddpm", name, timesteps, prediction, "trailing", x, steps, clip, draw=draw)
+    assert_same_pictures(ours, expected)
 
 
 @lengths_and_steps

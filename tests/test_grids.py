@@ -1,6 +1,7 @@
 """Grids: n steps are n distinct levels, from noise to the clean image, for every n there is."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,8 +43,8 @@ def test_n_steps_are_n_levels_each_less_noisy_than_the_one_before_and_then_the_c
     for n in (1, 2, 3, 7, 20, 64, 999, 1000):
         levels = make_levels(schedule, grid, n)
         assert len(levels) == len({level.time for level in levels[:-1]}) + 1 == n + 1
-        assert all(after.sigma < before.sigma for before, after in zip(levels, levels[1:], strict=False))
-        assert all(after.alpha > before.alpha for before, after in zip(levels, levels[1:], strict=False))
+        assert all(after.sigma < before.sigma for before, after in pairwise(levels))
+        assert all(after.alpha > before.alpha for before, after in pairwise(levels))
         assert levels[-1] == CLEAN
 
 

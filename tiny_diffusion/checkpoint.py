@@ -106,7 +106,7 @@ def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
         )
         raise FileError(f"the checkpoint's {weights} weights do not fit its configuration (first difference: {name}).")
     model.load_state_dict(state, assign=True)
-    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def make_model(config: Config, channels: int, num_classes: int) -> nn.Module:

@@ -27,6 +27,7 @@ class RunFolder:
         self.loss_plot = self.path / "training_loss.png"
         self.log_path = self.path / "log.jsonl"
         self._log = None
+        self._losses: list[tuple[int, float]] = []
 
     def sample_picture(self, epoch: int) -> Path:
         return self.path / "samples" / f"epoch_{epoch:03d}.png"
@@ -57,6 +58,7 @@ class RunFolder:
             for stale in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
                 stale.unlink(missing_ok=True)
             kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
+            self._losses = [(line["step"], _number(line.get("loss"))) for line in kept]
             partial = self.log_path.with_suffix(".jsonl.part")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, self.log_path)
@@ -86,6 +88,7 @@ class RunFolder:
             for key, value in values.items()
         }
         self._log.write(json.dumps(plain) + "\n")
+        self._losses.append((plain["step"], _number(plain["loss"])))
 
     def flush(self) -> None:
         if self._log is not None:
@@ -96,10 +99,8 @@ class RunFolder:
             self._log.close()
 
     def losses(self) -> tuple[list[int], list[float]]:
-        """Steps and losses so far, from the log."""
-        self.flush()
-        lines = [line for line in self._lines() if "loss" in line]
-        return [line["step"] for line in lines], [math.nan if line["loss"] is None else line["loss"] for line in lines]
+        """Steps and losses in the log, NaN where a step was skipped."""
+        return [step for step, _ in self._losses], [loss for _, loss in self._losses]
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
         """The readable checkpoint that went furthest, or None.  Raises FileError if there are but unreadable ones."""
@@ -123,3 +124,7 @@ class RunFolder:
         if keep is not None:
             for path in sorted(self.checkpoints.glob("model_epoch_*.pt"))[:-keep]:
                 path.unlink(missing_ok=True)
+
+
+def _number(loss: float | None) -> float:
+    return math.nan if loss is None else loss

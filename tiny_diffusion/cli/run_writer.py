@@ -84,6 +84,7 @@ class RunWriter:
     def save(self, path: Path, elapsed: float, finished: bool = False) -> bool:
         """Writes a checkpoint.  False, with a line, if the weights are not finite; every earlier one is left alone."""
         self.last_save = time.monotonic()
+        self.folder.flush()
         try:
             save_checkpoint(path, self._about(elapsed, finished), self.trainer.tensors())
         except FloatingPointError as error:

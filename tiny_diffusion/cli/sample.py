@@ -31,12 +31,12 @@ def run(argv: list[str], program: str, started: float) -> int:
 
     from tiny_diffusion.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.diffusion import Diffusion
-    from tiny_diffusion.distributed import make_world
+    from tiny_diffusion.distributed import make_world, place
 
     checkpoint = load_checkpoint(options.checkpoint)
     request = _request(options, checkpoint, indices)
     device = make_world(options.device, dict(os.environ)).device
-    model = load_model(checkpoint, options.weights).to(device)
+    model = place(load_model(checkpoint, options.weights), device)
     output = output or _run_of(Path(options.checkpoint)) / "generated_samples.png"
     _check_writable(output)
     images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, options)
@@ -118,7 +118,7 @@ def _request(options: SampleOptions, checkpoint, indices):
         )
     if options.guidance is not None and not config.class_cond:
         raise OptionError(
-            f"--guidance {options.guidance:g} needs a model trained with --class_cond, which this one was not. Leave it out."
+            f"--guidance {options.guidance:g} needs a model trained with --class_cond; this one was not. Leave it out."
         )
     # A random process needs all of its steps; the others are made for few.
     steps = options.steps or (config.timesteps if other and SAMPLERS[sampler].draws else default["steps"])

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from tiny_diffusion.checkpoint import Checkpoint, load_model, make_model
@@ -17,7 +16,7 @@ from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.data.batches import Batches, to_float
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.sources import open_dataset
-from tiny_diffusion.distributed import make_world
+from tiny_diffusion.distributed import make_world, place
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.run_folder import RunFolder
@@ -46,8 +45,7 @@ class Session:
         images = to_float(heldout.images[:HELDOUT_IMAGES].to(self.device))
         self.heldout = images, heldout.labels[:HELDOUT_IMAGES].to(self.device)
         seed_torch(config.seed, "weights")
-        model = make_model(config, self.dataset.channels, len(self.dataset.classes)).to(self.device)
-        model = model.to(memory_format=torch.channels_last)
+        model = place(make_model(config, self.dataset.channels, len(self.dataset.classes)), self.device)
         self.batches = Batches(data, config.batch_size, config.seed, device=self.device, hflip=config.hflip)
         self.trainer = Trainer(model, config, self.batches, self._length(), self.elapsed, len(self.dataset.classes))
         self.writer = RunWriter(config, folder, self.trainer)
@@ -206,7 +204,7 @@ class Session:
         return 128 + self.stop_signal
 
     def _finish(self) -> int:
-        finished, epoch = self.trainer.finished(), math.ceil(self.trainer.epoch)
+        finished, epoch = self.trainer.finished(), self.trainer.current_epoch
         history = self.writer.heldout_history
         if not history or history[-1][0] != self.trainer.step:
             self.writer.add_heldout(self.trainer.heldout_loss(*self.heldout))

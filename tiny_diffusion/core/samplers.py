@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,8 @@ def ipndm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 4) -
     """Adams-Bashforth: the last four slopes, extrapolated over the step.  iPNDM, Zhang & Chen (2023), section 3.3.
 
     Theirs has the coefficients of equal steps in sigma/alpha; these are exact for unequal ones, over Heun's angle.  It
-    starts with one Euler step, which sets the order of convergence at 2 however small the later errors are.
+    starts with one Euler step, which sets the order of convergence at 2 however small the later errors are.  Slopes that
+    lie within half of the step are not used: to extrapolate from them would multiply the network's errors.
     """
     history: list[tuple[float, Array]] = []  # (angle, slope), the newest first
     for level, following in pairwise(levels):
@@ -95,8 +96,10 @@ def ipndm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 4) -
             yield Step(following, clean, clean)
             continue
         history = [(_angle(level), _velocity(level, clean, noise)), *history[: order - 1]]
-        weights = _adams_weights([angle for angle, _ in history], _angle(following))
-        y = x / _length(level) + sum(weight * slope for weight, (_, slope) in zip(weights, history, strict=True))
+        nodes, end = [angle for angle, _ in history], _angle(following)
+        gaps = takewhile(lambda gap, step=abs(end - nodes[0]): 2 * gap > step, (abs(b - a) for a, b in pairwise(nodes)))
+        weights = _adams_weights(nodes[: 1 + len(list(gaps))], end)
+        y = x / _length(level) + sum(weight * slope for weight, (_, slope) in zip(weights, history, strict=False))
         x = _length(following) * y
         yield Step(following, x, clean)
 
@@ -104,7 +107,7 @@ def ipndm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 4) -
 def _adams_weights(nodes: list[float], end: float) -> list[float]:
     """w with sum(w_i f(nodes_i)) = integral of f from nodes[0] to end, for polynomials of degree < len(nodes)."""
     step = end - nodes[0]
-    places = (np.array(nodes) - nodes[0]) / step
+    places = (np.array(nodes) - nodes[0]) / (step or 1.0)
     powers = np.arange(len(nodes))
     return [float(weight) for weight in step * np.linalg.solve(places ** powers[:, None], 1 / (powers + 1))]
 

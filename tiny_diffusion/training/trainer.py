@@ -99,7 +99,13 @@ class Trainer:
 
     @property
     def epoch(self) -> float:
+        """Passes over the data so far, a fraction."""
         return self.step * self.config.batch_size / len(self.batches)
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch, counted from 1, in which the last step began."""
+        return max(0, self.step - 1) * self.config.batch_size // len(self.batches) + 1
 
     def _one_step(self, lr: float) -> tuple[Tensor, Tensor]:
         clean, label = self.batches.at(self.step)
