@@ -8,3 +8,66 @@ import torch
 def one_thread():
     """On tensors as small as the tests', threads only wait for each other: ten times as long on two busy cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The training part of the digits: 1,498 images of 8x8."""
+    from tiny_diffusion.data.sources import open_dataset
+
+    return open_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def make_trainer(digits):
+    """make_trainer(steps, **options) -> a new trainer of a tiny network on the digits, on the CPU."""
+    from tiny_diffusion.checkpoint import make_model
+    from tiny_diffusion.config import resolve
+    from tiny_diffusion.data.batches import Batches
+    from tiny_diffusion.distributed import place
+    from tiny_diffusion.randomness import seed_torch
+    from tiny_diffusion.training.trainer import Length, Trainer
+
+    def make(steps=10, length=None, clock=lambda: 0.0, **options):
+        config = resolve({"dataset": "digits", "base_channels": 8, "batch_size": 16, **options})
+        seed_torch(config.seed, "weights")
+        model = place(make_model(config, 1, 10), torch.device("cpu"))
+        batches = Batches(digits, config.batch_size, config.seed, hflip=config.hflip)
+        return Trainer(model, config, batches, length or Length(steps=steps), clock, num_classes=10)
+
+    return make
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Runs commands in this process, in an empty working folder: see cli_helpers.Cli."""
+    from cli_helpers import Cli
+
+    monkeypatch.chdir(tmp_path)
+    return Cli(capsys)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a run of three steps on the digits, to look at and not to change."""
+    from cli_helpers import TINY, call
+
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    assert call("train", *TINY, "--max_steps", 3, "--output_dir", folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loud(tmp_path_factory):
+    """A class-conditional checkpoint of random weights, T = 30: whatever is asked of it shows in its images."""
+    from cli_helpers import TINY, call, change_tensors
+
+    folder = tmp_path_factory.mktemp("runs") / "loud"
+    assert call("train", *TINY, "--class_cond", "--timesteps", 30, "--max_steps", 1, "--output_dir", folder) == 0
+    noise = torch.Generator().manual_seed(0)
+
+    def random(name, tensor):
+        return tensor + 0.2 * torch.randn(tensor.shape, generator=noise) if name.startswith(("model", "ema")) else tensor
+
+    change_tensors(folder / "model_final.pt", folder / "model_final.pt", random)
+    return folder / "model_final.pt"

@@ -1,7 +1,7 @@
 """Schedules, levels and samplers give what diffusers' schedulers give, where those are right (and FACTS says where).
 
-diffusers is a development dependency.  Its tables are float32, which leaves cosine's last alpha (5e-5) two or three
-digits; so the tables are compared at that precision, and the samplers with the tables of the diffusers scheduler
+diffusers is a development dependency.  Its tables are float32, 1e-5 off at the end of cosine's, where x_0 is
+x/5e-5; so the tables are compared at that precision, and the samplers with the tables of the diffusers scheduler
 recomputed from the same betas in float64.  DPM-Solver++ and flow matching still step in float32.
 """
 
@@ -30,9 +30,7 @@ THEIR_NAME = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 every_shared_prediction = pytest.mark.parametrize("prediction", [name for name in PREDICTIONS if name in THEIR_NAME])
 schedules_with_betas = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
-lengths_and_steps = pytest.mark.parametrize(
-    "timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 20), (1000, 50), (1000, 37), (200, 200)]
-)
+lengths_and_steps = pytest.mark.parametrize("timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 37), (200, 200)])
 
 
 def network(x, time, label=None):
@@ -93,20 +91,20 @@ def assert_same_pictures(ours, expected, rtol=1e-9):
 def test_linear_is_diffusers_linear_with_its_betas_scaled_to_the_number_of_steps(timesteps):
     scale = 1000 / timesteps
     expected = DDPMScheduler(timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale, beta_schedule="linear")
-    assert_allclose(make_schedule("linear", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-4)
+    assert_allclose(make_schedule("linear", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-5)
 
 
 @pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
 def test_cosine_is_diffusers_squaredcos_cap_v2(timesteps):
     expected = DDPMScheduler(timesteps, beta_schedule="squaredcos_cap_v2")
-    assert_allclose(make_schedule("cosine", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-3)
+    assert_allclose(make_schedule("cosine", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-4)
 
 
 @pytest.mark.parametrize("timesteps", [10, 1000])
 @schedules_with_betas
 def test_every_table_travels_to_diffusers_as_trained_betas(name, timesteps):
     expected = DDPMScheduler(timesteps, trained_betas=betas_of(name, timesteps))
-    assert_allclose(make_schedule(name, timesteps).alpha ** 2, expected.alphas_cumprod, rtol=2e-3)
+    assert_allclose(make_schedule(name, timesteps).alpha ** 2, expected.alphas_cumprod, rtol=2e-4)
 
 
 @pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
@@ -203,11 +201,11 @@ def test_dpmpp_2m_is_diffusers_second_order_multistep_solver(prediction, name, t
 @pytest.mark.parametrize("name, beta_schedule", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 @every_shared_prediction
 def test_a_stock_scheduler_with_its_own_table_draws_the_same_picture(prediction, name, beta_schedule, noise):
-    """Nothing of ours in it; its float32 table is 2e-4 off at cosine's end, and clipping keeps that from growing."""
+    """Nothing of ours in it; clipping keeps the error of its float32 table from growing."""
     x = noise()[0]
     scheduler = DDIMScheduler(beta_schedule=beta_schedule, prediction_type=THEIR_NAME[prediction], clip_sample=True)
     expected = draw_theirs(scheduler, x, 50, use_clipped_model_output=True)
-    assert_same_pictures(draw_ours("ddim", name, 1000, prediction, "leading", x, 50, clip=True), expected, rtol=1e-3)
+    assert_same_pictures(draw_ours("ddim", name, 1000, prediction, "leading", x, 50, clip=True), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("grid", ["trailing", "leading", "rho"])

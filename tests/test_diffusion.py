@@ -329,6 +329,17 @@ def test_the_denoiser_answers_in_the_type_of_x_whatever_the_network_computes_in(
 
 
 @pairs
+def test_image_and_noise_are_recovered_in_the_precision_of_x_from_an_output_of_less(prediction, name, batch):
+    """The products with bfloat16's output would otherwise be rounded to its three digits."""
+    x, half = batch[1].double(), batch[0].bfloat16()
+    diffusion = Diffusion(make_schedule(name, T), prediction)
+    level = diffusion.schedule.level(101.5)
+    expected = diffusion.denoiser(lambda x, time, label: half.double(), clip=False)(x, level)
+    got = diffusion.denoiser(lambda x, time, label: half, clip=False)(x, level)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pairs
 @every_sampler
 def test_every_sampler_draws_the_images_the_perfect_network_knows_whatever_it_predicts(sampler, prediction, name):
     """In float32 with clipping on, as users draw: epsilon on cosine divides by an alpha of 2e-4 at its first step."""

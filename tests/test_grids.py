@@ -112,6 +112,21 @@ def test_rho_takes_equal_steps_of_the_seventh_root_of_the_ratio_down_to_the_firs
     assert_allclose(roots, noisiest + i / (steps - 1) * (cleanest - noisiest), rtol=1e-9)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 10, 50])
+@every_schedule
+def test_angle_takes_equal_turns_all_the_way_to_the_clean_image(name, steps):
+    angles = [np.arctan2(level.sigma, level.alpha) for level in make_levels(make_schedule(name), "angle", steps)]
+    assert_allclose(angles, np.linspace(angles[0], 0, steps + 1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
+def test_angle_takes_equal_turns_to_the_first_entry_where_that_is_more_than_one_turn_from_clean(name):
+    """As it is for 500 steps: sigma is 0.006 to 0.02 at t = 0 of these schedules, and a turn 0.003."""
+    schedule = make_schedule(name)
+    angles = [np.arctan2(level.sigma, level.alpha) for level in make_levels(schedule, "angle", 500)[:-1]]
+    assert_allclose(angles, np.linspace(angles[0], np.arcsin(schedule.sigma[0]), 500), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("grid", ["log_snr", "rho"])
 @every_schedule
 def test_grids_over_a_range_end_on_the_cleanest_entry(grid, name):

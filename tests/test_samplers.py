@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy.integrate import quad
 
 from tiny_diffusion.core.grids import GRIDS, make_levels
-from tiny_diffusion.core.samplers import SAMPLERS, _adams_weights, ddim, dpmpp_2m, heun, ipndm
-from tiny_diffusion.core.schedules import CLEAN, SCHEDULES, Level, make_schedule
+from tiny_diffusion.core.samplers import SAMPLERS, _turned, abm, ddim, dpmpp_2m, heun
+from tiny_diffusion.core.schedules import CLEAN, SCHEDULES, make_schedule
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_grid = pytest.mark.parametrize("grid", GRIDS)
@@ -219,11 +220,12 @@ def test_error_shrinks_with_the_declared_order(name, sampler):
         end = last(SAMPLERS[sampler].run(gaussian, x, levels)).x
         return np.abs(end - gaussian.flow(x, levels[0], levels[-1])).max()
 
-    assert math.log2(error(160) / error(320)) == pytest.approx(SAMPLERS[sampler].order, abs=0.1)
+    # Over two halvings; above the order where terms of the error happen to cancel (abm on the linear schedule).
+    assert -0.1 < math.log2(error(80) / error(320)) / 2 - SAMPLERS[sampler].order < 0.9
 
 
 @pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if not row.betas])
-@pytest.mark.parametrize("sampler", ["heun", "ipndm"])
+@pytest.mark.parametrize("sampler", ["heun", "abm"])
 def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name):
     """The first level has alpha = 0, where log(sigma/alpha) is infinite and the angle is not."""
     gaussian = Gaussian(np.array([0.3, -0.5, 0.7]), np.array([0.3, 0.5, 2.0]))
@@ -236,7 +238,7 @@ def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name):
         end = last(SAMPLERS[sampler].run(gaussian, x, levels)).x
         return np.abs(end - gaussian.flow(x, levels[0], levels[-1])).max()
 
-    assert math.log2(error(160) / error(320)) == pytest.approx(2, abs=0.1)
+    assert math.log2(error(320) / error(640)) > SAMPLERS[sampler].order - 0.15
 
 
 # Right mean and variance at the end of whole chains
@@ -256,12 +258,12 @@ def moments(steps, mean, std, levels, sampler="ddim", **options):
 def test_a_full_chain_ends_with_the_mean_and_spread_of_the_data(timesteps, name, sampler):
     """What is missing is the discretisation, of order 1/T, and the alpha of 0.006 that the last level still has.
 
-    Order 2 is left with what the last step drops: the variance of the data given the cleanest level.
+    Orders above 1 are left with what the last step drops: the variance of the data given the cleanest level.
     """
     levels = make_levels(make_schedule(name, timesteps), "trailing", timesteps)
     mean, std = moments(timesteps, 0.4, 0.5, levels, sampler)
     assert mean == pytest.approx(0.4, abs=0.002)
-    assert std == pytest.approx(0.5, rel=(1 if SAMPLERS[sampler].order == 2 else 10) / timesteps)
+    assert std == pytest.approx(0.5, rel=(1 if (SAMPLERS[sampler].order or 0) > 1 else 10) / timesteps)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
@@ -312,10 +314,9 @@ def test_dpmpp_2m_of_a_single_image_follows_it_exactly(name, grid):
 
 @every_grid
 @variance_preserving
-@pytest.mark.parametrize("sampler", ["heun", "ipndm"])
-def test_unit_gaussian_data_does_not_move_over_the_angle(sampler, name, grid):
+def test_heun_leaves_unit_gaussian_data_where_it_is(name, grid):
     """Noise and image have one law, so the flow stands still; Euler's chord would shrink it by cos of every turn."""
-    for step in run(sampler, Gaussian(0.0, 1.0), 1.7, make_levels(make_schedule(name), grid, 20))[:-1]:
+    for step in run("heun", Gaussian(0.0, 1.0), 1.7, make_levels(make_schedule(name), grid, 20))[:-1]:
         assert step.x == pytest.approx(1.7, rel=1e-9)
 
 
@@ -413,24 +414,59 @@ def velocity_over_angle(x, level):
     return angle, length, math.cos(angle) * noise - math.sin(angle) * clean
 
 
+@pytest.mark.parametrize("steps", [2, 3, 12])
 @every_schedule
-def test_ipndm_of_order_one_is_eulers_method_over_the_angle(name):
-    x, levels = 0.4, make_levels(make_schedule(name), "trailing", 12)
-    for following, step in zip(levels[1:-1], ipndm(wobbly, x, levels, order=1), strict=False):
-        angle, length, slope = velocity_over_angle(x, levels[levels.index(following) - 1])
-        turn = math.atan2(following.sigma, following.alpha) - angle
-        x = math.hypot(following.sigma, following.alpha) * (x / length + turn * slope)
-        assert step.x == pytest.approx(x, rel=1e-11)
+def test_the_first_step_of_abm_is_ddims(name, steps):
+    levels = make_levels(make_schedule(name), "angle", steps)
+    assert next(abm(wobbly, 0.4, levels)).x == pytest.approx(next(ddim(wobbly, 0.4, levels)).x, rel=1e-11)
 
 
-def test_ipndm_reaches_four_slopes_back_and_no_further():
-    """On equal turns the fifth step has the weights of Adams and Bashforth on the last four slopes."""
-    levels = [Level(0.0, math.cos(0.2 * k), math.sin(0.2 * k)) for k in range(7, 1, -1)]
-    steps = list(ipndm(wobbly, 0.4, levels))
-    states = [0.4, *(step.x for step in steps)]
-    slopes = [velocity_over_angle(x, level)[2] for x, level in zip(states, levels, strict=True)]
-    change = -0.2 * np.dot(np.array([55, -59, 37, -9]) / 24, slopes[4:0:-1])
-    assert steps[4].x - steps[3].x == pytest.approx(change, rel=1e-9)
+@every_schedule
+def test_abm_corrects_each_step_with_the_slope_at_its_end(name):
+    """The second step starts where Adams and Moulton's two-point rule ends, whose nodes are both ends of the first."""
+    levels = make_levels(make_schedule(name), "angle", 12)
+    guess, after = list(abm(wobbly, 0.4, levels))[:2]
+    angles = [math.atan2(level.sigma, level.alpha) for level in levels[:3]]
+    pairs = [wobbly(0.4, levels[0]), wobbly(guess.x, levels[1])]
+
+    def slope(angle):
+        share = (angle - angles[0]) / (angles[1] - angles[0])
+        clean, noise = ((1 - share) * first + share * second for first, second in zip(*pairs, strict=True))
+        return math.cos(angle) * noise - math.sin(angle) * clean
+
+    start = 0.4 / math.hypot(levels[0].sigma, levels[0].alpha)
+    y = start + quad(slope, angles[0], angles[1])[0] + quad(slope, angles[1], angles[2])[0]
+    assert after.x == pytest.approx(y * math.hypot(levels[2].sigma, levels[2].alpha), rel=1e-9)
+
+
+@pytest.mark.parametrize("beta_end", [0.1, 0.16, 0.2, 0.5, 0.999])
+@pytest.mark.parametrize("steps", [5, 10, 30, 200])
+@every_sampler
+def test_betas_that_reach_noise_early_leave_every_sampler_stable(sampler, steps, beta_end):
+    """At an alpha of 1e-200 float64 cannot tell angles apart; what comes out is still in order and within the data."""
+    levels = make_levels(make_schedule("linear", beta_end=beta_end), "trailing", steps)
+    drawn = run(sampler, Gaussian(0.4, 0.5), np.array([-1.3, 0.0, 1.3]), levels)[-1].x
+    assert np.all(np.abs(drawn - 0.4) < (1.5 if sampler == "ddpm" else 0.7))
+    assert sampler == "ddpm" or (drawn[0] <= drawn[1] <= drawn[2] and drawn[1] == pytest.approx(0.4, abs=0.02))
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@every_grid
+@every_schedule
+@deterministic
+def test_no_sampler_multiplies_the_networks_errors(sampler, name, grid, steps):
+    """Independent errors of 0.02 in v, sigma * 0.02 in the image, leave an error of about that size at the end.
+
+    Extrapolation could make it thirty times as large where steps grow, as those of log_snr and rho do at first.
+    """
+    gaussian, rng = Gaussian(0.4, 0.5), np.random.default_rng(0)
+
+    def imperfect(x, level):
+        clean = gaussian(x, level)[0] + 0.02 * level.sigma * rng.standard_normal(np.shape(x))
+        return clean, (x - level.alpha * clean) / level.sigma
+
+    drawn = run(sampler, imperfect, np.full(300, 1.3), make_levels(make_schedule(name), grid, steps))[-1].x
+    assert drawn.std() < 0.05
 
 
 @every_schedule
@@ -445,21 +481,16 @@ def test_heun_is_the_mean_of_the_slopes_at_both_ends_even_where_no_image_is_left
     assert next(heun(wobbly, 0.4, [level, following])).x == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_adams_weights_integrate_polynomials_exactly_on_unequal_steps(count):
-    """All of degree below the number of nodes, from the newest node to the end; not the next degree."""
-    nodes, end = [1.1, 1.25, 1.3, 1.5, 1.57][:count], 0.95
-    weights = _adams_weights(nodes, end)
-    for degree in range(count + 1):
-        exact = (end ** (degree + 1) - nodes[0] ** (degree + 1)) / (degree + 1)
-        error = abs(sum(w * node**degree for w, node in zip(weights, nodes, strict=True)) - exact)
-        assert error < 1e-12 if degree < count else error > 1e-6
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_turn_is_exact_for_images_and_noise_that_are_polynomials_of_the_angle(count):
+    """Of degree below the number of estimates, at unequal angles; the integral is scipy's."""
+    angles, end = [1.1, 1.25, 1.45][:count], 0.95
+    clean, noise = (np.polynomial.Polynomial(c[:count]) for c in ([0.3, -1.0, 0.7], [-0.2, 0.4, 1.1]))
+    exact = quad(lambda angle: math.cos(angle) * noise(angle) - math.sin(angle) * clean(angle), angles[0], end)[0]
+    past = [(angle, clean(angle), noise(angle)) for angle in angles]
+    assert _turned(past, angles[0], end) == pytest.approx(exact, rel=1e-12)
 
 
-@pytest.mark.parametrize("step", [0.1, -0.1, 2.0])
-@pytest.mark.parametrize(
-    "published", [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
-)
-def test_adams_weights_are_the_published_ones_on_equal_steps(published, step):
-    nodes = [1.0 - i * step for i in range(len(published))]
-    assert_allclose(_adams_weights(nodes, 1.0 + step), step * np.array(published), rtol=1e-9)
+def test_the_turn_leaves_out_estimates_within_half_of_the_step():
+    past = [(1.0, 0.3, -0.2), (1.04, 5.0, 5.0), (1.2, 9.0, 9.0)]
+    assert _turned(past, 1.0, 0.9) == pytest.approx(_turned(past[:1], 1.0, 0.9), rel=1e-12)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tiny_diffusion.config import Config
+from tiny_diffusion.core.grids import GRIDS
+from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError, OptionError
 
 FORMAT = 1
@@ -77,6 +79,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         _check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         about, tensors = _unpack(content)
+        whole = about["sha256"] == _digest(about, tensors)
     except FileError:
         raise
     except OSError as error:
@@ -84,12 +87,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except Exception as error:  # whatever a hostile file makes the readers raise; weights_only keeps it from running
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason[:160]}).") from error
-    if about["sha256"] != _digest(about, tensors):
+    if not whole:
         raise FileError(f"{path} is damaged: its contents do not match its sha256. Use another checkpoint of the run.")
     try:
-        Config.from_dict(about["config"])
+        config = Config.from_dict(about["config"])
     except (OptionError, TypeError, AttributeError) as error:
         raise FileError(f"{path} holds a configuration that this version cannot use: {error}") from error
+    if impossible := _impossible(about, config):
+        raise FileError(f"{path} is not a checkpoint of this program: its {impossible[0]} cannot be.")
     return Checkpoint(about, tensors)
 
 
@@ -100,7 +105,7 @@ def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
         model = make_model(checkpoint.config, checkpoint.about["channels"], len(checkpoint.about["class_names"]))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if wanted != held or any(not tensor.is_floating_point() for tensor in state.values()):
+    if wanted != held or any(tensor.dtype != torch.float32 for tensor in state.values()):
         name = next(
             (name for name in sorted({*wanted, *held}) if wanted.get(name) != held.get(name)), "a tensor's type"
         )
@@ -159,9 +164,41 @@ def _unpack(content: object) -> tuple[dict, dict[str, Tensor]]:
             raise ValueError(f"{name!r} is not a plain tensor")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity")
-    if not (1 <= about["channels"] <= 4) or len(about["class_names"]) > 100_000:
-        raise ValueError("impossible image channels or classes")
     return about, tensors
+
+
+def _impossible(about: Mapping, config: Config) -> list[str]:
+    """The facts that no run can have written, by key: commands rely on them once the file is loaded."""
+
+    def number(value: object, *kinds: type) -> bool:
+        return type(value) in kinds and 0 <= value < 2**63
+
+    def pairs(values: object, *losses: type) -> bool:
+        return isinstance(values, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and number(pair[0], int) and type(pair[1]) in losses
+            for pair in values
+        )
+
+    names, stretch, sampling = about["class_names"], about["stretch"], about["sampling"]
+    possible = {
+        "step": number(about["step"], int),
+        "elapsed_seconds": number(about["elapsed_seconds"], int, float),
+        "finished": type(about["finished"]) is bool,
+        "stretch": isinstance(stretch, list) and len(stretch) == 2 and all(number(x, int, float) for x in stretch),
+        "loss_history": pairs(about["loss_history"], float, type(None)),
+        "heldout_history": pairs(about["heldout_history"], float),
+        "channels": type(about["channels"]) is int and 1 <= about["channels"] <= 4,
+        "image_size": about["image_size"] == [config.image_size] * 2,
+        "class_names": isinstance(names, list) and len(names) <= 100_000 and all(isinstance(n, str) for n in names),
+        "sampling": isinstance(sampling, dict)
+        and sampling.get("sampler") in list(SAMPLERS)
+        and sampling.get("grid") in list(GRIDS)
+        and number(sampling.get("steps"), int)
+        and 1 <= sampling["steps"] <= config.timesteps
+        and number(sampling.get("guidance"), int, float)
+        and type(sampling.get("clip")) is bool,
+    }
+    return [key for key, fine in possible.items() if not fine]
 
 
 def _digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:

@@ -17,6 +17,8 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.options import option, problem, specs
 
+MOST_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
+
 
 @dataclass(frozen=True)
 class Config:
@@ -40,7 +42,7 @@ class Config:
     )  # fmt: skip
     prediction: str = option("v", "what the network outputs", choices=PREDICTIONS, group="diffusion")
     loss: str = option("mse", "error measure", choices=("mse", "l1", "huber"), group="diffusion")
-    loss_weight: str = option("edm", "how much each noise level counts", choices=WEIGHTS, group="diffusion")
+    loss_weight: str = option("uniform", "how much each noise level counts", choices=WEIGHTS, group="diffusion")
     timestep_distribution: str = option(
         "edm", "how often each noise level is trained", choices=TIMESTEP_DISTRIBUTIONS, group="diffusion"
     )
@@ -141,18 +143,21 @@ def resolve(given: Mapping[str, object]) -> Config:
     ignored.
     """
     defaults = {name: field.default for name, field in Config.__dataclass_fields__.items()}
-    dataset = DATASETS.get(given.get("dataset", defaults["dataset"]))
-    values = {**defaults, **(dataset.defaults if dataset else {}), **given}
+    _check_values(given)
+    dataset = DATASETS[given.get("dataset", defaults["dataset"])]
+    values = {**defaults, **dataset.defaults, **given}
     _refuse_ignored(given, values)
     if values["minutes"] is not None:
         values["epochs"] = None
     if values["image_size"] is None:
-        values["image_size"] = dataset.size if dataset else None
+        values["image_size"] = dataset.size
+    if "patch_size" not in given and values["image_size"] % values["patch_size"]:
+        values["patch_size"] = 1
     if values["time_emb_dim"] is None:
         values["time_emb_dim"] = 4 * values["base_channels"]
     if values["attention_levels"] is None:
-        values["attention_levels"] = (len(values["channel_mult"]) - 1,)
-    if ends := getattr(SCHEDULES.get(values["schedule"]), "ends", None):
+        values["attention_levels"] = (max(0, len(values["channel_mult"]) - 1),)
+    if ends := SCHEDULES[values["schedule"]].ends:
         values["beta_start"] = ends[0] if values["beta_start"] is None else values["beta_start"]
         values["beta_end"] = ends[1] if values["beta_end"] is None else values["beta_end"]
     return check(Config(**values))
@@ -161,7 +166,7 @@ def resolve(given: Mapping[str, object]) -> Config:
 def refuse_betas(given: Mapping[str, object], schedule: str) -> None:
     """Raises OptionError if a beta was given to a schedule that has none."""
     for name in ("beta_start", "beta_end"):
-        if name in given and schedule in SCHEDULES and SCHEDULES[schedule].ends is None:
+        if name in given and SCHEDULES[schedule].ends is None:
             having = ", ".join(key for key, row in SCHEDULES.items() if row.ends)
             raise OptionError(
                 f"--{name} {given[name]} would be ignored: --schedule {schedule} has no betas. "
@@ -183,25 +188,39 @@ def _refuse_ignored(given: Mapping[str, object], values: Mapping[str, object]) -
 
 def check(config: Config) -> Config:
     """The same configuration, known to make sense.  Raises OptionError naming the option, the value and a way out."""
-    for name, spec in specs(Config).items():
-        value = getattr(config, name)
-        unset = value is None and (name == "epochs" or Config.__dataclass_fields__[name].default is None)
-        if not unset and (wrong := problem(spec, value)):
-            raise OptionError(f"argument --{name}: {wrong}")
+    _check_values(vars(config))
+    for name in ("image_size", "time_emb_dim", "attention_levels"):
+        if getattr(config, name) is None:
+            raise OptionError(f"argument --{name}: not set; `resolve` fills it in")
     if (config.epochs is None) == (config.minutes is None):
-        raise OptionError("the length of a run is set by one of --epochs and --minutes")
+        raise OptionError("the length of a run is set by one of --epochs and --minutes. Give one of them.")
     _check_process(config)
     _check_network(config)
     if config.batch_size % config.accumulate:
-        raise OptionError(f"--accumulate {config.accumulate} does not divide --batch_size {config.batch_size}.")
+        fits = [str(n) for n in range(1, 4097) if config.batch_size % n == 0]
+        raise OptionError(
+            f"--accumulate {config.accumulate} does not divide --batch_size {config.batch_size}. "
+            f"Use one of {', '.join(fits)}."
+        )
     return config
+
+
+def _check_values(values: Mapping[str, object]) -> None:
+    """Each option by itself."""
+    for name, spec in specs(Config).items():
+        if name in values:
+            value = values[name]
+            unset = value is None and (name == "epochs" or Config.__dataclass_fields__[name].default is None)
+            if not unset and (wrong := problem(spec, value)):
+                raise OptionError(f"argument --{name}: {wrong}")
 
 
 def _check_process(config: Config) -> None:
     schedule = config.make_schedule()
     if config.beta_start is not None and config.beta_start > config.beta_end:
         raise OptionError(
-            f"--beta_start {config.beta_start:g} is larger than --beta_end {config.beta_end:g}; noise grows. Swap them."
+            f"--beta_start {config.beta_start:g} is larger than --beta_end {config.beta_end:g}, and noise grows. "
+            "Swap them, or give both."
         )
     singular = abs(determinant(config.prediction, schedule.alpha, schedule.sigma)) == 0
     if singular.any():
@@ -213,36 +232,46 @@ def _check_process(config: Config) -> None:
 
 def _check_network(config: Config) -> None:
     size, patch, levels = config.image_size, config.patch_size, len(config.channel_mult)
-    if size % patch:
-        fits = [p for p in range(1, 17) if size % p == 0]
-        raise OptionError(
-            f"--patch_size {patch} does not divide the {size}x{size} image. Use one of {', '.join(map(str, fits))}."
-        )
+    if size % patch or size // patch < 2:
+        fits = [str(p) for p in range(1, 17) if size % p == 0 and size // p >= 2]
+        if size % patch:
+            raise OptionError(
+                f"--patch_size {patch} does not divide the {size}x{size} image. Use one of {', '.join(fits)}."
+            )
+        raise OptionError(f"--patch_size {patch} leaves 1 pixel of the {size}x{size} image. Use at most {fits[-1]}.")
     if not levels:
         raise OptionError("--channel_mult needs at least one value, for example 1,2.")
     sides = [size // patch]
     while len(sides) < levels:
         sides.append(math.ceil(sides[-1] / 2))
     if sides[-1] < 2:
-        most = max(n for n, side in enumerate(sides, 1) if side >= 2) if sides[0] >= 2 else 1
+        most = sum(side >= 2 for side in sides)
         raise OptionError(
-            f"--channel_mult {','.join(map(str, config.channel_mult))} halves a {size}x{size} image"
+            f"--channel_mult {','.join(map(str, config.channel_mult))} halves the {size}x{size} image"
             + (f" (in {patch}x{patch} patches: {sides[0]}x{sides[0]})" if patch > 1 else "")
-            + f" {levels - 1} times, which leaves 1 pixel. "
-            f"Use at most {most} values, for example {','.join(str(2**k) for k in range(most))}."
+            + f" {'once' if levels == 2 else f'{levels - 1} times'}, which leaves 1 pixel. "
+            f"Use at most {most} of them, for example {','.join(str(2**k) for k in range(most))}."
         )
     if any(level >= levels for level in config.attention_levels):
         raise OptionError(
             f"--attention_levels {','.join(map(str, config.attention_levels))}: "
-            f"--channel_mult makes levels 0 to {levels - 1} only."
+            f"--channel_mult makes levels 0 to {levels - 1} only. Choose from those, or none."
         )
-    if config.base_channels % 2:
-        raise OptionError(f"--base_channels {config.base_channels} is odd; time needs as many sines as cosines.")
-    widths = [config.base_channels * config.channel_mult[level] for level in {*config.attention_levels, levels - 1}]
-    lowest = config.base_channels * config.channel_mult[-1]
-    if config.attention_levels and (
-        lowest % config.attention_heads or any(width % (lowest // config.attention_heads) for width in widths)
-    ):
+    if (base := config.base_channels) % 2:
+        raise OptionError(f"--base_channels {base} is odd, but time needs as many sines as cosines. Use {base + 1}.")
+    widths = [base * multiplier for multiplier in config.channel_mult]
+    if config.attention_levels:
+        common = math.gcd(widths[-1], *(widths[level] for level in config.attention_levels))
+        fits = [n for n in range(1, 65) if widths[-1] % n == 0 and common % (widths[-1] // n) == 0]
+        if config.attention_heads not in fits:
+            raise OptionError(
+                f"--attention_heads {config.attention_heads} does not split the {widths[-1]} channels of the coarsest "
+                f"level into heads that fit every level with attention. Use one of {', '.join(map(str, fits))}."
+            )
+    layers = config.layers_per_block  # two 3x3 convolutions each; on the way up, one more, with a skip to read
+    convolutions = sum(9 * width**2 * (2 * layers + 3 * (layers + 1)) for width in widths) + 36 * widths[-1] ** 2
+    if convolutions > MOST_PARAMETERS:
         raise OptionError(
-            f"--attention_heads {config.attention_heads} does not divide the {lowest} channels of the coarsest level."
+            f"--base_channels {base} with --channel_mult {','.join(map(str, config.channel_mult))} makes a network of "
+            f"{convolutions / 1e9:,.0f} billion parameters; at most {MOST_PARAMETERS / 1e9:.0f} are taken. Lower them."
         )

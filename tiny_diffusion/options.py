@@ -17,7 +17,10 @@ from tiny_diffusion.data.catalog import DATASETS
 
 @dataclass(frozen=True)
 class Spec:
-    """What an option takes.  kind: the type, or (int,) for a list.  free: a resumed run may change it."""
+    """What an option takes.  kind: the type, or (int,) for a list.  free: a resumed run may change it.
+
+    bare: the flag may stand without a value, which is then an empty text; elsewhere the command line refuses those.
+    """
 
     help: str
     kind: object = str
@@ -26,6 +29,7 @@ class Spec:
     high: float | None = None
     open_low: bool = False
     free: bool = False
+    bare: bool = False
     group: str = "run"
     metavar: str = ""
 
@@ -51,7 +55,7 @@ def problem(spec: Spec, value: object) -> str | None:
     if spec.kind in (bool, str):
         return None if isinstance(value, spec.kind) else f"{value!r} is not a {spec.kind.__name__}"
     wanted = (int, float) if spec.kind is float else int
-    if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, wanted) or value != value or abs(value) == math.inf:
         return f"{value!r} is not a {'whole ' if spec.kind is int else 'finite '}number"
     if spec.low is not None and (value <= spec.low if spec.open_low else value < spec.low):
         return f"{value} is too small; it must be {'more than' if spec.open_low else 'at least'} {spec.low}"
@@ -61,15 +65,18 @@ def problem(spec: Spec, value: object) -> str | None:
 
 
 def not_one_of(value: str, choices) -> str:
-    near = get_close_matches(value, choices, n=1, cutoff=0.5)
-    return f"{value!r} is not one of {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
+    near = get_close_matches(value.lower(), lowered := {choice.lower(): choice for choice in choices}, n=1, cutoff=0.5)
+    hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
+    return f"{value!r} is not one of {', '.join(choices)}.{hint}"
 
 
 @dataclass(frozen=True)
 class TrainActions:
     """What `train` does with the run's folder; no part of the configuration."""
 
-    resume: str | None = option(None, "go on with the run in --output_dir, or with this checkpoint", group="start")
+    resume: str | None = option(
+        None, "go on with the run in --output_dir, or with this checkpoint", bare=True, group="start"
+    )
     extend: bool = option(
         False, "go on past the end of the run, to new --epochs or --minutes in all", bool, group="start"
     )

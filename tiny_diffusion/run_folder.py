@@ -36,7 +36,7 @@ class RunFolder:
         return self.checkpoints / f"model_epoch_{epoch:03d}.pt"
 
     def holds_a_run(self) -> bool:
-        return self.final.exists() or self.log_path.exists() or any(self.checkpoints.glob("*.pt"))
+        return any(path.exists() for path in (self.final, self.log_path, self.latest, *self._numbered()))
 
     def clear(self) -> None:
         """Deletes what an earlier run wrote here, and nothing else."""
@@ -44,7 +44,8 @@ class RunFolder:
             self.final,
             self.loss_plot,
             self.log_path,
-            *self.checkpoints.glob("*.pt"),
+            self.latest,
+            *self._numbered(),
             *self.path.glob("samples/epoch_*.png"),
         ]
         for path in written:
@@ -104,26 +105,27 @@ class RunFolder:
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
         """The readable checkpoint that went furthest, or None.  Raises FileError if there are but unreadable ones."""
-        found = [path for path in (self.final, *self.checkpoints.glob("*.pt")) if path.is_file()]
-        found.sort(key=lambda path: (path.stat().st_mtime_ns, path == self.final), reverse=True)
-        best, failure = None, None
-        for path in found[:4]:  # the newest by the clock are the furthest, but for copies: look at a few
-            try:
-                checkpoint = load_checkpoint(path)
-            except FileError as error:
-                failure = error
-                continue
-            if best is None or checkpoint.about["step"] > best[1].about["step"]:
-                best = path, checkpoint
-        if best is None and failure is not None:
-            raise failure
-        return best
+        found, failures = [], []
+        for paths in ([self.final], [self.latest], reversed(self._numbered())):
+            for path in filter(Path.is_file, paths):
+                try:
+                    found.append((path, load_checkpoint(path)))
+                    break
+                except FileError as error:
+                    failures.append(error)
+        if failures and not found:
+            raise failures[0]
+        return max(found, key=lambda pair: pair[1].about["step"], default=None)
 
     def prune(self, keep: int | None) -> None:
         """Deletes all but the last `keep` numbered checkpoints; None keeps all."""
         if keep is not None:
-            for path in sorted(self.checkpoints.glob("model_epoch_*.pt"))[:-keep]:
+            for path in self._numbered()[:-keep]:
                 path.unlink(missing_ok=True)
+
+    def _numbered(self) -> list[Path]:
+        """The checkpoints of epochs in their order: 1000 after 999."""
+        return sorted(self.checkpoints.glob("model_epoch_*.pt"), key=lambda path: (len(path.name), path.name))
 
 
 def _number(loss: float | None) -> float:

@@ -26,9 +26,9 @@ class Request:
     """
 
     indices: Sequence[int]
-    sampler: str = "dpmpp_2m"
+    sampler: str = "abm"
     steps: int = 20
-    grid: str = "rho"
+    grid: str = "angle"
     seed: int = 0
     classes: tuple[int, ...] = ()
     guidance: float = 1.0

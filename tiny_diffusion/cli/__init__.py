@@ -4,6 +4,7 @@ To add a command: a file here with ``run(argv, program, started)``, a row in COM
 """
 
 import importlib
+import os
 import sys
 import time
 from difflib import get_close_matches
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return _fail("tiny_diffusion", f"{command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
+        return _fail("tiny_diffusion", f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
     script = Path(sys.argv[0]).name
     program = script if script in SCRIPTS else f"tiny_diffusion {command}"
     try:
@@ -43,15 +44,18 @@ def main(argv: list[str] | None = None) -> int:
         if (error.name or "").startswith("tiny_diffusion"):
             raise
         return _fail(program, f"{error.name} is not installed. Run: pip install -r requirements.txt", 1)
+    except BrokenPipeError:  # who read our standard output, `head` for example, has gone: no one to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(program, f"{where}{error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
             raise
-        return _fail(
-            program, "out of memory. Lower --batch_size, or --base_channels; for training, raise --accumulate.", 1
-        )
+        reason = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
+        way_out = "Lower --batch_size, or --base_channels; for training, raise --accumulate."
+        return _fail(program, f"out of memory{reason}. {way_out}", 1)
 
 
 def _fail(program: str, message: str, code: int) -> int:

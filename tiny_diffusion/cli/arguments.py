@@ -42,7 +42,7 @@ def parse(argv: list[str], program: str, description: str, *option_sets: type, a
             if spec.kind is bool:
                 place.add_argument(*flags, action="store_true", help=_help(spec, defaults[name]))
             else:
-                optional = {"nargs": "?", "const": ""} if name == "resume" else {}
+                optional = {"nargs": "?", "const": ""} if spec.bare else {}
                 place.add_argument(
                     *flags, type=_converter(spec), metavar=_metavar(spec), help=_help(spec, defaults[name]), **optional
                 )
@@ -53,11 +53,11 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, argv):
         given, unknown = self.parse_known_args(argv)
         if unknown:
-            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            near = get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            self.error(
-                f"{unknown[0]!r} is not an option here." + (f" Did you mean {near[0]}?" if near else " See --help.")
-            )
+            # Without the dashes, which would make any two short names look alike.
+            names = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+            near = get_close_matches(unknown[0].lower().lstrip("-").split("=")[0], names, n=1)
+            hint = f"Did you mean --{near[0]}?" if near and unknown[0].startswith("-") else "See --help."
+            self.error(f"{unknown[0]!r} is not an option here. {hint}")
         return given
 
     def error(self, message: str):
@@ -76,12 +76,11 @@ def _converter(spec: Spec):
     """text -> value, checked; what is wrong with it becomes argparse's one line."""
 
     def convert(text: str):
+        if not (text or spec.bare):
+            raise argparse.ArgumentTypeError("'' is empty. Give it a value, or leave it out")
         try:
             if isinstance(spec.kind, tuple):
-                words = [word for word in text.split(",") if word.strip()]
-                value = () if text.strip() == "none" else tuple(spec.kind[0](word) for word in words)
-                if not value and text.strip() != "none":
-                    raise ValueError
+                value = () if text.strip() == "none" else tuple(spec.kind[0](word) for word in text.split(","))
             else:
                 value = spec.kind(text)
         except ValueError:

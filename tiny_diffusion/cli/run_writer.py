@@ -17,11 +17,12 @@ from tiny_diffusion.config import Config
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.errors import FileError
 from tiny_diffusion.run_folder import RunFolder
 from tiny_diffusion.sampling import Request, sample
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
-SAMPLER, STEPS = "dpmpp_2m", 20
+SAMPLER, STEPS = "abm", 20
 
 
 class RunWriter:
@@ -90,6 +91,11 @@ class RunWriter:
         except FloatingPointError as error:
             tqdm.write(f"not saved: {error}", file=sys.stderr)
             return False
+        except RuntimeError as error:
+            if not isinstance(error.__context__, OSError):
+                raise
+            # torch's zip writer stumbles over a full disk once more while closing, and hides it behind that.
+            raise FileError(f"{path} cannot be written: {error.__context__.strerror}.") from error
         return True
 
     def _about(self, elapsed: float, finished: bool) -> dict:

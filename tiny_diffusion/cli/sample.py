@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.files import check_writable, run_of
 from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.options import SampleOptions, not_one_of
 
 DESCRIPTION = """
@@ -27,7 +28,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     if options.checkpoint is None:
         raise OptionError("--checkpoint is required: the model to draw from, for example outputs/model_final.pt")
     indices = _indices(options, given)
-    output = _output(options)
+    output, ending = _output(options.output)
 
     from tiny_diffusion.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.diffusion import Diffusion
@@ -37,12 +38,16 @@ def run(argv: list[str], program: str, started: float) -> int:
     request = _request(options, checkpoint, indices)
     device = make_world(options.device, dict(os.environ)).device
     model = place(load_model(checkpoint, options.weights), device)
-    output = output or _run_of(Path(options.checkpoint)) / "generated_samples.png"
-    _check_writable(output)
-    images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, options)
+    output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
+    check_writable("output", output, folder=not ending)
+    animated = options.show_intermediate or ending == ".gif"
+    images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, animated)
     _warn_if_constant(images)
     captions = [checkpoint.about["class_names"][label] for label in request.labels()] if request.classes else None
-    _write(output, images, frames, captions, options.show_intermediate)
+    try:
+        _write(output, ending, images, frames, captions, options.show_intermediate)
+    except OSError as error:
+        raise FileError(f"--output {output} cannot be written: {error.strerror or error}.") from error
     return 0
 
 
@@ -70,34 +75,18 @@ def _number_list(name: str, text: str) -> list[int]:
     return numbers
 
 
-def _output(options: SampleOptions) -> Path | None:
-    """Where to, checked before anything is loaded; a trailing slash means a folder of images."""
-    text = options.output
+def _output(text: str | None) -> tuple[Path | None, str]:
+    """Where to, and the ending that says what to write: none for a folder of images.  Checked before any loading."""
     if text is None:
-        return None
-    if text == "" or not (text.endswith(("/", os.sep)) or Path(text).is_dir() or Path(text).suffix.lower() in ENDINGS):
+        return None, ".png"
+    path = Path(text)
+    if text.endswith(("/", os.sep)) or path.is_dir():
+        return path, ""
+    if path.suffix.lower() not in ENDINGS:
         raise OptionError(
-            f"--output {text!r}: the ending says what to write: .png, .gif, .npz, or a folder with a trailing slash."
+            f"--output {text}: the ending says what to write: .png, .gif, .npz, or a folder with a trailing slash."
         )
-    return Path(text)
-
-
-def _run_of(checkpoint: Path) -> Path:
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-
-
-def _check_writable(output: Path) -> None:
-    """Fails now rather than after the drawing."""
-    folder = output.parent if output.suffix.lower() in ENDINGS else output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.part"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise FileError(
-            f"--output {output} cannot be written: {error.strerror or error}. Name another place."
-        ) from error
+    return path, path.suffix.lower()
 
 
 def _request(options: SampleOptions, checkpoint, indices):
@@ -108,7 +97,7 @@ def _request(options: SampleOptions, checkpoint, indices):
     if options.steps is not None and options.steps > config.timesteps:
         raise OptionError(
             f"--steps {options.steps} is more than this model's {config.timesteps} timesteps. "
-            f"Use at most {config.timesteps}; 20 are usually enough."
+            f"Use at most {config.timesteps}{'; 20 are usually enough' if config.timesteps > 20 else ''}."
         )
     sampler = options.sampler or default["sampler"]
     other = sampler != default["sampler"]
@@ -162,16 +151,24 @@ def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
     return tuple(labels)
 
 
-def _draw(model, diffusion, request, checkpoint, options: SampleOptions):
-    """uint8 images (N, H, W, C), and the frames of the first batch: (sampling step, time, x_t, estimate of x_0)."""
+def _draw(model, diffusion, request, checkpoint, animated: bool):
+    """uint8 images (N, H, W, C), and the frames of the first batch: (sampling step, time, x_t, estimate of x_0).
+
+    Raises DivergenceError if the model draws NaN.
+    """
     import numpy as np
     from tqdm import tqdm
 
     from tiny_diffusion.sampling import denoising
     from tiny_diffusion.visuals.images import to_uint8
 
+    def pictures(x):
+        try:
+            return to_uint8(x.cpu().numpy())
+        except ValueError as error:
+            raise DivergenceError(str(error)) from error
+
     shape = (checkpoint.about["channels"], *checkpoint.about["image_size"])
-    animated = options.show_intermediate or str(options.output).lower().endswith(".gif")
     wanted = (
         set(np.linspace(0, request.steps, min(MOST_FRAMES, request.steps + 1)).round().astype(int).tolist())
         if animated
@@ -182,12 +179,10 @@ def _draw(model, diffusion, request, checkpoint, options: SampleOptions):
         for number, batch in enumerate(request.batches()):
             for count, step in enumerate(denoising(model, diffusion, batch, shape)):
                 if number == 0 and count in wanted:
-                    frames.append(
-                        (count, step.level.time, to_uint8(step.x.cpu().numpy()), to_uint8(step.clean.cpu().numpy()))
-                    )
+                    frames.append((count, step.level.time, pictures(step.x), pictures(step.clean)))
                 bar.set_postfix_str(f"step {count}/{request.steps}", refresh=False)
                 bar.update(0)
-            drawn.append(to_uint8(step.x.cpu().numpy()))
+            drawn.append(pictures(step.x))
             bar.update(len(batch.indices))
     return np.concatenate(drawn), frames
 
@@ -200,10 +195,9 @@ def _warn_if_constant(images) -> None:
         )
 
 
-def _write(output: Path, images, frames, captions, show_intermediate: bool) -> None:
+def _write(output: Path, ending: str, images, frames, captions, show_intermediate: bool) -> None:
     from tiny_diffusion.visuals.images import denoising_frame, grid, save_folder, save_gif, save_npz, save_png, strip
 
-    ending = output.suffix.lower()
     if ending == ".png":
         save_png(output, grid(images, captions=captions))
     elif ending == ".gif":
@@ -214,7 +208,7 @@ def _write(output: Path, images, frames, captions, show_intermediate: bool) -> N
         save_folder(output, images)
     print(f"{len(images)} images: {output}", file=sys.stderr)
     if show_intermediate:
-        folder = (output.parent if ending in ENDINGS else output) / "intermediate"
+        folder = (output.parent if ending else output) / "intermediate"
         for stale in folder.glob("step_*.png"):
             stale.unlink()
         for count, _, noisy, clean in frames:

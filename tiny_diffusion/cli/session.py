@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from tiny_diffusion.checkpoint import Checkpoint, load_model, make_model
@@ -25,6 +26,7 @@ from tiny_diffusion.training.trainer import Length, StepReport, Trainer
 SAVE_EVERY_S = 120.0  # what a kill can cost at most
 MOST_SKIPPED = 20  # non-finite steps in a row
 HELDOUT_IMAGES = 256
+COPIES = 4  # of the weights, at least, while training: themselves, gradients, momenta, their average
 REPORTS_AT_ONCE = 20  # on a GPU, so that it is not waited for after each step
 
 
@@ -40,6 +42,7 @@ class Session:
                 f"--precision fp16 needs a CUDA device, and this run is on {self.device.type}. Use bf16 or fp32."
             )
         self.dataset = DATASETS[config.dataset]
+        self._check_memory()
         data = open_dataset(config.dataset, data_dir=config.data_dir, size=config.image_size)
         heldout = open_dataset(config.dataset, heldout=True, data_dir=config.data_dir, size=config.image_size)
         images = to_float(heldout.images[:HELDOUT_IMAGES].to(self.device))
@@ -51,6 +54,20 @@ class Session:
         self.writer = RunWriter(config, folder, self.trainer)
         self.stop_signal: int | None = None
         self.pending: list[StepReport] = []
+
+    def _check_memory(self) -> None:
+        """Refuses a network that would have this computer swap, or kill the process, rather than say no."""
+        with torch.device("meta"):
+            model = make_model(self.config, self.dataset.channels, len(self.dataset.classes))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        needed = 4 * COPIES * parameters
+        if self.device.type == "cpu" and hasattr(os, "sysconf"):
+            there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if needed > there:
+                raise MemoryError(
+                    f"a network of {parameters / 1e6:,.0f} M parameters trains in {needed / 1e9:,.0f} GB or more, "
+                    f"and this computer has {there / 1e9:,.0f} GB"
+                )
 
     def elapsed(self) -> float:
         """Seconds that the run has spent, from the start of the process, earlier sessions included."""
@@ -84,19 +101,33 @@ class Session:
             raise FileError(
                 f"{path} cannot be resumed: its tensors do not fit its configuration ({reason})."
             ) from error
-        self.elapsed_before = about["elapsed_seconds"]
+        step, seconds = about["step"], about["elapsed_seconds"]
+        self.elapsed_before = seconds
         self.writer.heldout_history = about["heldout_history"]
-        stretch = (about["step"], about["elapsed_seconds"]) if extend else tuple(about["stretch"])
+        stretch = (step, seconds) if extend else tuple(about["stretch"])
         self.trainer.length = self._length(*stretch)
-        if extend and self.trainer.finished():
+        length = self.trainer.length
+        behind = step >= length.steps if length.seconds is None else seconds >= length.seconds
+        if extend and behind:
             raise OptionError(
-                f"--extend: {self.trainer.epoch:.0f} epochs and {self.elapsed() / 60:.1f} minutes are behind this run. "
+                f"--extend: {self.trainer.epoch:.1f} epochs and {seconds / 60:.1f} minutes are behind this run. "
                 "Give --epochs or --minutes a larger number: the new length in all."
             )
-        print(f"going on from {path}, step {about['step']}", file=sys.stderr)
+        print(f"going on from {path}, step {step}", file=sys.stderr)
 
     def train(self) -> int:
         """Runs to the end, or to a stop that saves.  Returns the exit code."""
+        try:
+            return self._train()
+        except FileError:
+            raise
+        except OSError as error:
+            raise FileError(
+                f"--output_dir {self.folder.path} cannot be written: {error.strerror or error}. "
+                "What was saved before is untouched; --resume goes on from it."
+            ) from error
+
+    def _train(self) -> int:
         self.folder.open(self.trainer.step)
         self._settle_length()
         handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -180,8 +211,7 @@ class Session:
             self.pending.clear()
 
     def _after_epoch(self, epoch: int, bar: tqdm) -> None:
-        heldout = self.trainer.heldout_loss(*self.heldout)
-        self.writer.add_heldout(heldout)
+        heldout = self._measure()
         if epoch % self.config.sample_interval == 0:
             self.writer.draw_samples(epoch)
             self.writer.plot_losses()
@@ -192,6 +222,17 @@ class Session:
         if epoch % self.config.save_interval == 0:
             self.writer.save(self.folder.epoch_checkpoint(epoch), self.elapsed())
             self.folder.prune(self.config.keep_last)
+
+    def _measure(self) -> float:
+        """The held-out loss, kept.  Raises DivergenceError where there is none: such weights are not worth saving."""
+        loss = self.trainer.heldout_loss(*self.heldout)
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"the held-out loss is not finite after step {self.trainer.step}. What was saved before is untouched. "
+                f"Lower --lr (now {self.config.lr:g})."
+            )
+        self.writer.add_heldout(loss)
+        return loss
 
     def _stopped(self) -> int:
         saved = self.writer.save(self.folder.latest, self.elapsed())
@@ -207,7 +248,7 @@ class Session:
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
         history = self.writer.heldout_history
         if not history or history[-1][0] != self.trainer.step:
-            self.writer.add_heldout(self.trainer.heldout_loss(*self.heldout))
+            self._measure()
         picture = self.writer.draw_samples(epoch)
         self.writer.plot_losses()
         if not self.writer.save(self.folder.final, self.elapsed(), finished):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.files import run_of
 from tiny_diffusion.config import Config, resolve
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.options import TrainActions, specs
@@ -87,12 +88,20 @@ def _go_on(given: dict, actions: TrainActions, started: float) -> int:
     if actions.resume:
         path, checkpoint = Path(actions.resume), load_checkpoint(actions.resume)
         output_dir = given.get("output_dir", checkpoint.config.output_dir)
+        if run_of(path.resolve()) != Path(output_dir).resolve() and RunFolder(output_dir).holds_a_run():
+            raise OptionError(
+                f"--output_dir {output_dir} holds another run than --resume {path}, which would overwrite it. "
+                "Name the checkpoint's own folder, or a new one, by --output_dir."
+            )
     else:
         output_dir = given.get("output_dir", Config.output_dir)
         if (newest := RunFolder(output_dir).newest()) is None:
-            raise OptionError(
-                f"--output_dir {output_dir} holds no checkpoint to go on from. Leave out --resume to start a run there."
+            way_out = (
+                "The run there was stopped before its first one: start again by --overwrite."
+                if RunFolder(output_dir).holds_a_run()
+                else "Leave out --resume to start a run there."
             )
+            raise OptionError(f"--output_dir {output_dir} holds no checkpoint to go on from. {way_out}")
         path, checkpoint = newest
     config = _merge(checkpoint.config, {**given, "output_dir": str(output_dir)}, actions.extend)
     if actions.dry_run:
@@ -134,7 +143,9 @@ def _merge(config: Config, given: dict, extend: bool) -> Config:
 
 
 def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return "(not set)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _print_options(config: Config) -> int:

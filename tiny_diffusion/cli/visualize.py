@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.files import check_writable
 from tiny_diffusion.config import refuse_betas
 from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.options import FigureOptions
 
@@ -17,6 +19,7 @@ Show how noise covers images, or the noise schedules side by side.
   visualize_diffusion.py --what schedules
 """
 TIMES = (0, 50, 100, 200, 400, 600, 800, 999)  # at T = 1000
+MOST_PIXELS = 32_000_000  # of images in a figure, which takes about 120 bytes for each
 CURVES_IGNORE = ("dataset", "data_dir", "image_size", "num_images", "schedule", "seed", "device")
 
 
@@ -25,15 +28,16 @@ def run(argv: list[str], program: str, started: float) -> int:
     options = FigureOptions(**given)
     if options.save_path is not None and Path(options.save_path).suffix.lower() != ".png":
         raise OptionError(f"--save_path {options.save_path}: figures are PNG files. End the name in .png.")
+    path = Path(options.save_path or f"outputs/{'forward_diffusion' if options.what == 'forward' else 'schedules'}.png")
     if options.what == "schedules":
         if ignored := [name for name in CURVES_IGNORE if name in given]:
             raise OptionError(
                 f"--{ignored[0]} would be ignored by --what schedules, which shows no image. Leave it out."
             )
-        path = _schedules(options)
+        _schedules(options, path)
     else:
         refuse_betas(given, options.schedule)
-        path = _forward(options)
+        _forward(options, path)
     print(f"figure: {path}", file=sys.stderr)
     return 0
 
@@ -47,11 +51,13 @@ def _schedule(options: FigureOptions, name: str):
         for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True)
     )
     if start > end:
-        raise OptionError(f"--beta_start {start:g} is larger than --beta_end {end:g}; noise must grow. Swap them.")
+        raise OptionError(
+            f"--beta_start {start:g} is larger than --beta_end {end:g}, and noise grows. Swap them, or give both."
+        )
     return schedule
 
 
-def _forward(options: FigureOptions) -> Path:
+def _forward(options: FigureOptions, path: Path) -> None:
     import numpy as np
     import torch
 
@@ -65,6 +71,13 @@ def _forward(options: FigureOptions) -> Path:
 
     device = make_world(options.device, dict(os.environ)).device
     diffusion = Diffusion(_schedule(options, options.schedule))
+    side = options.image_size or DATASETS[options.dataset].size
+    if (most := MOST_PIXELS // (len(TIMES) * side**2)) < options.num_images:
+        raise OptionError(
+            f"--num_images {options.num_images} of {side}x{side} pixels, {len(TIMES)} times each, are too large a "
+            f"picture. Use at most {most}, or a smaller --image_size."
+        )
+    check_writable("save_path", path)
     data = open_dataset(options.dataset, data_dir=options.data_dir, size=options.image_size)
     draws = stream(options.seed, "figure")
     clean = to_float(data.images[draws.permutation(len(data.images))[: options.num_images]]).to(device)
@@ -73,16 +86,14 @@ def _forward(options: FigureOptions) -> Path:
     times = sorted({round(t * last / TIMES[-1]) for t in TIMES})
     noisy = [to_uint8(diffusion.add_noise(clean, noise, np.full(len(clean), float(t))).cpu().numpy()) for t in times]
     levels = [diffusion.schedule.level(t) for t in times]
-    path = Path(options.save_path or "outputs/forward_diffusion.png")
     title = f"{options.dataset}: the forward process, {options.schedule} schedule, T = {options.timesteps}"
     save_forward_figure(
         path, noisy, times, title=title,
         captions=[f"α {level.alpha:.2f}  σ {level.sigma:.2f}" for level in levels],
     )  # fmt: skip
-    return path
 
 
-def _schedules(options: FigureOptions) -> Path:
+def _schedules(options: FigureOptions, path: Path) -> None:
     import numpy as np
 
     from tiny_diffusion.visuals.figures import save_schedules_figure
@@ -92,6 +103,5 @@ def _schedules(options: FigureOptions) -> Path:
         schedule = _schedule(options, name)
         time = np.arange(schedule.timesteps) / (schedule.timesteps - 1)
         curves[name] = {"time": time, "alpha": schedule.alpha, "sigma": schedule.sigma}
-    path = Path(options.save_path or "outputs/schedules.png")
+    check_writable("save_path", path)
     save_schedules_figure(path, curves, title=f"Noise schedules, T = {options.timesteps}")
-    return path

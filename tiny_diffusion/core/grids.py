@@ -46,6 +46,14 @@ def rho(schedule: Schedule, steps: int, exponent: float = 7.0) -> np.ndarray:
     return _from_end(schedule, -2 * np.log(ratio))
 
 
+def angle(schedule: Schedule, steps: int) -> np.ndarray:
+    """Uniform in atan2(sigma, alpha), the last step to clean included: even turns, whatever the schedule."""
+    ends = schedule.at(np.array([schedule.timesteps - 1.0, 0.0]))
+    noisiest, cleanest = np.arctan2(ends[2], ends[1])
+    angles = np.linspace(noisiest, max(cleanest, noisiest / steps), steps)
+    return _from_end(schedule, -2 * np.log(np.tan(angles)))
+
+
 def _log_snr_range(schedule: Schedule) -> tuple[float, float]:
     return max(schedule.log_snr[-1], -2 * np.log(NOISIEST_RATIO)), schedule.log_snr[0]
 
@@ -57,4 +65,4 @@ def _from_end(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
     return t
 
 
-GRIDS = {"trailing": trailing, "leading": leading, "log_snr": log_snr, "rho": rho}
+GRIDS = {"trailing": trailing, "leading": leading, "angle": angle, "log_snr": log_snr, "rho": rho}

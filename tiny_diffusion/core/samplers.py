@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from tiny_diffusion.core.schedules import Level
 Array = Any  # a torch tensor, a numpy array or a float
 Denoise = Callable[[Array, Level], tuple[Array, Array]]
 Draw = Callable[[], Array]
+
+GAUSS_PLACES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(12)  # integrals over [-1, 1], here to rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +84,46 @@ def dpmpp_2m(denoise: Denoise, x: Array, levels: Sequence[Level]) -> Iterator:
         yield Step(following, x, clean)
 
 
-def ipndm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 4) -> Iterator:
-    """Adams-Bashforth: the last four slopes, extrapolated over the step.  iPNDM, Zhang & Chen (2023), section 3.3.
+def abm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 3) -> Iterator:
+    """Adams-Bashforth predicts a step, Adams-Moulton corrects it with the slope found at its end; n evaluations.
 
-    Theirs has the coefficients of equal steps in sigma/alpha; these are exact for unequal ones, over Heun's angle.  It
-    starts with one Euler step, which sets the order of convergence at 2 however small the later errors are.  Slopes that
-    lie within half of the step are not used: to extrapolate from them would multiply the network's errors.
+    Multistep as iPNDM (Zhang & Chen, 2023, section 3.3), with UniPC's free corrector (Zhao et al., 2023, algorithm 1),
+    over Heun's angle: clean and noise are extrapolated and the turn between them is exact, so the first step is DDIM's.
     """
-    history: list[tuple[float, Array]] = []  # (angle, slope), the newest first
+    y = x / _length(levels[0])
+    past: list[tuple[float, Array, Array]] = []  # (angle, clean, noise), the newest first
     for level, following in pairwise(levels):
         clean, noise = denoise(x, level)
         if following.sigma == 0:
             yield Step(following, clean, clean)
             continue
-        history = [(_angle(level), _velocity(level, clean, noise)), *history[: order - 1]]
-        nodes, end = [angle for angle, _ in history], _angle(following)
-        gaps = takewhile(lambda gap, step=abs(end - nodes[0]): 2 * gap > step, (abs(b - a) for a, b in pairwise(nodes)))
-        weights = _adams_weights(nodes[: 1 + len(list(gaps))], end)
-        y = x / _length(level) + sum(weight * slope for weight, (_, slope) in zip(weights, history, strict=False))
-        x = _length(following) * y
+        start, end = _angle(level), _angle(following)
+        past = [(start, clean, noise), *past[:order]]
+        if len(past) > 1:
+            y = y + _turned(past[:order], past[1][0], start)  # the step before, corrected
+        x = _length(following) * (y + _turned(past[:order], start, end))
         yield Step(following, x, clean)
 
 
-def _adams_weights(nodes: list[float], end: float) -> list[float]:
-    """w with sum(w_i f(nodes_i)) = integral of f from nodes[0] to end, for polynomials of degree < len(nodes)."""
-    step = end - nodes[0]
-    places = (np.array(nodes) - nodes[0]) / (step or 1.0)
-    powers = np.arange(len(nodes))
-    return [float(weight) for weight in step * np.linalg.solve(places ** powers[:, None], 1 / (powers + 1))]
+def _turned(past: Sequence[tuple[float, Array, Array]], start: float, end: float) -> Array:
+    """The integral of cos(angle) * noise - sin(angle) * clean from start to end, both as polynomials through the past.
+
+    Estimates that lie within half of the step from one another are left out: extrapolated from, the network's errors
+    would be multiplied.
+    """
+    known = list(past[:1])
+    for estimate in past[1:]:
+        if 2 * abs(estimate[0] - known[-1][0]) <= abs(end - start):
+            break
+        known.append(estimate)
+    angles = start + (end - start) * (1 + GAUSS_PLACES) / 2
+    total = 0.0
+    for here, clean, noise in known:
+        others = [other for other, _, _ in known if other != here]
+        share = np.prod([(angles - other) / (here - other) for other in others], axis=0)  # Lagrange's polynomial
+        share = share * GAUSS_WEIGHTS * (end - start) / 2
+        total = total + float(np.sum(share * np.cos(angles))) * noise - float(np.sum(share * np.sin(angles))) * clean
+    return total
 
 
 def _angle(level: Level) -> float:
@@ -143,7 +157,7 @@ SAMPLERS = {
     #                   generator               order  grid
     "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True),
     "ddim": Sampler(ddim, 1, "trailing"),
-    "heun": Sampler(heun, 2, "rho", evaluations=lambda steps: 2 * steps - 1),
+    "heun": Sampler(heun, 2, "angle", evaluations=lambda steps: 2 * steps - 1),
     "dpmpp_2m": Sampler(dpmpp_2m, 2, "rho"),
-    "ipndm": Sampler(ipndm, 2, "rho"),
+    "abm": Sampler(abm, 3, "angle"),
 }

@@ -5,10 +5,12 @@ read-only.  To add a format: a function of (dataset, heldout, data folder), a ro
 """
 
 import gzip
+import http.client
 import os
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +74,7 @@ def _idx(dataset: Dataset, heldout: bool, folder: Path) -> tuple[Tensor, Tensor]
         _download(dataset.source, folder)
         found = _idx_pair(raw, split)
     images, labels = (_read_idx(path) for path in found)
-    if images.ndim != 3 or images.shape[1:] != (dataset.size, dataset.size) or labels.shape != images.shape[:1]:
+    if images.shape != (labels.size, dataset.size, dataset.size) or labels.ndim != 1 or not labels.size:
         raise FileError(
             f"{found[0].parent} does not hold {dataset.source}: images {images.shape}, labels {labels.shape}."
         )
@@ -103,7 +105,7 @@ def _read_idx(path: Path) -> np.ndarray:
         shape = tuple(int(size) for size in np.frombuffer(content, ">u4", axes, offset=4))
         if content[:3] != b"\x00\x00\x08" or len(content) != 4 + 4 * axes + np.prod(shape, dtype=object):
             raise ValueError("its size does not fit its header")
-    except (ValueError, IndexError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, IndexError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FileError(f"{path} is not a whole idx file ({error}). Delete it to download it again.") from error
     return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * axes).reshape(shape)
 
@@ -123,7 +125,7 @@ def _download(source: str, folder: Path) -> None:
         else:  # some files lie there: complete them, one by one
             for path in (partial / source / "raw").iterdir():
                 os.replace(path, folder / source / "raw" / path.name)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, http.client.HTTPException) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise FileError(
             f"{folder / source} is missing and the download failed ({lines[-1].strip()}). "

@@ -63,10 +63,10 @@ class Optimizer:
         """The inverse of `tensors`.  Raises KeyError or RuntimeError if the state is another network's."""
         for key, momentum in self.momenta.items():
             momentum.copy_(state[f"muon/{key}"])
+        if not any(name.startswith("adamw/") for name in state):
+            return  # saved before its first step
         for key, parameter in self.others.items():
-            held = {name: state.get(f"adamw/{key}/{name}") for name in ("step", "exp_avg", "exp_avg_sq")}
-            if all(tensor is None for tensor in held.values()):
-                continue  # saved before its first step
+            held = {name: state[f"adamw/{key}/{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
             average = {name: torch.empty_like(parameter).copy_(held[name]) for name in ("exp_avg", "exp_avg_sq")}
             self.adamw.state[parameter] = {
                 "step": held["step"].to(parameter.device, torch.float32, copy=True),

@@ -50,10 +50,12 @@ class Length:
     from_seconds: float = 0.0
 
     def progress(self, step: int, seconds: float) -> float:
-        """0 at the start, 1 at the end."""
+        """0 at the start, 1 at the end, and from the start where the end lies before it."""
         if self.steps is not None:
-            return (step - self.from_step) / max(1, self.steps - self.from_step)
-        return (seconds - self.from_seconds) / max(1e-9, self.seconds - self.from_seconds)
+            done, whole = step - self.from_step, self.steps - self.from_step
+        else:
+            done, whole = seconds - self.from_seconds, self.seconds - self.from_seconds
+        return done / whole if whole > 0 else 1.0
 
     def rate(self, step: int, progress: float) -> float:
         """The share of the peak learning rate: a linear warm-up, then sqrt(1 - progress) down to zero."""

@@ -1,0 +1,248 @@
+"""Drawing: image i of a seed is one picture, whatever is drawn beside it, and costs what is said."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tiny_diffusion.checkpoint import make_model
+from tiny_diffusion.config import resolve
+from tiny_diffusion.core.grids import GRIDS, make_levels
+from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.randomness import stream
+from tiny_diffusion.sampling import Request, denoising, sample
+from tiny_diffusion.visuals.images import to_uint8
+
+SHAPE = (1, 8, 8)
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+CONFIG = resolve({"dataset": "digits", "base_channels": 8, "class_cond": True})
+DIFFUSION = Diffusion.of(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model(make_trainer):
+    """A class-conditional network that has begun to learn the digits."""
+    trainer = make_trainer(steps=60, class_cond=True, lr=5e-3)
+    for _ in trainer.run():
+        pass
+    return trainer.ema.model
+
+
+@pytest.fixture(scope="module")
+def wild():
+    """A network of random weights, whose estimates leave [-1, 1] far behind."""
+    generator = torch.Generator().manual_seed(0)
+    model = make_model(CONFIG, 1, 10).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def draw(model, indices, **options):
+    options = {"sampler": "ddim", "grid": "trailing", "steps": 8, **options}
+    return sample(model, DIFFUSION, Request(indices, **options), SHAPE)
+
+
+class Recorder(nn.Module):
+    """A model that answers zero and notes what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.calls = []
+
+    def forward(self, x, time, label=None):
+        self.calls.append((x, time, None if label is None else label.tolist()))
+        return 0 * x
+
+
+def assert_same_pictures(first, second):
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
+    first, second = (to_uint8(images.numpy()).astype(int) for images in (first, second))
+    assert np.abs(first - second).max() <= 1
+
+
+# One picture an index
+
+
+@every_sampler
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_image_seven_does_not_depend_on_its_batch(guidance, sampler, model):
+    options = {"sampler": sampler, "grid": SAMPLERS[sampler].grid, "classes": tuple(range(10)), "guidance": guidance}
+    batch = draw(model, range(16), **options)
+    alone = draw(model, [7], **options)
+    assert_same_pictures(alone[0], batch[7])
+    assert (batch[8] - batch[7]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 50])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_nor_after_few_steps_or_many(sampler, steps, model):
+    options = {"sampler": sampler, "grid": SAMPLERS[sampler].grid, "steps": steps}
+    assert_same_pictures(draw(model, [7], **options)[0], draw(model, range(16), **options)[7])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16, 100])
+def test_the_batch_size_does_not_matter(batch_size, model):
+    options = {"sampler": "ddpm", "classes": (3, 5)}
+    assert_same_pictures(draw(model, range(16), batch_size=batch_size, **options), draw(model, range(16), **options))
+
+
+def test_images_come_in_the_order_of_their_indices(model):
+    some, all_of_them = draw(model, [9, 2, 2, 11], sampler="ddpm"), draw(model, range(12), sampler="ddpm")
+    assert_same_pictures(some, all_of_them[[9, 2, 2, 11]])
+
+
+@every_sampler
+def test_every_seed_and_every_index_has_a_picture_of_its_own(sampler, model):
+    options = {"sampler": sampler, "steps": 3, "grid": SAMPLERS[sampler].grid}
+    images = torch.cat([draw(model, range(5), seed=seed, **options) for seed in range(4)]).flatten(1)
+    apart = (images[:, None] - images[None]).abs().amax(-1) + 2 * torch.eye(20)
+    assert apart.min() > 0.05
+
+
+@every_sampler
+def test_drawing_again_draws_the_same_bit_for_bit(sampler, model):
+    options = {"sampler": sampler, "grid": SAMPLERS[sampler].grid, "seed": 3}
+    first = draw(model, range(4), **options)
+    torch.rand(10)
+    assert torch.equal(draw(model, range(4), **options), first)
+
+
+def test_drawing_leaves_torchs_generator_the_model_and_gradients_alone(model):
+    state, weights = torch.get_rng_state(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = draw(model, range(4), sampler="ddpm")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert not images.requires_grad and torch.is_grad_enabled()
+
+
+# The steps
+
+
+@every_sampler
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_denoising_goes_from_noise_over_the_levels_of_the_grid_to_the_images(steps, sampler, model):
+    request = Request([4, 9], sampler=sampler, steps=steps, grid="trailing", seed=2)
+    states = list(denoising(model, DIFFUSION, request, SHAPE))
+    assert [state.level for state in states] == make_levels(DIFFUSION.schedule, "trailing", steps)
+    assert all(state.x.shape == state.clean.shape == (2, *SHAPE) for state in states)
+    noise = np.stack([stream(2, "image", index).standard_normal(SHAPE, dtype=np.float32) for index in (4, 9)])
+    torch.testing.assert_close(states[0].x, states[0].level.sigma * torch.from_numpy(noise))
+    assert torch.equal(states[-1].x, sample(model, DIFFUSION, request, SHAPE))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("guidance", [1.0, 2.0, 0.0])
+@every_sampler
+def test_the_network_is_called_as_often_as_is_said(sampler, guidance, grid):
+    recorder = Recorder()
+    request = Request(range(5), sampler=sampler, steps=6, grid=grid, classes=(1,), guidance=guidance, batch_size=2)
+    images = sample(recorder, DIFFUSION, request, SHAPE)
+    assert images.shape == (5, *SHAPE)
+    assert len(recorder.calls) == 3 * request.evaluations()  # batches of 2, 2 and 1
+    assert request.evaluations() == (2 * 6 - 1 if sampler == "heun" else 6) * (1 if guidance == 1 else 2)
+
+
+@every_sampler
+def test_clipping_holds_every_estimate_and_the_images_in_range(sampler, wild):
+    for clip, largest in ((True, 1.0), (False, math.inf)):
+        request = Request(range(3), sampler=sampler, steps=10, grid="trailing", clip=clip)
+        states = list(denoising(wild, DIFFUSION, request, SHAPE))[1:]
+        assert all(state.clean.abs().max() <= largest for state in states)
+        assert states[-1].x.abs().max() <= largest
+    assert states[-1].x.abs().max() > 1.5  # without
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 12), (1, 16, 4), (4, 5, 7)])
+def test_images_have_any_shape_and_are_single_precision_on_the_cpu(shape):
+    images = sample(Recorder(), DIFFUSION, Request(range(3), batch_size=2), shape)
+    assert images.shape == (3, *shape) and images.dtype == torch.float32 and images.device.type == "cpu"
+
+
+# Fresh noise
+
+
+def test_ddim_with_eta_one_is_ddpm_and_with_eta_zero_is_ddim(model):
+    ddpm, ddim = (draw(model, range(4), sampler=name) for name in ("ddpm", "ddim"))
+    assert torch.equal(draw(model, range(4), eta=1.0), ddpm)
+    assert torch.equal(draw(model, range(4), eta=0.0), ddim)
+    half = draw(model, range(4), eta=0.5)
+    assert (half - ddim).abs().max() > 0.05 and (half - ddpm).abs().max() > 0.05
+
+
+def test_samplers_with_fresh_noise_go_elsewhere_from_the_same_start(model):
+    """Two states of ddpm, from equal noise, differ by more than its deterministic part explains."""
+    request = Request([0], sampler="ddpm", steps=8, grid="trailing")
+    random = list(denoising(model, DIFFUSION, request, SHAPE))
+    steady = list(denoising(model, DIFFUSION, dataclasses.replace(request, sampler="ddim"), SHAPE))
+    assert torch.equal(random[0].x, steady[0].x)
+    assert (random[1].x - steady[1].x).abs().max() > 0.1
+
+
+# Labels
+
+
+def test_labels_take_turns_by_index_and_not_by_place_in_the_batch():
+    classes = (4, 7, 1)
+    assert Request(range(6), classes=classes).labels() == [4, 7, 1, 4, 7, 1]
+    assert Request([5, 1, 300], classes=classes).labels() == [1, 7, 4]
+    assert Request(range(6)).labels() is None
+
+
+@pytest.mark.parametrize("indices", [range(10), [9, 0, 5, 5], range(100, 107)])
+def test_labels_are_the_same_however_a_request_is_cut(indices):
+    whole = Request(indices, classes=(2, 3, 9, 0), batch_size=3)
+    assert list(itertools.chain.from_iterable(part.labels() for part in whole.batches())) == whole.labels()
+
+
+def test_the_network_is_told_the_labels_and_for_guidance_none_as_well():
+    for guidance, told in ((1.0, [[8, 6, 8]]), (2.0, [[8, 6, 8], None])):
+        recorder = Recorder()
+        sample(recorder, DIFFUSION, Request([2, 1, 0], steps=1, classes=(8, 6), guidance=guidance), SHAPE)
+        assert [label for _, _, label in recorder.calls] == told
+
+
+def test_labels_change_the_picture_and_guidance_changes_it_more(model):
+    plain, three, five = draw(model, range(8)), draw(model, range(8), classes=(3,)), draw(model, range(8), classes=(5,))
+    assert (three - five).abs().max() > 0.05 and (three - plain).abs().max() > 0.05
+    guided = [draw(model, range(8), classes=(label,), guidance=4.0) for label in (3, 5)]
+    assert (guided[0] - guided[1]).abs().mean() > (three - five).abs().mean()
+
+
+def test_guidance_zero_is_no_label_and_guidance_one_is_the_label(model):
+    """none + w (label - none)."""
+    torch.testing.assert_close(draw(model, range(4), classes=(3,), guidance=0.0), draw(model, range(4)))
+    nearly = draw(model, range(4), classes=(3,), guidance=1.0 + 1e-6)
+    torch.testing.assert_close(nearly, draw(model, range(4), classes=(3,)), rtol=0, atol=1e-3)
+
+
+# Requests
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 10, 64])
+@pytest.mark.parametrize("indices", [range(10), range(5, 6), [3, 1, 4, 1, 5, 9, 2], (), range(0)])
+def test_the_parts_of_a_request_are_its_indices_in_order(indices, batch_size):
+    request = Request(indices, steps=3, seed=4, classes=(1, 2), guidance=1.5, clip=False, batch_size=batch_size)
+    parts = list(request.batches())
+    assert [index for part in parts for index in part.indices] == list(indices)
+    assert all(1 <= len(part.indices) <= batch_size for part in parts)
+    assert len(parts) == math.ceil(len(indices) / batch_size)
+    assert all(dataclasses.replace(part, indices=indices) == request for part in parts)
+
+
+def test_a_request_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Request(range(3)).steps = 4
+
+
+def test_the_default_request_is_one_that_can_be_drawn():
+    request = Request(range(2))
+    assert request.sampler in SAMPLERS and request.grid == SAMPLERS[request.sampler].grid
+    assert sample(Recorder(), DIFFUSION, request, SHAPE).shape == (2, *SHAPE)
