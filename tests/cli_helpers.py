@@ -14,7 +14,7 @@ OPTIONS = {
     "visualize": (FigureOptions,),
     "info": (InfoOptions,),
 }
-TINY = "--dataset digits --base_channels 8 --num_samples 4".split()
+TINY = ["--dataset", "digits", "--base_channels", "8", "--num_samples", "4"]
 
 
 class Ended(NamedTuple):

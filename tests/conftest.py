@@ -67,7 +67,9 @@ def loud(tmp_path_factory):
     noise = torch.Generator().manual_seed(0)
 
     def random(name, tensor):
-        return tensor + 0.2 * torch.randn(tensor.shape, generator=noise) if name.startswith(("model", "ema")) else tensor
+        return (
+            tensor + 0.2 * torch.randn(tensor.shape, generator=noise) if name.startswith(("model", "ema")) else tensor
+        )
 
     change_tensors(folder / "model_final.pt", folder / "model_final.pt", random)
     return folder / "model_final.pt"

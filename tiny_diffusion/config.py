@@ -222,6 +222,11 @@ def _check_process(config: Config) -> None:
             f"--beta_start {config.beta_start:g} is larger than --beta_end {config.beta_end:g}, and noise grows. "
             "Swap them, or give both."
         )
+    if not (schedule.log_snr[1:] < schedule.log_snr[:-1]).all() or not (schedule.alpha[:-1] > 0).all():
+        raise OptionError(
+            f"--beta_start {config.beta_start:g} and --beta_end {config.beta_end:g} erase the image before the last "
+            "step. Use smaller ones, such as 1e-4 and 0.02."
+        )
     singular = abs(determinant(config.prediction, schedule.alpha, schedule.sigma)) == 0
     if singular.any():
         raise OptionError(

@@ -61,7 +61,7 @@ class Diffusion:
         weight = _column(output_weight(self.loss_weight, self.prediction, alpha, sigma), clean)
         wanted = target(self.prediction, _column(alpha, clean), _column(sigma, clean), clean, noise)
         output = model(self.add_noise(clean, noise, t), _column(time, clean).flatten(), label)
-        return (weight * LOSSES[self.loss_kind](output.float(), wanted, reduction="none")).mean()
+        return (weight * LOSSES[self.loss_kind](output.to(wanted.dtype), wanted, reduction="none")).mean()
 
     def denoiser(
         self, model: Model, label: Tensor | None = None, guidance: float = 1.0, clip: bool = True,

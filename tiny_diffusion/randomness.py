@@ -26,7 +26,7 @@ def seed_torch(seed: int, purpose: str, index: int = 0) -> None:
 
 
 def _sequence(seed: int, purpose: str, index: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence([seed, PURPOSES[purpose], index])
+    return np.random.SeedSequence(seed, spawn_key=(PURPOSES[purpose], index))
 
 
 PURPOSES = {

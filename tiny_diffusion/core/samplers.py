@@ -40,7 +40,7 @@ def ddim(denoise: Denoise, x: Array, levels: Sequence[Level], draw: Draw | None 
     for level, following in pairwise(levels):
         clean, noise = denoise(x, level)
         fresh = 0.0
-        if eta and following.sigma:
+        if eta:
             kept = (level.alpha / following.alpha * following.sigma) ** 2
             fresh = eta**2 * (level.sigma**2 - kept) * following.sigma**2 / level.sigma**2
         x = following.alpha * clean + math.sqrt(max(following.sigma**2 - fresh, 0.0)) * noise
@@ -77,7 +77,7 @@ def dpmpp_2m(denoise: Denoise, x: Array, levels: Sequence[Level]) -> Iterator:
         shrink = level.alpha * following.sigma / (level.sigma * following.alpha)  # e^-h, 0 where alpha is
         h = -math.log(shrink) if shrink > 0 else math.inf
         ahead = clean
-        if previous is not None and last_h < math.inf:
+        if previous is not None:
             ahead = clean + h / (2 * last_h) * (clean - previous)
         x = following.sigma / level.sigma * x + following.alpha * (1 - shrink) * ahead
         previous, last_h = clean, h
@@ -98,10 +98,10 @@ def abm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 3) -> 
             yield Step(following, clean, clean)
             continue
         start, end = _angle(level), _angle(following)
-        past = [(start, clean, noise), *past[:order]]
+        past = [(start, clean, noise), *past[: order - 1]]
         if len(past) > 1:
-            y = y + _turned(past[:order], past[1][0], start)  # the step before, corrected
-        x = _length(following) * (y + _turned(past[:order], start, end))
+            y = y + _turned(past, past[1][0], start)  # the step before, corrected
+        x = _length(following) * (y + _turned(past, start, end))
         yield Step(following, x, clean)
 
 

@@ -1,0 +1,160 @@
+"""Help, spelling and the way in: what a user sees before anything is computed."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import OPTIONS
+
+from tiny_diffusion.cli import COMMANDS
+from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.options import specs
+
+every_command = pytest.mark.parametrize("command", COMMANDS)
+EVERY_OPTION = [(c, name) for c, option_sets in OPTIONS.items() for options in option_sets for name in specs(options)]
+every_option = pytest.mark.parametrize("command, name", EVERY_OPTION)
+TORCH_AND_ITS_LIKE = ["torch", "torchvision", "matplotlib", "sklearn", "scipy", "PIL", "tqdm", "imageio"]
+
+
+def names_of(command):
+    return [name for c, name in EVERY_OPTION if c == command]
+
+
+def spec_of(command, name):
+    return next(specs(options)[name] for options in OPTIONS[command] if name in specs(options))
+
+
+def a_value(spec) -> str:
+    """Some value that an option takes."""
+    if spec.choices:
+        return spec.choices[0]
+    return {int: str(spec.low), float: str(spec.high), (int,): str(spec.low)}.get(spec.kind, "some/place")
+
+
+def test_every_command_has_its_options_in_the_tests():
+    """A new command joins the table of cli_helpers.py, and with that these laws."""
+    assert set(OPTIONS) == set(COMMANDS)
+
+
+# --help
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_without_a_command_every_command_is_listed_with_what_it_does(argv, cli):
+    ended = cli.works(*argv)
+    for command, (_, what) in COMMANDS.items():
+        assert re.search(rf"^  {command} +{re.escape(what)}$", ended.out, re.MULTILINE)
+    assert ended.err == ""
+
+
+@every_command
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_lists_every_option_with_its_words_and_its_default(flag, command, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # no phrase is broken at a hyphen
+    ended = cli.works(command, flag)
+    text = " ".join(ended.out.split())
+    listed = re.findall(r"^  (?:-h, )?--(\w+)", ended.out, re.MULTILINE)
+    assert sorted(listed) == sorted(["help", *names_of(command)]) and ended.err == ""
+    for options in OPTIONS[command]:
+        for field in dataclasses.fields(options):
+            spec = field.metadata["spec"]
+            assert spec.help in text
+            for choice in spec.choices:
+                assert choice in text
+            if field.default is not None and spec.kind is not bool:
+                shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+                assert f"{spec.help} [{shown}]" in text
+
+
+@every_command
+def test_help_begins_with_commands_to_try_that_name_real_options(command, cli):
+    text = cli(command, "--help").out
+    description = text.split("options:")[0] if command == "info" else text[text.index("\n\n") :].split("\n\n  -h")[0]
+    examples = [line for line in description.splitlines() if re.match(r"  \w+\.py --", line)]
+    assert examples or command == "info"
+    for example in examples:
+        assert set(re.findall(r"--(\w+)", example)) <= set(names_of(command))
+
+
+def test_help_and_refused_options_load_no_torch():
+    """One process for all: whatever any of them loads is still loaded at the end."""
+    program = f"""
+import contextlib, io, sys
+from tiny_diffusion.cli import COMMANDS, main
+argvs = [["--help"], ["nonsense"], ["train", "--lr", "0"], ["train", "--schedule", "flow", "--prediction", "epsilon"],
+         ["train", "--dry_run"], ["sample"], *([command, "--help"] for command in COMMANDS)]
+for argv in argvs:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(argv)
+print([name for name in {TORCH_AND_ITS_LIKE} if name in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+    assert len(ended.stderr.splitlines()) == 4  # the four that are refused
+
+
+# Spelling
+
+
+@every_option
+def test_an_option_is_taken_with_underscores_and_with_hyphens(command, name):
+    spec = spec_of(command, name)
+    for flag in (f"--{name}", f"--{name.replace('_', '-')}"):
+        words = [[flag]] if spec.kind is bool else [[flag, a_value(spec)], [f"{flag}={a_value(spec)}"]]
+        for argv in words:
+            given = parse(argv, "test", "", *OPTIONS[command])
+            assert list(given) == [name] and type(given[name]) is (tuple if spec.kind == (int,) else spec.kind)
+
+
+def test_hyphens_in_a_value_stay():
+    given = parse(["--output-dir", "my-run", "--data-dir=a-b"], "test", "", *OPTIONS["train"])
+    assert given == {"output_dir": "my-run", "data_dir": "a-b"}
+
+
+def test_resume_takes_a_checkpoint_or_none():
+    """Alone it means the newest of --output_dir."""
+    for argv, value in [(["--resume"], ""), (["--resume", "--lr", "1"], ""), (["--resume", "a.pt"], "a.pt")]:
+        assert parse(argv, "test", "", *OPTIONS["train"])["resume"] == value
+
+
+@every_option
+def test_an_abbreviated_option_is_refused(command, name, cli):
+    if name[:-1] not in names_of(command):
+        cli.refuses(2, [command, f"--{name[:-1]}=1"], f"'--{name[:-1]}=1' is not an option here")
+
+
+@pytest.mark.parametrize("command, name", [(command, name) for command, name in EVERY_OPTION if len(name) > 3])
+def test_a_misspelt_option_is_answered_with_the_right_one(command, name, cli):
+    for misspelt in (f"{name}x", name.upper()):
+        line = cli.refuses(2, [command, f"--{misspelt}", "1"], f"'--{misspelt}' is not an option here")
+        assert line.endswith(f"Did you mean --{name}?")
+
+
+@every_command
+def test_what_belongs_to_no_option_is_refused_without_a_guess(command, cli):
+    for argv in (["digits"], ["-x", "3"], ["--zzz"]):
+        assert cli.refuses(2, [command, *argv], repr(argv[0])).endswith("is not an option here. See --help.")
+
+
+@pytest.mark.parametrize(
+    "typed, hint", [("trian", " Did you mean 'train'?"), ("samples", " Did you mean 'sample'?"), ("xyz", "")]
+)
+def test_an_unknown_command_is_answered_with_those_that_there_are(typed, hint, cli):
+    ended = cli(typed, "--epochs", 3)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"tiny_diffusion: error: command {typed!r} is not one of {', '.join(COMMANDS)}.{hint}\n"
+
+
+def test_the_last_of_two_values_counts(cli):
+    given = parse(["--lr", "1", "--lr", "2"], "test", "", *OPTIONS["train"])
+    assert given == {"lr": 2.0}
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "visualize_diffusion.py"])
+def test_errors_begin_with_the_script_that_was_started(script, cli, monkeypatch):
+    command = script.split(".")[0].split("_")[0]
+    monkeypatch.setattr(sys, "argv", [f"somewhere/{script}"])
+    ended = cli(command, "--nonsense")
+    assert ended.code == 2 and ended.err.startswith(f"{script}: error: '--nonsense'")

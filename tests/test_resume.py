@@ -1,0 +1,470 @@
+"""Going on: a run that was stopped ends where one that was not would have ended, bit for bit on the CPU."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cli_helpers import call, contents
+
+from tiny_diffusion.checkpoint import load_checkpoint, load_model
+from tiny_diffusion.cli import session
+from tiny_diffusion.cli.run_writer import RunWriter
+from tiny_diffusion.data.batches import Batches
+from tiny_diffusion.run_folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+# An epoch is 1498 / 250, six steps.
+OPTIONS = "--dataset digits --base_channels 4 --batch_size 250 --num_samples 1 --epochs 2 --device cpu".split()
+STEPS_AN_EPOCH = 6
+
+
+def assert_bitwise_equal(got, wanted):
+    assert got.keys() == wanted.keys()
+    assert not [name for name in wanted if not torch.equal(got[name], wanted[name])]
+
+
+def snapshot(folder):
+    """Every file with its bytes and its time of change."""
+    return {name: (data, (folder / name).stat().st_mtime_ns) for name, data in contents(folder).items()}
+
+
+def lines_of(folder):
+    """The log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def assert_same_run(folder, wanted):
+    """The final checkpoints hold the same tensors, and the logs the same steps and losses."""
+    got, want = (load_checkpoint(each / "model_final.pt") for each in (folder, wanted))
+    assert_bitwise_equal(got.tensors, want.tensors)
+    for key in ("step", "finished", "loss_history", "stretch"):
+        assert got.about[key] == want.about[key]
+    assert lines_of(folder) == lines_of(wanted)
+    assert [line["step"] for line in lines_of(folder)] == list(range(1, got.about["step"] + 1))
+
+
+# The trainer
+
+
+RUNS = {
+    "muon": {},
+    "adamw": {"optimizer": "adamw"},
+    "dropout": {"dropout": 0.3},
+    "classes": {"class_cond": True},
+    "hidden classes and dropout": {"class_cond": True, "label_dropout": 0.5, "dropout": 0.1},
+    "in parts": {"accumulate": 4, "dropout": 0.2},
+    "mirrored": {"hflip": True},
+    "epsilon, linear": {"prediction": "epsilon", "schedule": "linear", "timestep_distribution": "uniform"},
+    "x0, sigmoid": {"prediction": "x0", "schedule": "sigmoid", "loss_weight": "min_snr"},
+    "v, exponential": {"schedule": "exponential", "loss": "huber"},
+    "flow": {"prediction": "flow", "schedule": "flow", "loss_weight": "uniform", "loss": "l1"},
+    "logit-normal": {"timestep_distribution": "logit_normal", "timesteps": 50},
+    "a short memory": {"ema_decay": 0.3},
+    "no memory": {"ema_decay": 0.0},
+    "across epochs": {"batch_size": 400, "base_channels": 4},
+    "a batch of two epochs": {"batch_size": 3000, "base_channels": 4, "patch_size": 2},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "another seed": {"seed": 2**40, "grad_clip": 0.1},
+    "deeper": {"channel_mult": (1, 2, 2), "layers_per_block": 2, "attention_levels": ()},
+}
+
+
+@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+def test_ten_steps_are_four_and_a_checkpoint_and_six(options, make_trainer, tmp_path):
+    whole = make_trainer(**options)
+    wanted = [(report.loss.item(), report.grad_norm.item(), report.lr) for report in whole.run()]
+    first, got = make_trainer(**options), []
+    for report in first.run():
+        got.append((report.loss.item(), report.grad_norm.item(), report.lr))
+        if report.step == 4:
+            break
+    RunWriter(first.config, RunFolder(tmp_path), first).save(tmp_path / "x.pt", 1.0)
+    checkpoint = load_checkpoint(tmp_path / "x.pt")
+    second = make_trainer(**options)
+    torch.rand(3)  # whatever torch's own generator did in between
+    second.load(checkpoint.tensors, checkpoint.about["step"])
+    got += [(report.loss.item(), report.grad_norm.item(), report.lr) for report in second.run()]
+    assert got == wanted
+    assert_bitwise_equal(second.tensors(), whole.tensors())
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """runs(*words) -> the folder of an uninterrupted run with these options; made once, to look at only."""
+    made = {}
+
+    def run(*words):
+        if words not in made:
+            made[words] = tmp_path_factory.mktemp("runs") / "run"
+            assert call("train", *OPTIONS, *words, "--output_dir", made[words]) == 0
+        return made[words]
+
+    return run
+
+
+@pytest.fixture
+def train(cli, tmp_path):
+    """train(*words) -> how a run in tmp_path/run ended."""
+    return lambda *words: cli("train", *OPTIONS, "--output_dir", tmp_path / "run", *words)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+def copy_run(run, folder):
+    """The run, as if it had been made in that folder; also its files' times."""
+    shutil.copytree(run, folder)
+
+
+@pytest.mark.parametrize("stop", [1, 4, STEPS_AN_EPOCH, 9])
+def test_a_run_of_ten_steps_is_one_of_fewer_that_is_resumed(stop, train, folder, runs):
+    assert train("--max_steps", stop).code == 0
+    resumed = train("--resume", "--max_steps", 10)
+    assert resumed.code == 0 and f"step {stop}" in resumed.err
+    assert_same_run(folder, runs("--max_steps", 10))
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_the_same(train, folder, runs):
+    assert train("--max_steps", 2).code == 0
+    for stop in (3, 7, 8):
+        assert train("--resume", "--max_steps", stop).code == 0
+    assert train("--resume").code == 0
+    assert_same_run(folder, runs())
+    assert load_checkpoint(folder / "model_final.pt").about["finished"]
+
+
+@pytest.mark.parametrize("words", [["--class_cond", "--dropout", 0.2], ["--optimizer", "adamw", "--hflip"]], ids=str)
+def test_what_the_run_is_made_of_does_not_matter(words, train, folder, runs):
+    assert train(*words, "--max_steps", 4).code == 0
+    assert train("--resume", "--max_steps", 10).code == 0
+    assert_same_run(folder, runs(*words, "--max_steps", 10))
+
+
+FREE = "--save_interval 1 --sample_interval 2 --num_samples 2 --keep_last 1".split()
+
+
+def test_how_often_is_saved_and_drawn_may_change_and_changes_nothing_else(train, folder, runs):
+    assert train("--max_steps", 4).code == 0
+    assert train("--resume", *FREE).code == 0
+    assert_same_run(folder, runs())
+    files = set(contents(folder))
+    assert "checkpoints/model_epoch_002.pt" in files and "checkpoints/model_epoch_001.pt" not in files
+    config = load_checkpoint(folder / "model_final.pt").config
+    assert (config.save_interval, config.sample_interval, config.num_samples, config.keep_last) == (1, 2, 2, 1)
+
+
+def test_lines_of_the_log_beyond_the_checkpoint_are_cut(train, folder, runs):
+    """A kill loses what came after the last save, and may leave half a line."""
+    assert train("--max_steps", 4).code == 0
+    with open(folder / "log.jsonl", "a") as log:
+        for step in range(5, 9):
+            log.write(json.dumps({"step": step, "epoch": 0.5, "loss": 1e9, "grad_norm": 1.0, "lr": 1.0}) + "\n")
+        log.write('{"step": 9, "lo')
+    assert train("--resume", "--max_steps", 10).code == 0
+    assert_same_run(folder, runs("--max_steps", 10))
+
+
+def test_a_damaged_checkpoint_is_passed_over(train, folder, runs):
+    assert train("--max_steps", 8, "--save_interval", 1).code == 0
+    (folder / "model_final.pt").write_bytes((folder / "model_final.pt").read_bytes()[:-1000])
+    resumed = train("--resume", "--max_steps", 10)
+    assert resumed.code == 0 and "model_epoch_001.pt, step 6" in resumed.err
+    assert_same_run(folder, runs("--max_steps", 10))
+
+
+def test_the_rolling_checkpoint_goes_when_the_run_ends_and_can_be_gone_on_from(train, folder, runs, monkeypatch):
+    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
+    assert train("--max_steps", 4).code == 0
+    assert not (folder / "checkpoints" / "latest.pt").exists()
+    (folder / "model_final.pt").rename(folder / "checkpoints" / "latest.pt")
+    resumed = train("--resume", "--max_steps", 10)
+    assert resumed.code == 0 and "latest.pt, step 4" in resumed.err
+    assert not (folder / "checkpoints" / "latest.pt").exists()
+    assert_same_run(folder, runs("--max_steps", 10))
+
+
+def test_the_rolling_checkpoint_is_written_as_time_goes_by(train, folder, monkeypatch):
+    steps = []
+    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(
+        RunWriter, "save", lambda self, path, *rest: steps.append((path.name, self.trainer.step)) or True
+    )
+    assert train("--max_steps", 4).code == 0
+    assert steps == [("latest.pt", 1), ("latest.pt", 2), ("latest.pt", 3), ("model_final.pt", 4)]
+
+
+# A named checkpoint
+
+
+def test_a_named_checkpoint_goes_on_in_another_folder(train, folder, runs, tmp_path):
+    source = runs("--max_steps", 4)
+    before = snapshot(source)
+    assert train("--resume", source / "model_final.pt", "--max_steps", 10).code == 0
+    got, wanted = (load_checkpoint(each / "model_final.pt") for each in (folder, runs("--max_steps", 10)))
+    assert_bitwise_equal(got.tensors, wanted.tensors)
+    assert lines_of(folder) == lines_of(runs("--max_steps", 10))[4:]
+    assert snapshot(source) == before
+
+
+def test_a_named_checkpoint_goes_on_in_its_own_folder_and_the_log_goes_back_to_it(cli, train, folder, runs):
+    assert train("--save_interval", 1, "--max_steps", 9).code == 0
+    assert cli("train", "--resume", folder / "checkpoints" / "model_epoch_001.pt", "--max_steps", 10).code == 0
+    assert_same_run(folder, runs("--max_steps", 10))
+
+
+def test_a_missing_checkpoint_is_named(cli, tmp_path):
+    cli.refuses(1, ["train", "--resume", tmp_path / "none.pt"], tmp_path / "none.pt", "does not exist")
+
+
+# Nothing to do
+
+
+def test_resuming_a_finished_run_touches_nothing(train, folder, runs):
+    copy_run(runs(), folder)
+    before = snapshot(folder)
+    for words in (["--resume"], ["--resume", folder / "model_final.pt"], ["--resume", "--max_steps", 50]):
+        ended = train(*words)
+        assert ended.code == 0 and "finished" in ended.err and "--extend" in ended.err
+        assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("stop", [4, 3, 1])
+def test_resuming_up_to_a_step_that_is_behind_touches_nothing(stop, train, folder, runs):
+    copy_run(runs("--max_steps", 4), folder)
+    before = snapshot(folder)
+    ended = train("--resume", "--max_steps", stop)
+    assert ended.code == 0 and f"--max_steps {stop}" in ended.err
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("words", [[], ["--epochs", 3], ["--lr", 1e-3], ["--max_steps", 3]], ids=str)
+def test_a_folder_that_holds_a_run_is_not_written_to_unasked(words, cli, folder, runs):
+    copy_run(runs("--max_steps", 4), folder)
+    before = snapshot(folder)
+    argv = ["train", *OPTIONS, "--output_dir", folder, *words]
+    cli.refuses(2, argv, f"--output_dir {folder}", "--resume", "--extend", "--overwrite")
+    assert snapshot(folder) == before
+
+
+def test_there_must_be_a_checkpoint_to_resume(cli, folder):
+    cli.refuses(2, ["train", "--resume", "--output_dir", folder], f"--output_dir {folder}", "no checkpoint", "--resume")
+    assert not folder.exists()
+
+
+def test_a_folder_of_damaged_checkpoints_is_refused_by_name(cli, folder, runs):
+    copy_run(runs("--max_steps", 4), folder)
+    (folder / "model_final.pt").write_bytes(b"PK")
+    cli.refuses(1, ["train", "--resume", "--output_dir", folder], folder / "model_final.pt")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_name(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    ended = cli("train", *OPTIONS, "--output_dir", tmp_path / "file" / "run")
+    assert ended.code == 1 and f"--output_dir {tmp_path / 'file' / 'run'}" in ended.err.splitlines()[-1]
+
+
+CHANGED = {
+    "lr": (1e-3, "0.001", "0.002"),
+    "batch_size": (16, "16", "250"),
+    "seed": (1, "1", "0"),
+    "schedule": ("linear", "linear", "cosine"),
+    "prediction": ("x0", "x0", "v"),
+    "dropout": (0.5, "0.5", "0.0"),
+    "base_channels": (8, "8", "4"),
+    "channel_mult": ("1,2,2", "1,2,2", "1,2"),
+    "optimizer": ("adamw", "adamw", "muon"),
+    "ema_decay": (0.9, "0.9", "0.999"),
+    "accumulate": (2, "2", "1"),
+    "dataset": ("mnist", "mnist", "digits"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_an_option_that_would_change_the_result_is_refused_with_both_values(name, cli, folder, runs):
+    copy_run(runs("--max_steps", 4), folder)
+    before, (value, given, own) = snapshot(folder), CHANGED[name]
+    cli.refuses(2, ["train", "--resume", "--output_dir", folder, f"--{name}", value], f"--{name} {given}", own)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("name, value", [("epochs", 3), ("minutes", 1)])
+def test_another_length_is_refused_with_the_way_to_it(name, value, cli, folder, runs):
+    copy_run(runs("--max_steps", 4), folder)
+    cli.refuses(2, ["train", "--resume", "--output_dir", folder, f"--{name}", value], f"--{name} {value}", "--extend")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--resume", "--overwrite"], ["--resume", "--extend"], ["--extend", "--overwrite"]]
+    + [["--init_from", "x.pt", "--resume"], ["--init_from", "x.pt", "--extend"]],
+    ids=" ".join,
+)
+def test_ways_to_start_that_contradict_each_other_are_refused(words, cli, folder):
+    named = [word for word in words if word.startswith("--")]
+    cli.refuses(2, ["train", "--output_dir", folder, "--epochs", 1, *words], *named)
+    assert not folder.exists()
+
+
+# Extending
+
+
+def test_an_extended_run_goes_on_past_its_end_with_a_rate_that_warms_up_anew(train, folder, runs):
+    copy_run(runs(), folder)
+    before = lines_of(folder)
+    assert train("--extend", "--epochs", 4).code == 0
+    after = lines_of(folder)
+    assert after[:12] == before
+    assert [line["step"] for line in after] == list(range(1, 25))  # ceil(4 x 1498 / 250)
+    assert [line["lr"] for line in after[12:]] == pytest.approx([2e-3 * (1 - k / 12) ** 0.5 for k in range(12)])
+    final = load_checkpoint(folder / "model_final.pt")
+    assert final.about["finished"] and final.about["step"] == 24 and final.config.epochs == 4
+
+
+def test_an_extended_run_can_be_stopped_and_resumed_like_any_other(train, folder, runs, tmp_path, cli):
+    for place in (folder, tmp_path / "whole"):
+        copy_run(runs(), place)
+    assert cli("train", "--extend", "--epochs", 3, "--output_dir", tmp_path / "whole").code == 0
+    assert cli("train", "--extend", "--epochs", 3, "--max_steps", 14, "--output_dir", folder).code == 0
+    assert cli("train", "--resume", "--output_dir", folder).code == 0
+    assert_same_run(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("length", [["--epochs", 1], ["--epochs", 2], ["--minutes", 1e-4]], ids=str)
+def test_an_end_that_lies_behind_the_run_is_refused_and_nothing_is_trained(length, train, folder, runs):
+    copy_run(runs(), folder)
+    before = snapshot(folder)
+    ended = train(*length, "--extend") if length[0] == "--epochs" else None
+    if ended is None:
+        words = [word for word in OPTIONS if word not in ("--epochs", "2")]
+        ended = train.__globals__["call"]("train", *words, "--output_dir", folder, *length, "--extend"), ""
+        assert ended[0] == 2
+    else:
+        assert ended.code == 2 and "--extend" in ended.err and "larger" in ended.err
+    assert snapshot(folder) == before
+
+
+def test_extending_needs_a_length(cli, folder, runs):
+    copy_run(runs(), folder)
+    cli.refuses(2, ["train", "--extend", "--output_dir", folder], "--extend", "--epochs", "--minutes")
+
+
+# Starting anew
+
+
+def test_overwriting_is_a_new_run_that_leaves_other_files_alone(train, folder, runs):
+    copy_run(runs(), folder)
+    (folder / "notes.txt").write_text("mine")
+    assert train("--overwrite", "--max_steps", 4).code == 0
+    assert_same_run(folder, runs("--max_steps", 4))
+    assert set(contents(folder)) == {*contents(runs("--max_steps", 4)), "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    "words", [["--data_dir", "/nowhere", "--dataset", "mnist"], ["--init_from", "none.pt"], ["--precision", "fp16"]],
+    ids=str,
+)  # fmt: skip
+def test_a_new_run_that_cannot_start_deletes_nothing_of_the_old_one(words, cli, folder, runs, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    copy_run(runs("--max_steps", 4), folder)
+    before = snapshot(folder)
+    options = OPTIONS[2:] if "--dataset" in words else OPTIONS
+    assert cli("train", *options, "--output_dir", folder, "--overwrite", *words).code in (1, 2)
+    assert snapshot(folder) == before
+
+
+def test_a_run_from_another_models_weights_starts_with_its_average_and_counts_from_one(cli, folder, runs):
+    """With a learning rate of nothing, the weights stay what they were."""
+    source = runs("--max_steps", 4) / "model_final.pt"
+    words = "--max_steps 2 --batch_size 250 --num_samples 1 --lr 1e-30 --device cpu".split()
+    assert cli("train", "--init_from", source, "--output_dir", folder, *words).code == 0
+    final, wanted = load_checkpoint(folder / "model_final.pt"), load_model(load_checkpoint(source)).state_dict()
+    assert_bitwise_equal(final.part("model"), wanted)
+    assert [line["step"] for line in lines_of(folder)] == [1, 2]
+    assert final.config.base_channels == 4 and final.config.dataset == "digits" and final.about["step"] == 2
+
+
+def test_a_network_of_other_sizes_cannot_start_from_those_weights(cli, folder, runs):
+    source = runs("--max_steps", 4) / "model_final.pt"
+    words = ["--init_from", source, "--output_dir", folder, "--base_channels", 8, "--device", "cpu"]
+    cli.refuses(2, ["train", *words], f"--init_from {source}", "sizes")
+    assert not folder.exists()
+
+
+# Divergence
+
+
+def test_a_run_that_diverges_stops_and_leaves_what_was_saved(train, folder, runs, monkeypatch):
+    copy_run(runs("--max_steps", 4), folder)
+    before = (folder / "model_final.pt").read_bytes()
+    right = Batches.at
+
+    def at(self, step):
+        clean, label = right(self, step)
+        return (clean * float("nan") if step >= 6 else clean), label
+
+    monkeypatch.setattr(Batches, "at", at)
+    monkeypatch.setattr(session, "MOST_SKIPPED", 3)
+    ended = train("--resume")
+    assert ended.code == 1 and "3 steps in a row" in ended.err and "--lr" in ended.err
+    assert (folder / "model_final.pt").read_bytes() == before
+    monkeypatch.setattr(Batches, "at", right)
+    assert train("--resume", "--max_steps", 10).code == 0
+    assert_same_run(folder, runs("--max_steps", 10))
+
+
+# Signals
+
+
+LONG = "--dataset digits --base_channels 8 --batch_size 64 --epochs 5 --num_samples 1 --device cpu".split()
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long") / "run"
+    assert call("train", *LONG, "--output_dir", folder) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_a_resumed_run_ends_the_same(number, code, folder, long_run, cli):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *LONG, "--output_dir", folder],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        started = time.monotonic()
+        while not (folder / "samples" / "epoch_001.png").exists() and time.monotonic() - started < 120:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert number.name in err and "latest.pt" in err and "--resume" in err and "Traceback" not in err
+    stopped = load_checkpoint(folder / "checkpoints" / "latest.pt").about
+    assert 24 <= stopped["step"] < 118 and not stopped["finished"] and not (folder / "model_final.pt").exists()
+    assert len(lines_of(folder)) == stopped["step"]
+    assert cli("train", "--resume", "--output_dir", folder).code == 0
+    assert_same_run(folder, long_run)
+    assert not (folder / "checkpoints" / "latest.pt").exists()
