@@ -20,9 +20,15 @@ from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-# An epoch is 1498 / 250, six steps.
-OPTIONS = "--dataset digits --base_channels 4 --batch_size 250 --num_samples 1 --epochs 2 --device cpu".split()
-STEPS_AN_EPOCH = 6
+SMALL = ["--dataset", "digits", "--image_size", 4, "--num_samples", 1, "--device", "cpu"]
+OPTIONS = [*SMALL, "--base_channels", 4, "--channel_mult", 1, "--batch_size", 250, "--epochs", 2]
+STEPS_AN_EPOCH = 6  # 1498 / 250
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    """They take longer than these runs; tests/test_cli_commands.py has them."""
+    monkeypatch.setattr(RunWriter, "plot_losses", lambda self: None)
 
 
 def assert_bitwise_equal(got, wanted):
@@ -69,8 +75,8 @@ RUNS = {
     "logit-normal": {"timestep_distribution": "logit_normal", "timesteps": 50},
     "a short memory": {"ema_decay": 0.3},
     "no memory": {"ema_decay": 0.0},
-    "across epochs": {"batch_size": 400, "base_channels": 4},
-    "a batch of two epochs": {"batch_size": 3000, "base_channels": 4, "patch_size": 2},
+    "across epochs": {"batch_size": 400, "base_channels": 4, "patch_size": 4, "channel_mult": (1,)},
+    "a batch of two epochs": {"batch_size": 3000, "base_channels": 4, "patch_size": 4, "channel_mult": (1,)},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
     "another seed": {"seed": 2**40, "grad_clip": 0.1},
@@ -130,7 +136,7 @@ def copy_run(run, folder):
     shutil.copytree(run, folder)
 
 
-@pytest.mark.parametrize("stop", [1, 4, STEPS_AN_EPOCH, 9])
+@pytest.mark.parametrize("stop", [1, STEPS_AN_EPOCH, 9])
 def test_a_run_of_ten_steps_is_one_of_fewer_that_is_resumed(stop, train, folder, runs):
     assert train("--max_steps", stop).code == 0
     resumed = train("--resume", "--max_steps", 10)
@@ -140,7 +146,7 @@ def test_a_run_of_ten_steps_is_one_of_fewer_that_is_resumed(stop, train, folder,
 
 def test_a_run_that_is_stopped_again_and_again_ends_the_same(train, folder, runs):
     assert train("--max_steps", 2).code == 0
-    for stop in (3, 7, 8):
+    for stop in (3, 7):
         assert train("--resume", "--max_steps", stop).code == 0
     assert train("--resume").code == 0
     assert_same_run(folder, runs())
@@ -154,7 +160,7 @@ def test_what_the_run_is_made_of_does_not_matter(words, train, folder, runs):
     assert_same_run(folder, runs(*words, "--max_steps", 10))
 
 
-FREE = "--save_interval 1 --sample_interval 2 --num_samples 2 --keep_last 1".split()
+FREE = ["--save_interval", 1, "--sample_interval", 2, "--num_samples", 2, "--keep_last", 1]
 
 
 def test_how_often_is_saved_and_drawn_may_change_and_changes_nothing_else(train, folder, runs):
@@ -283,9 +289,9 @@ CHANGED = {
     "seed": (1, "1", "0"),
     "schedule": ("linear", "linear", "cosine"),
     "prediction": ("x0", "x0", "v"),
-    "dropout": (0.5, "0.5", "0.0"),
+    "dropout": (0.5, "0.5", "0"),
     "base_channels": (8, "8", "4"),
-    "channel_mult": ("1,2,2", "1,2,2", "1,2"),
+    "channel_mult": ("1,2", "1,2", "1"),
     "optimizer": ("adamw", "adamw", "muon"),
     "ema_decay": (0.9, "0.9", "0.999"),
     "accumulate": (2, "2", "1"),
@@ -297,7 +303,8 @@ CHANGED = {
 def test_an_option_that_would_change_the_result_is_refused_with_both_values(name, cli, folder, runs):
     copy_run(runs("--max_steps", 4), folder)
     before, (value, given, own) = snapshot(folder), CHANGED[name]
-    cli.refuses(2, ["train", "--resume", "--output_dir", folder, f"--{name}", value], f"--{name} {given}", own)
+    argv = ["train", "--resume", "--output_dir", folder, f"--{name}", value]
+    cli.refuses(2, argv, f"--{name} {given} differs from this run's {own}")
     assert snapshot(folder) == before
 
 
@@ -309,8 +316,13 @@ def test_another_length_is_refused_with_the_way_to_it(name, value, cli, folder, 
 
 @pytest.mark.parametrize(
     "words",
-    [["--resume", "--overwrite"], ["--resume", "--extend"], ["--extend", "--overwrite"]]
-    + [["--init_from", "x.pt", "--resume"], ["--init_from", "x.pt", "--extend"]],
+    [
+        ["--resume", "--overwrite"],
+        ["--resume", "--extend"],
+        ["--extend", "--overwrite"],
+        ["--init_from", "x.pt", "--resume"],
+        ["--init_from", "x.pt", "--extend"],
+    ],
     ids=" ".join,
 )
 def test_ways_to_start_that_contradict_each_other_are_refused(words, cli, folder):
@@ -343,17 +355,12 @@ def test_an_extended_run_can_be_stopped_and_resumed_like_any_other(train, folder
     assert_same_run(folder, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("length", [["--epochs", 1], ["--epochs", 2], ["--minutes", 1e-4]], ids=str)
-def test_an_end_that_lies_behind_the_run_is_refused_and_nothing_is_trained(length, train, folder, runs):
+@pytest.mark.parametrize("name, value", [("epochs", 1), ("epochs", 2), ("minutes", 1e-4)])
+def test_an_end_that_lies_behind_the_run_is_refused_and_nothing_is_trained(name, value, cli, folder, runs):
     copy_run(runs(), folder)
     before = snapshot(folder)
-    ended = train(*length, "--extend") if length[0] == "--epochs" else None
-    if ended is None:
-        words = [word for word in OPTIONS if word not in ("--epochs", "2")]
-        ended = train.__globals__["call"]("train", *words, "--output_dir", folder, *length, "--extend"), ""
-        assert ended[0] == 2
-    else:
-        assert ended.code == 2 and "--extend" in ended.err and "larger" in ended.err
+    ended = cli("train", "--extend", f"--{name}", value, "--output_dir", folder)
+    assert ended.code == 2 and "--extend" in ended.err and "larger" in ended.err
     assert snapshot(folder) == before
 
 
@@ -392,12 +399,12 @@ def test_a_new_run_that_cannot_start_deletes_nothing_of_the_old_one(words, cli, 
 def test_a_run_from_another_models_weights_starts_with_its_average_and_counts_from_one(cli, folder, runs):
     """With a learning rate of nothing, the weights stay what they were."""
     source = runs("--max_steps", 4) / "model_final.pt"
-    words = "--max_steps 2 --batch_size 250 --num_samples 1 --lr 1e-30 --device cpu".split()
+    words = ["--max_steps", 2, "--batch_size", 250, "--num_samples", 1, "--lr", 1e-30, "--device", "cpu"]
     assert cli("train", "--init_from", source, "--output_dir", folder, *words).code == 0
     final, wanted = load_checkpoint(folder / "model_final.pt"), load_model(load_checkpoint(source)).state_dict()
     assert_bitwise_equal(final.part("model"), wanted)
     assert [line["step"] for line in lines_of(folder)] == [1, 2]
-    assert final.config.base_channels == 4 and final.config.dataset == "digits" and final.about["step"] == 2
+    assert (final.config.base_channels, final.config.image_size, final.config.dataset) == (4, 4, "digits")
 
 
 def test_a_network_of_other_sizes_cannot_start_from_those_weights(cli, folder, runs):
@@ -432,7 +439,7 @@ def test_a_run_that_diverges_stops_and_leaves_what_was_saved(train, folder, runs
 # Signals
 
 
-LONG = "--dataset digits --base_channels 8 --batch_size 64 --epochs 5 --num_samples 1 --device cpu".split()
+LONG = [*SMALL, "--base_channels", 8, "--batch_size", 64, "--epochs", 5, "--sample_interval", 1]
 
 
 @pytest.fixture(scope="module")
@@ -446,7 +453,7 @@ def long_run(tmp_path_factory):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_a_resumed_run_ends_the_same(number, code, folder, long_run, cli):
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *LONG, "--output_dir", folder],
+        [sys.executable, ROOT / "train.py", *map(str, LONG), "--output_dir", folder],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -40,7 +40,7 @@ def test_the_ends_and_the_middle_of_the_range_become_0_128_and_255():
 
 
 def test_every_grey_survives_the_way_to_floats_and_back(draw):
-    x = np.arange(256, dtype=np.uint8).reshape(2, 2, 8, 8)                   # (N, C, H, W)
+    x = np.arange(256, dtype=np.uint8).reshape(2, 2, 8, 8)  # (N, C, H, W)
     assert (to_uint8(x / np.float32(127.5) - 1) == x.transpose(0, 2, 3, 1)).all()
 
 
@@ -83,8 +83,8 @@ def test_every_pixel_is_at_its_place_enlarged_by_a_whole_factor(n, size, channel
     rest = np.ones(picture.shape[:2], bool)
     for i in range(n):
         y, left = 2 + i // columns * (h + 2), 2 + i % columns * (w + 2)
-        assert (picture[y:y + h, left:left + w] == enlarged(x[i], scale)).all()
-        rest[y:y + h, left:left + w] = False
+        assert (picture[y : y + h, left : left + w] == enlarged(x[i], scale)).all()
+        rest[y : y + h, left : left + w] = False
     assert (picture[rest] == images.BACKGROUND).all()
 
 
@@ -110,16 +110,16 @@ def test_captions_add_height_and_leave_every_image_as_it_was(size, channels, dra
     tile = (plain.shape[1] - 2) // 3 - 2
     row = (captioned.shape[0] - 2) // 2
     for r in range(2):
-        assert (captioned[2 + r * row:][:tile] == plain[2 + r * (tile + 2):][:tile]).all()
-        assert captioned[2 + r * row + tile:][:row - tile].max() > 200                # and there is writing
+        assert (captioned[2 + r * row :][:tile] == plain[2 + r * (tile + 2) :][:tile]).all()
+        assert captioned[2 + r * row + tile :][: row - tile].max() > 200  # and there is writing
 
 
 def test_a_long_caption_is_cut_before_its_neighbour(draw):
     x = draw(4, 28, 28, 1)
     short = grid(x, columns=4, captions=["", "a very long name indeed, of a flower", "", ""])
     cell = (short.shape[1] - 2) // 4
-    assert cell - 2 == 56 * 3 // 2                                           # widened by half, no further
-    text = short[2 + 56:, :, 0]
+    assert cell - 2 == 56 * 3 // 2  # widened by half, no further
+    text = short[2 + 56 :, :, 0]
     ink = np.flatnonzero((text != images.BACKGROUND).any(axis=0))
     assert 2 + cell <= ink.min() and ink.max() < 2 * cell
 
@@ -130,9 +130,9 @@ def test_a_strip_has_a_row_per_image_and_a_column_per_step(draw):
     assert picture.shape == (3 * 58 + 2, 5 * 58 + 2, 3)
     headed = strip(steps, [f"t={t}" for t in (999, 700, 400, 200, 0)])
     assert headed.shape[1] == picture.shape[1]
-    assert (headed[-len(picture) + 2:] == picture[2:]).all()
-    assert headed[:-len(picture)].max() > 200
-    assert (picture[2 + 58:][:56, 2 + 4 * 58:][:, :56] == enlarged(steps[4][1], 2)).all()
+    assert (headed[-len(picture) + 2 :] == picture[2:]).all()
+    assert headed[: -len(picture)].max() > 200
+    assert (picture[2 + 58 :][:56, 2 + 4 * 58 :][:, :56] == enlarged(steps[4][1], 2)).all()
 
 
 def test_a_frame_shows_both_grids_whole_and_keeps_its_size(draw):
@@ -142,7 +142,7 @@ def test_a_frame_shows_both_grids_whole_and_keeps_its_size(draw):
     assert (frame[-h:, :w] == left).all() and (frame[-h:, -w:] == right).all()
     assert (frame[:-h] != images.BACKGROUND).any()
     assert frame.shape == denoising_frame(clean, noisy).shape
-    assert denoising_frame(noisy[:1, :8, :8], clean[:1, :8, :8]).shape[1] > 2 * 60    # room for its heading
+    assert denoising_frame(noisy[:1, :8, :8], clean[:1, :8, :8]).shape[1] > 2 * 60  # room for its heading
 
 
 # Files
@@ -187,7 +187,7 @@ def test_a_coloured_animation_is_close_and_without_dither(tmp_path):
     save_gif(tmp_path / "a.gif", frames)
     for frame, original in zip(gif(tmp_path / "a.gif")[0], frames, strict=True):
         assert np.abs(frame - original).mean() < 6
-        assert (frame[:, 1:] == frame[:, :-1]).all(axis=-1).mean() > 0.5     # plateaus; dither would leave few
+        assert (frame[:, 1:] == frame[:, :-1]).all(axis=-1).mean() > 0.5  # plateaus; dither would leave few
 
 
 def test_more_frames_than_browsers_can_show_are_thinned_but_not_at_the_ends(tmp_path):
@@ -228,8 +228,12 @@ SAVES = {
     "npz": lambda path, x: images.save_npz(path, x),
     "loss": lambda path, x: figures.save_loss_curve(path, [1, 2], [1.0, 0.5]),
 }
-WRITERS = {"png": "PIL.Image.Image.save", "gif": "PIL.Image.Image.save", "npz": "numpy.savez_compressed",
-           "loss": "matplotlib.figure.Figure.savefig"}
+WRITERS = {
+    "png": "PIL.Image.Image.save",
+    "gif": "PIL.Image.Image.save",
+    "npz": "numpy.savez_compressed",
+    "loss": "matplotlib.figure.Figure.savefig",
+}
 
 
 @pytest.mark.parametrize("kind", SAVES)
@@ -257,6 +261,7 @@ def test_an_interrupted_save_leaves_the_previous_file_and_nothing_else(kind, err
 def drawn(monkeypatch):
     """The matplotlib figures saved so far."""
     from matplotlib.figure import Figure
+
     saved, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (saved.append(self), savefig(self, *a, **k)))
     return saved
@@ -270,7 +275,7 @@ def inked(path):
 @pytest.mark.parametrize("count", [1, 2, 60, 20_000])
 def test_a_loss_curve_is_drawn_for_any_number_of_steps_and_over_gaps(count, tmp_path, drawn):
     losses = 0.03 + np.exp(-np.arange(count) / 10)
-    losses[count // 2:count // 2 + count // 10] = np.nan
+    losses[count // 2 : count // 2 + count // 10] = np.nan
     figures.save_loss_curve(tmp_path / "loss.png", range(count), losses, [0, count - 1], [0.9, 0.1], title="a run")
     assert inked(tmp_path / "loss.png") > 0.01
     axes = drawn[0].axes[0]
@@ -306,29 +311,32 @@ def test_a_thinned_line_keeps_every_spike():
 def test_a_forward_figure_shows_every_image_pixel_for_pixel(size, channels, scale, captions, tmp_path, draw):
     times = [0, 50, 999]
     noised = [draw(2, size, size, channels) for _ in times]
-    figures.save_forward_figure(tmp_path / "f.png", noised, times, title="forward",
-                                captions=[f"alpha {t}" for t in times] if captions else None)
+    figures.save_forward_figure(
+        tmp_path / "f.png", noised, times, title="forward", captions=[f"alpha {t}" for t in times] if captions else None
+    )
     picture = read(tmp_path / "f.png")[..., :3]
     # Search from the bottom right corner: margin 12, padding 6.
     tile = enlarged(noised[2][1], scale)
     side = size * scale
     y, x = picture.shape[0] - 18 - side, picture.shape[1] - 18 - side
-    assert (picture[y:y + side, x:x + side] == tile).all()
+    assert (picture[y : y + side, x : x + side] == tile).all()
     first = enlarged(noised[0][0], scale)
     y, x = y - side - 6, x - 2 * (side + 6)
-    assert (picture[y:y + side, x:x + side] == first).all()
+    assert (picture[y : y + side, x : x + side] == first).all()
 
 
 def test_the_schedules_figure_draws_each_in_three_panels_even_where_the_snr_is_infinite(tmp_path, drawn):
     time = np.linspace(0, 1, 200)
-    curves = {"flow": dict(time=time, alpha=1 - time, sigma=time),
-              "circle": dict(time=time, alpha=np.cos(time * np.pi / 2), sigma=np.sin(time * np.pi / 2))}
+    curves = {
+        "flow": dict(time=time, alpha=1 - time, sigma=time),
+        "circle": dict(time=time, alpha=np.cos(time * np.pi / 2), sigma=np.sin(time * np.pi / 2)),
+    }
     figures.save_schedules_figure(tmp_path / "s.png", curves, "two schedules")
     assert inked(tmp_path / "s.png") > 0.01
     levels, log_snr, density = drawn[0].axes
     assert len(levels.lines) == 4 and len(density.lines) == 2
     assert all(np.abs(line.get_ydata()).max() == figures.LOG_SNR_LIMIT for line in log_snr.lines)
-    flow = density.lines[0]                    # t ~ uniform and log-SNR = 2 ln((1-t)/t): a logistic density of scale 2
+    flow = density.lines[0]  # t ~ uniform and log-SNR = 2 ln((1-t)/t): a logistic density of scale 2
     s = flow.get_xdata()
     np.testing.assert_allclose(flow.get_ydata(), 1 / (8 * np.cosh(s / 4) ** 2), atol=2e-3)
 

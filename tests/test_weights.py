@@ -11,7 +11,7 @@ from tiny_diffusion.core import timesteps as timesteps_module
 from tiny_diffusion.core import weights as weights_module
 from tiny_diffusion.core.predictions import PREDICTIONS, recover, target
 from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
-from tiny_diffusion.core.timesteps import TIMESTEP_DISTRIBUTIONS, stratified
+from tiny_diffusion.core.timesteps import MEAN, STD, TIMESTEP_DISTRIBUTIONS, stratified
 from tiny_diffusion.core.weights import WEIGHTS, output_weight
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
@@ -176,11 +176,11 @@ def test_logit_normal_puts_the_normal_share_below_each_time(name, share):
 @pytest.mark.parametrize("log_ratio", [-3.0, -0.8, 0.6, 2.0])
 @every_schedule
 def test_edm_puts_the_normal_share_below_each_noise_level(name, log_ratio):
-    """P(ln(sigma/alpha) < x) = Phi((x + 0.8) / 1.4), inside the range of the schedule."""
+    """P(ln(sigma/alpha) < x) = Phi((x - mean) / std), inside the range of the schedule."""
     schedule = make_schedule(name)
     _, alpha, sigma = schedule.at(TIMESTEP_DISTRIBUTIONS["edm"](schedule, MANY))
     drawn = np.log(sigma / np.maximum(alpha, 1e-300))
-    assert np.mean(drawn < log_ratio) == pytest.approx(normal_cdf((log_ratio + 0.8) / 1.4), abs=2e-5)
+    assert np.mean(drawn < log_ratio) == pytest.approx(normal_cdf((log_ratio - MEAN) / STD), abs=2e-5)
 
 
 def test_edm_takes_another_mean_and_spread():
@@ -196,5 +196,5 @@ def test_what_edm_would_draw_outside_the_schedule_is_held_at_its_ends(name):
     """At T = 10 the cleanest level is far from clean, and its share of the law goes to t = 0."""
     schedule = make_schedule(name, 10)
     t = TIMESTEP_DISTRIBUTIONS["edm"](schedule, MANY)
-    beyond = normal_cdf((-0.5 * schedule.log_snr[0] + 0.8) / 1.4)
+    beyond = normal_cdf((-0.5 * schedule.log_snr[0] - MEAN) / STD)
     assert np.mean(t == 0) == pytest.approx(beyond, abs=2e-5)

@@ -1,0 +1,563 @@
+"""The commands at work: which files they write, what is in them, and what each option changes in them."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import TINY, call, contents
+from PIL import Image, ImageSequence
+
+from tiny_diffusion.checkpoint import load_checkpoint
+from tiny_diffusion.config import Config, resolve
+from tiny_diffusion.core.grids import GRIDS
+from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.core.schedules import SCHEDULES
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.options import specs
+
+ROOT = Path(__file__).parent.parent
+SMALLEST = [*TINY, "--base_channels", 4, "--channel_mult", 1, "--attention_levels", "none", "--batch_size", 750]
+STEPS_AN_EPOCH = 1498 / 750
+TILE = 7 * 8 + 2  # an 8x8 image in a grid: each pixel 7x7, and 2 pixels between
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of three epochs, samples after each, a checkpoint after each second."""
+    folder = tmp_path_factory.mktemp("run")
+    assert (
+        call("train", *SMALLEST, "--epochs", 3, "--sample_interval", 1, "--save_interval", 2, "--output_dir", folder)
+        == 0
+    )
+    return folder
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def array(path):
+    with np.load(path) as file:
+        assert file.files == ["arr_0"]
+        return file["arr_0"]
+
+
+@pytest.fixture
+def draw(cli, loud):
+    """draw("--steps", 5, ...) -> (N, H, W, C): the images that `sample` draws, quickly unless told otherwise."""
+
+    def draw(*given):
+        defaults = {"--steps": 4, "--num_images": 6}
+        if "--indices" in given:
+            del defaults["--num_images"]
+        words = [word for name, value in defaults.items() if name not in given for word in (name, value)]
+        cli.works("sample", "--checkpoint", loud, *words, *given, "--output", "drawn.npz")
+        return array("drawn.npz")
+
+    return draw
+
+
+# train
+
+
+def test_training_writes_the_files_of_the_contract_and_no_others(run):
+    assert set(contents(run)) == {
+        "samples/epoch_001.png",
+        "samples/epoch_002.png",
+        "samples/epoch_003.png",
+        "checkpoints/model_epoch_002.pt",
+        "training_loss.png",
+        "model_final.pt",
+        "log.jsonl",
+    }
+
+
+def test_every_optimiser_step_has_a_line_in_the_log(run):
+    lines = log_of(run)
+    assert [line["step"] for line in lines] == list(range(1, math.ceil(3 * STEPS_AN_EPOCH) + 1))
+    for line in lines:
+        assert set(line) == {"step", "epoch", "loss", "grad_norm", "lr", "images_per_second"}
+        assert line["epoch"] == pytest.approx(line["step"] / STEPS_AN_EPOCH, abs=1e-3)
+        assert min(line["loss"], line["grad_norm"], line["images_per_second"]) > 0
+        assert 0 < line["lr"] <= Config.lr
+
+
+def test_checkpoints_say_when_they_were_saved(run):
+    early, late = (load_checkpoint(run / name) for name in ("checkpoints/model_epoch_002.pt", "model_final.pt"))
+    assert (early.about["step"], late.about["step"]) == (math.ceil(2 * STEPS_AN_EPOCH), math.ceil(3 * STEPS_AN_EPOCH))
+    assert (early.about["finished"], late.about["finished"]) == (False, True)
+    assert early.config == late.config
+    assert [step for step, _ in late.about["heldout_history"]] == [math.ceil(k * STEPS_AN_EPOCH) for k in (1, 2, 3)]
+
+
+def test_sample_pictures_have_the_number_of_images_asked_for(run):
+    for path in (run / "samples").iterdir():
+        assert Image.open(path).size == (2 * TILE + 2, 2 * TILE + 2)
+
+
+def test_the_same_command_trains_the_same_weights(cli, run, tmp_path):
+    cli.works("train", *SMALLEST, "--epochs", 3, "--sample_interval", 1, "--save_interval", 2, "--output_dir", "again")
+    first, second = (load_checkpoint(folder / "model_final.pt") for folder in (run, tmp_path / "again"))
+    assert all((first.tensors[name] == tensor).all() for name, tensor in second.tensors.items())
+    for one, other in zip(log_of(run), log_of(tmp_path / "again"), strict=True):
+        assert {**one, "images_per_second": 0} == {**other, "images_per_second": 0}
+    for name in ("samples/epoch_001.png", "samples/epoch_003.png", "training_loss.png"):
+        assert (run / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_another_seed_trains_other_weights(cli, run, tmp_path):
+    cli.works("train", *SMALLEST, "--epochs", 3, "--seed", 1, "--max_steps", 1, "--output_dir", "other")
+    assert log_of(tmp_path / "other")[0]["loss"] != log_of(run)[0]["loss"]
+
+
+def test_a_run_stopped_by_max_steps_goes_on_to_the_same_end(cli, run, tmp_path):
+    options = [*SMALLEST, "--epochs", 3, "--sample_interval", 1, "--save_interval", 2, "--output_dir", "parts"]
+    ended = cli.works("train", *options, "--max_steps", 2)
+    assert "--resume" in ended.err and len(log_of(tmp_path / "parts")) == 2
+    cli.works("train", *options, "--resume")
+    whole, parts = (load_checkpoint(folder / "model_final.pt") for folder in (run, tmp_path / "parts"))
+    assert all((whole.tensors[name] == tensor).all() for name, tensor in parts.tensors.items())
+    assert [line["loss"] for line in log_of(tmp_path / "parts")] == [line["loss"] for line in log_of(run)]
+    assert set(contents(tmp_path / "parts")) == set(contents(run))
+
+
+def test_resuming_a_finished_run_says_so_and_touches_nothing(cli, run):
+    before = contents(run)
+    ended = cli.works("train", "--output_dir", run, "--resume")
+    assert "is finished, at step 6" in ended.err and "--extend" in ended.err
+    assert contents(run) == before
+
+
+def test_resuming_with_the_options_of_the_run_is_no_contradiction(cli, run):
+    ended = cli.works("train", *SMALLEST, "--epochs", 3, "--output_dir", run, "--resume")
+    assert "is finished" in ended.err
+
+
+def test_extending_a_finished_run_goes_on_past_its_end(cli, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    cli.works("train", "--output_dir", "run", "--extend", "--epochs", 4)
+    assert [line["step"] for line in log_of(tmp_path / "run")] == list(range(1, 9))
+    assert log_of(tmp_path / "run")[:6] == log_of(run)
+    assert load_checkpoint(tmp_path / "run/model_final.pt").config.epochs == 4
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(cli, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/notes.txt").write_text("mine")
+    (tmp_path / "run/samples/mine.png").write_text("mine")
+    cli.works("train", *SMALLEST, "--epochs", 1, "--output_dir", "run", "--overwrite")
+    assert set(contents(tmp_path / "run")) == {
+        "samples/epoch_001.png",
+        "samples/mine.png",
+        "training_loss.png",
+        "model_final.pt",
+        "log.jsonl",
+        "notes.txt",
+    }
+    assert len(log_of(tmp_path / "run")) == math.ceil(STEPS_AN_EPOCH)
+
+
+def test_keep_last_keeps_the_newest_numbered_checkpoints(cli, tmp_path):
+    options = ["--epochs", 3, "--sample_interval", 9, "--save_interval", 1, "--keep_last", 2]
+    cli.works("train", *SMALLEST, *options, "--output_dir", "run")
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["model_epoch_002.pt", "model_epoch_003.pt"]
+
+
+def test_a_run_from_anothers_weights_has_its_network_and_begins_where_it_ended(cli, run, tmp_path):
+    """The network's options come from the checkpoint; the rest is new."""
+    argv = ["--output_dir", "new", "--init_from", run / "model_final.pt", "--num_samples", 1, "--max_steps", 1]
+    cli.works("train", "--lr", 1e-9, *argv)
+    new, old = (load_checkpoint(folder / "model_final.pt") for folder in (tmp_path / "new", run))
+    assert new.config.base_channels == old.config.base_channels and new.config.dataset == "digits"
+    assert new.config.batch_size == Config.batch_size and new.about["step"] == 1
+    for name, tensor in old.part("ema").items():
+        np.testing.assert_allclose(new.part("model")[name], tensor, atol=1e-6)
+
+
+def test_dry_run_prints_the_options_in_full_and_writes_nothing(cli, tmp_path):
+    ended = cli.works("train", "--dataset", "digits", "--minutes", 2, "--dry_run")
+    assert Config.from_dict(json.loads(ended.out)) == resolve({"dataset": "digits", "minutes": 2.0})
+    assert ended.err == "" and not contents(tmp_path)
+
+
+def test_dry_run_of_overwriting_deletes_nothing(cli, run):
+    before = contents(run)
+    cli.works("train", *SMALLEST, "--output_dir", run, "--overwrite", "--dry_run")
+    assert contents(run) == before
+
+
+def test_a_run_by_the_clock_ends_in_time_whatever_its_budget(cli, tmp_path):
+    for minutes in (1e-9, 0.01):
+        cli.works("train", *SMALLEST, "--minutes", minutes, "--output_dir", "run", "--overwrite")
+        assert load_checkpoint(tmp_path / "run/model_final.pt").about["finished"]
+        assert {"model_final.pt", "training_loss.png", "log.jsonl"} <= set(contents(tmp_path / "run"))
+
+
+def test_training_prints_its_lines_on_standard_error_and_where_the_model_is(cli):
+    ended = cli.works("train", *SMALLEST, "--epochs", 1, "--output_dir", "run")
+    assert ended.out == ""
+    assert "1,498 images of 1x8x8" in ended.err and "python sample.py --checkpoint run/model_final.pt" in ended.err
+
+
+def test_class_conditional_samples_carry_the_names_of_their_classes(cli, monkeypatch):
+    captions = spy_on_captions(monkeypatch)
+    cli.works("train", *SMALLEST, "--class_cond", "--max_steps", 1, "--output_dir", "run", "--num_samples", 12)
+    assert captions == [list("012345678901")]
+
+
+# sample: what is written where
+
+
+def spy_on_captions(monkeypatch):
+    """What every grid from now on is given as captions."""
+    from tiny_diffusion.visuals import images
+
+    captions, grid = [], images.grid
+
+    def spy(pictures, **options):
+        captions.append(options.get("captions"))
+        return grid(pictures, **options)
+
+    monkeypatch.setattr(images, "grid", spy)
+    return captions
+
+
+@pytest.mark.parametrize("checkpoint", ["model_final.pt", "checkpoints/model_epoch_002.pt"])
+def test_samples_lie_beside_the_run_unless_told_otherwise(checkpoint, cli, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    cli.works("sample", "--checkpoint", f"run/{checkpoint}", "--num_images", 2, "--steps", 2)
+    assert set(contents(tmp_path / "run")) - set(contents(run)) == {"generated_samples.png"}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7, 12, 64, 65])
+def test_a_grid_has_a_place_for_each_image_and_few_to_spare(number, cli, trained):
+    cli.works(
+        "sample", "--checkpoint", trained / "model_final.pt", "--num_images", number, "--steps", 1, "--output", "x.png"
+    )
+    (columns, rest), (rows, rest_too) = (divmod(side - 2, TILE) for side in Image.open("x.png").size)
+    assert rest == rest_too == 0
+    assert columns * rows - columns < number <= columns * rows and rows <= columns <= 3 * rows
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 30])
+def test_an_animation_has_a_frame_for_each_step_up_to_about_twenty(steps, cli, loud):
+    cli.works("sample", "--checkpoint", loud, "--num_images", 4, "--steps", steps, "--output", "x.gif")
+    with Image.open("x.gif") as animation:
+        assert animation.n_frames == min(20, steps + 1)
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(animation)]
+    assert durations[-1] - durations[0] in (2000, 2000 - 10)  # a hold on the last
+
+
+@pytest.mark.parametrize("output", ["x.npz", "X.NPZ", "deep/er/x.npz"])
+def test_an_array_is_uint8_images_last_axis_channels(output, cli, loud, tmp_path):
+    cli.works("sample", "--checkpoint", loud, "--num_images", 70, "--steps", 1, "--output", output)
+    images = array(tmp_path / output)
+    assert images.shape == (70, 8, 8, 1) and images.dtype == np.uint8
+    assert images.min() < 50 and images.max() > 200
+    assert set(contents(tmp_path)) == {output}
+
+
+@pytest.mark.parametrize("output", ["folder/", "new/folder/", "there", "like.png/"])
+def test_a_folder_has_a_png_for_each_image(output, cli, draw, loud, tmp_path):
+    expected = draw("--num_images", 3)
+    (tmp_path / "there").mkdir()
+    cli.works("sample", "--checkpoint", loud, "--num_images", 3, "--steps", 4, "--output", output)
+    names = sorted(path.name for path in (tmp_path / output).iterdir())
+    assert names == ["00000.png", "00001.png", "00002.png"]
+    for name, image in zip(names, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / output / name)), image[..., 0])
+
+
+def test_a_picture_has_the_images_of_the_array_enlarged(cli, draw, loud):
+    images = draw("--num_images", 4, "--classes", "3")
+    cli.works("sample", "--checkpoint", loud, "--num_images", 4, "--steps", 4, "--classes", "3", "--output", "x.png")
+    picture = np.asarray(Image.open("x.png"))[..., 0]
+    height = (picture.shape[0] - 2) // 2
+    for i, image in enumerate(images):
+        y, x = 2 + (i // 2) * height, 2 + (i % 2) * TILE
+        np.testing.assert_array_equal(picture[y : y + 56, x : x + 56], image[..., 0].repeat(7, 0).repeat(7, 1))
+
+
+@pytest.mark.parametrize("output", ["x.png", "x.gif", "x.npz", "x/"])
+def test_the_same_command_writes_the_same_bytes(output, cli, loud, tmp_path):
+    before = None
+    for _ in range(2):
+        cli.works(
+            "sample", "--checkpoint", loud, "--num_images", 5, "--steps", 3, "--output", output, "--show_intermediate"
+        )  # fmt: skip
+        assert before in (None, contents(tmp_path))
+        before = contents(tmp_path)
+        shutil.rmtree(tmp_path / "intermediate", ignore_errors=True)
+    assert len(before) > 4
+
+
+# sample: intermediate steps
+
+
+def frames_of(folder):
+    return {int(re.fullmatch(r"step_(\d{4})\.png", path.name)[1]): path for path in sorted(folder.glob("step_*"))}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 19, 20, 30])
+def test_intermediate_frames_are_spread_evenly_from_the_noise_to_the_last_step(steps, cli, loud, tmp_path):
+    cli.works(
+        "sample", "--checkpoint", loud, "--num_images", 2, "--steps", steps, "--show_intermediate", "--output", "x.png"
+    )
+    numbers = list(frames_of(tmp_path / "intermediate"))
+    assert numbers[0] == 0 and numbers[-1] == steps and len(numbers) == min(20, steps + 1)
+    gaps = np.diff(numbers)
+    assert gaps.max() - gaps.min() <= 1
+    assert set(contents(tmp_path)) == {
+        "x.png", "intermediate/strip.png", *(f"intermediate/step_{number:04d}.png" for number in numbers)
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_thousand_steps_have_twenty_frames(cli, trained, tmp_path):
+    """The command of the contract: --show_intermediate --timesteps 1000."""
+    argv = ["--num_images", 1, "--output", "x.png", "--show_intermediate", "--timesteps", 1000]
+    cli.works("sample", "--checkpoint", trained / "model_final.pt", *argv)
+    numbers = list(frames_of(tmp_path / "intermediate"))
+    assert len(numbers) == 20 and (numbers[0], numbers[-1]) == (0, 1000)
+    assert set(np.diff(numbers)) <= {52, 53}
+
+
+def test_step_0000_is_the_same_noise_whatever_follows(cli, loud, tmp_path):
+    frames = []
+    for steps, sampler in [(3, "ddim"), (7, "heun")]:
+        argv = ["--num_images", 4, "--steps", steps, "--sampler", sampler, "--grid", "trailing", "--show_intermediate"]
+        cli.works("sample", "--checkpoint", loud, *argv, "--output", "x.png")
+        frames.append(frames_of(tmp_path / "intermediate")[0].read_bytes())
+    assert frames[0] == frames[1]
+
+
+def test_the_last_frame_shows_the_picture(cli, trained, tmp_path):
+    argv = ["--num_images", 9, "--steps", 3, "--show_intermediate", "--output", "x.png"]
+    cli.works("sample", "--checkpoint", trained / "model_final.pt", *argv)
+    picture, frame = (np.asarray(Image.open(path)) for path in ("x.png", "intermediate/step_0003.png"))
+    height, width, _ = picture.shape
+    np.testing.assert_array_equal(frame[-height:, :width], picture)  # x_t at left ...
+    np.testing.assert_array_equal(frame[-height:, -width:], picture)  # ... is at last the estimate of x_0 at right
+    first = np.asarray(Image.open("intermediate/step_0000.png"))
+    assert first.shape == frame.shape and (first[-height:, :width] != picture).mean() > 0.5
+
+
+def test_frames_of_an_earlier_longer_command_do_not_stay(cli, loud, tmp_path):
+    for steps in (9, 2):
+        argv = ["--num_images", 1, "--steps", steps, "--show_intermediate", "--output", "x.png"]
+        cli.works("sample", "--checkpoint", loud, *argv)
+    assert list(frames_of(tmp_path / "intermediate")) == [0, 1, 2]
+
+
+def test_frames_of_a_folder_of_images_lie_in_it(cli, loud, tmp_path):
+    cli.works("sample", "--checkpoint", loud, "--num_images", 1, "--steps", 1, "--show_intermediate", "--output", "x/")
+    assert set(contents(tmp_path)) == {
+        "x/00000.png", "x/intermediate/step_0000.png", "x/intermediate/step_0001.png", "x/intermediate/strip.png"
+    }  # fmt: skip
+
+
+# sample: what each option changes
+
+
+def test_images_of_a_seed_are_the_same_alone_and_together(draw):
+    together = draw("--num_images", 12)
+    np.testing.assert_array_equal(draw("--indices", "3,5"), together[[3, 5]])
+    np.testing.assert_array_equal(draw("--indices", "0-3,11,4-6"), together[[0, 1, 2, 3, 11, 4, 5, 6]])
+    np.testing.assert_array_equal(draw("--num_images", 12, "--batch_size", 5), together)
+    np.testing.assert_array_equal(draw("--num_images", 4), together[:4])
+    assert len(np.unique(together, axis=0)) == 12
+
+
+CHANGES = {
+    "seed": (["--seed", 1], ["--seed", 2]),
+    "weights": (["--weights", "raw"], ["--weights", "ema"]),
+    "guidance": (["--guidance", 3], ["--guidance", 1]),
+    "eta": (["--sampler", "ddim", "--eta", 0.5], ["--sampler", "ddim", "--eta", 0]),
+    "steps": (["--steps", 5], ["--steps", 4]),
+    "classes": (["--classes", "1"], ["--classes", "2"]),
+    "grid": (["--grid", "trailing"], ["--grid", "log_snr"]),
+    "sampler": (["--sampler", "ddim"], ["--sampler", "heun"]),
+}
+EQUALS = {
+    "seed 0 is the default": (["--seed", 0], []),
+    "averaged weights are the default": (["--weights", "ema"], []),
+    "guidance 1 is plain": (["--guidance", 1], []),
+    "timesteps are steps": (["--timesteps", 5], ["--steps", 5]),
+    "eta 0 is ddim": (["--sampler", "ddim", "--eta", 0], ["--sampler", "ddim"]),
+    "eta 1 is ddpm": (["--sampler", "ddim", "--eta", 1], ["--sampler", "ddpm"]),
+    "all classes are the default": (["--classes", "0-9"], []),
+    "classes by name and by range": (["--classes", "2,3,4"], ["--classes", "2-4"]),
+    "the first images are the default": (["--indices", "0-5"], []),
+    "hyphens are underscores": (["--batch-size", 2], ["--batch_size", 6]),
+}
+
+
+@pytest.mark.parametrize("one, other", CHANGES.values(), ids=CHANGES)
+def test_an_option_changes_the_images(one, other, draw):
+    first, second = draw(*one), draw(*other)
+    assert first.shape == second.shape and (first != second).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("one, other", EQUALS.values(), ids=EQUALS)
+def test_two_ways_to_say_the_same_draw_the_same(one, other, draw):
+    np.testing.assert_array_equal(draw(*one), draw(*other))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_draws_on_every_grid(sampler, grid, draw):
+    assert draw("--sampler", sampler, "--grid", grid, "--steps", 3, "--num_images", 2).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 29, 30])
+def test_every_sampler_draws_in_any_number_of_steps_up_to_the_models(steps, sampler, draw):
+    assert draw("--sampler", sampler, "--steps", steps, "--num_images", 1).shape == (1, 8, 8, 1)
+
+
+def test_ddpm_takes_every_timestep_unless_told_otherwise(cli, loud, tmp_path):
+    for name, given in [("default.npz", []), ("all.npz", ["--timesteps", 30]), ("few.npz", ["--timesteps", 10])]:
+        cli.works("sample", "--checkpoint", loud, "--sampler", "ddpm", "--num_images", 2, "--output", name, *given)
+    np.testing.assert_array_equal(array("default.npz"), array("all.npz"))
+    assert (array("default.npz") != array("few.npz")).any()
+
+
+def test_classes_are_drawn_in_turn(draw):
+    """Image i of a class is the same picture whichever other classes are asked for."""
+    threes, fives = draw("--classes", "3"), draw("--classes", "5")
+    np.testing.assert_array_equal(
+        draw("--classes", "3,5"), np.where(np.arange(6)[:, None, None, None] % 2, fives, threes)
+    )
+
+
+@pytest.mark.parametrize(
+    "given, labels",
+    [
+        ([], "0123456789"),
+        (["--classes", "3,5"], "3535353535"),
+        (["--classes", "7-9"], "7897897897"),
+        (["--classes", "8,0-1"], "8018018018"),
+        (["--classes", "4"], "4444444444"),
+    ],
+)
+def test_images_of_classes_carry_their_names(given, labels, cli, loud, monkeypatch):
+    captions = spy_on_captions(monkeypatch)
+    cli.works("sample", "--checkpoint", loud, "--num_images", 10, "--steps", 1, *given, "--output", "x.png")
+    assert captions == [list(labels)]
+
+
+def test_images_without_classes_carry_no_names(cli, trained, monkeypatch):
+    captions = spy_on_captions(monkeypatch)
+    cli.works(
+        "sample", "--checkpoint", trained / "model_final.pt", "--num_images", 2, "--steps", 1, "--output", "x.png"
+    )
+    assert captions == [None]
+
+
+def test_a_model_that_has_learnt_nothing_is_told_from_its_flat_images(cli, trained, monkeypatch):
+    monkeypatch.setattr("tiny_diffusion.visuals.images.to_uint8", lambda x: np.full((len(x), 8, 8, 1), 7, np.uint8))
+    ended = cli.works("sample", "--checkpoint", trained / "model_final.pt", "--num_images", 2, "--output", "x.png")
+    assert "warning: every image is one flat colour" in ended.err
+
+
+# visualize and info
+
+
+@pytest.mark.parametrize("schedule, number", [*((name, 1) for name in SCHEDULES), ("cosine", 3), ("cosine", 10)])
+def test_the_forward_figure_is_a_picture_with_a_row_for_each_image(schedule, number, cli, tmp_path):
+    argv = ["visualize", "--dataset", "digits", "--schedule", schedule, "--num_images", number, "--save_path", "x.png"]
+    ended = cli.works(*argv)
+    assert ended.err == "figure: x.png\n" and set(contents(tmp_path)) == {"x.png"}
+    width, height = Image.open("x.png").size
+    assert number * 100 < height < 200 + number * 200 and width > 8 * 100
+
+
+def test_figures_lie_in_outputs_unless_told_otherwise(cli, tmp_path):
+    cli.works("visualize", "--dataset", "digits", "--num_images", 1)
+    cli.works("visualize", "--what", "schedules")
+    assert set(contents(tmp_path)) == {"outputs/forward_diffusion.png", "outputs/schedules.png"}
+    assert min(Image.open("outputs/schedules.png").size) > 400
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--dataset", "digits", "--num_images", 2],
+        ["--dataset", "digits", "--num_images", 2, "--timesteps", 2],
+        ["--dataset", "digits", "--schedule", "linear", "--beta_start", 1e-3, "--beta_end", 0.1, "--image_size", 16],
+        ["--what", "schedules", "--timesteps", 2],
+        ["--what", "schedules", "--beta_start", 1e-3, "--beta_end", 0.1],
+    ],
+)
+def test_the_same_figure_is_the_same_bytes(given, cli):
+    for name in ("a.png", "b.png"):
+        cli.works("visualize", *given, "--save_path", name)
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+@pytest.mark.parametrize("changed", [["--seed", 1], ["--schedule", "flow"], ["--timesteps", 50], ["--image_size", 9]])
+def test_an_option_changes_the_forward_figure(changed, cli):
+    for name, given in [("a.png", []), ("b.png", changed)]:
+        cli.works("visualize", "--dataset", "digits", "--num_images", 1, *given, "--save_path", name)
+    assert Path("a.png").read_bytes() != Path("b.png").read_bytes()
+
+
+@pytest.mark.parametrize("timesteps, times", [(1000, [0, 50, 100, 200, 400, 600, 800, 999]), (2, [0, 1])])
+def test_the_forward_figure_shows_the_times_of_the_contract_and_the_ends_of_any_other(
+    timesteps, times, cli, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(
+        "tiny_diffusion.visuals.figures.save_forward_figure", lambda path, images, times, **k: shown.append(times)
+    )
+    cli.works("visualize", "--dataset", "digits", "--num_images", 1, "--timesteps", timesteps)
+    assert shown == [times]
+
+
+def test_info_says_what_a_checkpoint_holds(cli, run):
+    ended = cli.works("info", "--checkpoint", run / "model_final.pt")
+    config, text = load_checkpoint(run / "model_final.pt").config, ended.out
+    for name in specs(Config):
+        value = getattr(config, name)
+        shown = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+        assert re.search(rf"^  --{name} +{re.escape(shown)}$", text, re.MULTILINE), name
+    assert "1 x 8 x 8" in text and "unconditional" in text and "step 6" in text and "(finished)" in text
+    assert ", ".join(DATASETS["digits"].classes) in text and ended.err == ""
+
+
+def test_info_of_a_stopped_run_says_how_to_go_on(cli, loud):
+    text = cli.works("info", "--checkpoint", loud).out
+    assert "class-conditional" in text and "not finished; --resume goes on" in text
+
+
+# As processes
+
+
+def process(folder, *words):
+    ended = subprocess.run([sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+@pytest.mark.slow
+def test_the_three_scripts_run_from_anywhere_one_after_the_other(tmp_path):
+    code, out, err = process(tmp_path, ROOT / "train.py", *SMALLEST, "--epochs", 1, "--output_dir", "run")
+    assert (code, out) == (0, "") and (tmp_path / "run/model_final.pt").is_file()
+    code, out, err = process(tmp_path, ROOT / "sample.py", "--checkpoint", "run/model_final.pt", "--num_images", 4)
+    assert (code, out) == (0, "") and "4 images: run/generated_samples.png" in err
+    code, out, err = process(tmp_path, ROOT / "visualize_diffusion.py", "--dataset", "digits")
+    assert (code, out, err) == (0, "", "figure: outputs/forward_diffusion.png\n")
+
+
+@pytest.mark.slow
+def test_the_package_runs_as_a_module(tmp_path):
+    words = ["-m", "tiny_diffusion", "visualize", "--what", "schedules", "--save_path", tmp_path / "x.png"]
+    assert process(ROOT, *words) == (0, "", f"figure: {tmp_path / 'x.png'}\n")
+    code, out, err = process(ROOT, "-m", "tiny_diffusion", "info")
+    assert (code, out) == (2, "") and err.startswith("tiny_diffusion info: error: --checkpoint is required")
