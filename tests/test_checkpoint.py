@@ -93,6 +93,11 @@ def assert_refused(path, *words):
     return message
 
 
+def peak_memory():
+    """The most bytes that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def assert_bitwise_equal(got, wanted):
     assert got.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -468,6 +473,15 @@ def test_a_tensor_of_an_odd_kind_is_refused_before_it_costs_memory(make, saved):
     assert_refused(saved)
 
 
+def test_one_number_that_stands_for_half_a_gigabyte_is_refused_before_it_is_spread_out(saved):
+    before = peak_memory()
+    content = torch.load(saved, weights_only=True)
+    content["tensors"]["model/weight"] = torch.ones(1).expand(500_000_000)
+    torch.save(content, saved)
+    assert_refused(saved, "model/weight", "not a plain tensor")
+    assert peak_memory() - before < 200e6
+
+
 def test_tensors_that_claim_more_than_their_storage_holds_are_refused(saved):
     """The pickle's sizes are changed, the storage is not."""
     tensors = {"model/weight": torch.ones(257)}  # 257 is unlike any other number in the file
@@ -599,8 +613,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused_by_name(change, n
 def test_a_network_of_seven_gigabytes_is_refused_without_making_it(network):
     path, _ = network
     rewrite(path, set_config(base_channels=512, channel_mult=[8], attention_levels=[], time_emb_dim=8192))
-    checkpoint, before = load_checkpoint(path), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    checkpoint, before = load_checkpoint(path), peak_memory()
     with pytest.raises(FileError, match="do not fit"):
         load_model(checkpoint)
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 200e6
+    assert peak_memory() - before < 200e6

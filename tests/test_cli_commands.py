@@ -1,4 +1,7 @@
-"""The commands at work: which files they write, what is in them, and what each option changes in them."""
+"""The commands at work: which files they write, what is in them, and what each option changes in them.
+
+Going on with a run, extending it and starting anew are in test_resume.py.
+"""
 
 import json
 import math
@@ -116,17 +119,6 @@ def test_another_seed_trains_other_weights(cli, run, tmp_path):
     assert log_of(tmp_path / "other")[0]["loss"] != log_of(run)[0]["loss"]
 
 
-def test_a_run_stopped_by_max_steps_goes_on_to_the_same_end(cli, run, tmp_path):
-    options = [*SMALLEST, "--epochs", 3, "--sample_interval", 1, "--save_interval", 2, "--output_dir", "parts"]
-    ended = cli.works("train", *options, "--max_steps", 2)
-    assert "--resume" in ended.err and len(log_of(tmp_path / "parts")) == 2
-    cli.works("train", *options, "--resume")
-    whole, parts = (load_checkpoint(folder / "model_final.pt") for folder in (run, tmp_path / "parts"))
-    assert all((whole.tensors[name] == tensor).all() for name, tensor in parts.tensors.items())
-    assert [line["loss"] for line in log_of(tmp_path / "parts")] == [line["loss"] for line in log_of(run)]
-    assert set(contents(tmp_path / "parts")) == set(contents(run))
-
-
 def test_resuming_a_finished_run_says_so_and_touches_nothing(cli, run):
     before = contents(run)
     ended = cli.works("train", "--output_dir", run, "--resume")
@@ -139,46 +131,11 @@ def test_resuming_with_the_options_of_the_run_is_no_contradiction(cli, run):
     assert "is finished" in ended.err
 
 
-def test_extending_a_finished_run_goes_on_past_its_end(cli, run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    cli.works("train", "--output_dir", "run", "--extend", "--epochs", 4)
-    assert [line["step"] for line in log_of(tmp_path / "run")] == list(range(1, 9))
-    assert log_of(tmp_path / "run")[:6] == log_of(run)
-    assert load_checkpoint(tmp_path / "run/model_final.pt").config.epochs == 4
-
-
-def test_overwriting_deletes_the_run_and_nothing_else(cli, run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run/notes.txt").write_text("mine")
-    (tmp_path / "run/samples/mine.png").write_text("mine")
-    cli.works("train", *SMALLEST, "--epochs", 1, "--output_dir", "run", "--overwrite")
-    assert set(contents(tmp_path / "run")) == {
-        "samples/epoch_001.png",
-        "samples/mine.png",
-        "training_loss.png",
-        "model_final.pt",
-        "log.jsonl",
-        "notes.txt",
-    }
-    assert len(log_of(tmp_path / "run")) == math.ceil(STEPS_AN_EPOCH)
-
-
 def test_keep_last_keeps_the_newest_numbered_checkpoints(cli, tmp_path):
     options = ["--epochs", 3, "--sample_interval", 9, "--save_interval", 1, "--keep_last", 2]
     cli.works("train", *SMALLEST, *options, "--output_dir", "run")
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert names == ["model_epoch_002.pt", "model_epoch_003.pt"]
-
-
-def test_a_run_from_anothers_weights_has_its_network_and_begins_where_it_ended(cli, run, tmp_path):
-    """The network's options come from the checkpoint; the rest is new."""
-    argv = ["--output_dir", "new", "--init_from", run / "model_final.pt", "--num_samples", 1, "--max_steps", 1]
-    cli.works("train", "--lr", 1e-9, *argv)
-    new, old = (load_checkpoint(folder / "model_final.pt") for folder in (tmp_path / "new", run))
-    assert new.config.base_channels == old.config.base_channels and new.config.dataset == "digits"
-    assert new.config.batch_size == Config.batch_size and new.about["step"] == 1
-    for name, tensor in old.part("ema").items():
-        np.testing.assert_allclose(new.part("model")[name], tensor, atol=1e-6)
 
 
 def test_dry_run_prints_the_options_in_full_and_writes_nothing(cli, tmp_path):

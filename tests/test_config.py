@@ -114,9 +114,9 @@ REFUSED = {  # options, and what the message must say: the option, the value, a 
         {"schedule": "flow", "prediction": "epsilon"},
         ["--prediction epsilon", "--schedule flow", "step 999", "Use v or flow"],
     ),
-    "epsilon in drowned images": (
-        {"schedule": "linear", "prediction": "epsilon", "beta_start": 0.9, "beta_end": 0.999},
-        ["--prediction epsilon", "--schedule linear", "alpha is 0", "Use v or flow"],
+    "betas that drown the image": (
+        {"schedule": "linear", "beta_start": 0.9, "beta_end": 0.999},
+        ["--beta_start 0.9", "--beta_end 0.999", "Use smaller ones"],
     ),
     "patches": ({"patch_size": 3}, ["--patch_size 3", "28x28", "1, 2, 4, 7, 14"]),
     "no levels": ({"channel_mult": ()}, ["--channel_mult", "at least one", "1,2"]),

@@ -4,6 +4,7 @@ import _thread
 import gzip
 import http.client
 import shutil
+import signal
 import ssl
 import threading
 import time
@@ -419,6 +420,15 @@ def test_a_download_that_fails_half_way_leaves_no_half_set(failure, tmp_path, to
     assert content(tmp_path) == {}
 
 
+@pytest.fixture
+def ctrl_c():
+    """Raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_download_that_is_interrupted_leaves_no_half_set(tmp_path, torchvision_downloads):
     def interrupted(raw):
         write_idx(raw, "train", *make_set())

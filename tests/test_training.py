@@ -456,6 +456,7 @@ def test_the_given_share_of_labels_is_hidden_and_the_others_are_the_images(share
     hidden = labels == 10  # the null class, one past the last
     assert torch.equal(labels[~hidden], own[~hidden])
     assert abs(hidden.float().mean() - share) <= 5 * math.sqrt(share * (1 - share) / len(labels))
+    assert len({tuple(places) for places in hidden.view(8, 128).tolist()}) == (8 if share else 1)
 
 
 def test_a_network_without_classes_is_given_no_labels(make_trainer):

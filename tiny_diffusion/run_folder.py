@@ -63,7 +63,7 @@ class RunFolder:
             partial = self.log_path.with_suffix(".jsonl.part")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, self.log_path)
-            self._log = open(self.log_path, "a", encoding="utf-8")
+            self._log = open(self.log_path, "a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise FileError(
                 f"--output_dir {self.path} cannot be written: {error.strerror or error}. Name another folder."

@@ -56,17 +56,18 @@ class Session:
         self.pending: list[StepReport] = []
 
     def _check_memory(self) -> None:
-        """Refuses a network that would have this computer swap, or kill the process, rather than say no."""
+        """Refuses what would have this computer swap, or kill the process, rather than say no."""
         with torch.device("meta"):
             model = make_model(self.config, self.dataset.channels, len(self.dataset.classes))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        needed = 4 * COPIES * parameters
+        size, images = self.config.image_size, self.dataset.images
+        needed = 4 * COPIES * parameters + images * self.dataset.channels * size**2
         if self.device.type == "cpu" and hasattr(os, "sysconf"):
             there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if needed > there:
                 raise MemoryError(
-                    f"a network of {parameters / 1e6:,.0f} M parameters trains in {needed / 1e9:,.0f} GB or more, "
-                    f"and this computer has {there / 1e9:,.0f} GB"
+                    f"a network of {parameters / 1e6:,.1f} M parameters and {images:,} images of {size}x{size} take "
+                    f"{needed / 1e9:,.0f} GB or more, and this computer has {there / 1e9:,.0f}"
                 )
 
     def elapsed(self) -> float:
