@@ -257,8 +257,8 @@ def test_a_missing_file_is_refused_with_how_to_train_one(tmp_path):
     assert_refused(tmp_path / "none.pt", "does not exist", "train.py")
 
 
-def test_a_folder_is_refused_with_how_to_train_one(tmp_path):
-    assert_refused(tmp_path, "is a folder", "train.py")
+def test_a_folder_is_refused_with_what_to_name_in_it(tmp_path):
+    assert_refused(tmp_path, "is a folder", "model_final.pt")
 
 
 def png():

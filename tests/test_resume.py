@@ -13,7 +13,7 @@ import pytest
 import torch
 from cli_helpers import call, contents
 
-from tiny_diffusion.checkpoint import load_checkpoint, load_model
+from tiny_diffusion.checkpoint import load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.cli import session
 from tiny_diffusion.cli.run_writer import RunWriter
 from tiny_diffusion.data.batches import Batches
@@ -211,6 +211,29 @@ def test_the_rolling_checkpoint_is_written_as_time_goes_by(train, folder, monkey
     )
     assert train("--max_steps", 4).code == 0
     assert steps == [("latest.pt", 1), ("latest.pt", 2), ("latest.pt", 3), ("model_final.pt", 4)]
+
+
+# By the clock
+
+
+BY_THE_CLOCK = [*OPTIONS[: OPTIONS.index("--epochs")], "--minutes", 5]
+
+
+@pytest.mark.parametrize("spent", [100.0, 1e4])
+def test_a_resumed_run_by_the_clock_spends_the_rest_of_its_time(spent, cli, folder):
+    """Its learning rate falls as sqrt(1 - time / all of it), from which the time can be read."""
+    assert cli("train", *BY_THE_CLOCK, "--output_dir", folder, "--max_steps", 2).code == 0
+    checkpoint = load_checkpoint(folder / "model_final.pt")
+    assert 0 < checkpoint.about["elapsed_seconds"] < 100
+    about = {key: value for key, value in checkpoint.about.items() if key not in ("format", "sha256")}
+    save_checkpoint(folder / "model_final.pt", {**about, "elapsed_seconds": spent}, checkpoint.tensors)
+    assert cli("train", "--resume", "--output_dir", folder, "--max_steps", 3).code == 0
+    about, lines = load_checkpoint(folder / "model_final.pt").about, lines_of(folder)
+    assert spent < about["elapsed_seconds"] < spent + 60
+    if spent < 300:
+        left = (lines[2]["lr"] / (2e-3 * 3 / 100)) ** 2  # the third of a hundred steps of warm-up
+        assert (300 - spent - 40) / 300 < left < 1 - spent / 300
+    assert about["finished"] == (len(lines) == 2) == (spent > 300)
 
 
 # A named checkpoint

@@ -127,11 +127,12 @@ def test_drawing_leaves_torchs_generator_the_model_and_gradients_alone(model):
 
 
 @every_sampler
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_denoising_goes_from_noise_over_the_levels_of_the_grid_to_the_images(steps, sampler, model):
-    request = Request([4, 9], sampler=sampler, steps=steps, grid="trailing", seed=2)
+@pytest.mark.parametrize("grid, steps", [("trailing", 1), ("trailing", 7), ("leading", 2)])
+def test_denoising_goes_from_noise_over_the_levels_of_the_grid_to_the_images(grid, steps, sampler, model):
+    """The leading grid begins half-way to noise, where sigma is far from 1."""
+    request = Request([4, 9], sampler=sampler, steps=steps, grid=grid, seed=2)
     states = list(denoising(model, DIFFUSION, request, SHAPE))
-    assert [state.level for state in states] == make_levels(DIFFUSION.schedule, "trailing", steps)
+    assert [state.level for state in states] == make_levels(DIFFUSION.schedule, grid, steps)
     assert all(state.x.shape == state.clean.shape == (2, *SHAPE) for state in states)
     noise = np.stack([stream(2, "image", index).standard_normal(SHAPE, dtype=np.float32) for index in (4, 9)])
     torch.testing.assert_close(states[0].x, states[0].level.sigma * torch.from_numpy(noise))

@@ -8,6 +8,7 @@ directory, sizes and checksums, then the sha256 of the contents, then the config
 import hashlib
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads and verifies a checkpoint, on the CPU.  Raises FileError, naming the file and the reason."""
     path = Path(path)
     if not path.is_file():
-        what = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        if path.is_dir():
+            raise FileError(f"{path} is a folder. Name a checkpoint in it, such as {path / 'model_final.pt'}")
+        what = "is not a file" if path.exists() else "does not exist"
         raise FileError(f"{path} {what}. Train one first: python train.py --dataset digits --output_dir outputs/digits")
     try:
         _check_zip(path)
@@ -84,6 +87,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise FileError(
+            f"{path} is not a checkpoint of this program: it holds more than tensors. Nothing in it was run."
+        ) from error
     except Exception as error:  # whatever a hostile file makes the readers raise; weights_only keeps it from running
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason[:160]}).") from error

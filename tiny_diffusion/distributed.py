@@ -19,9 +19,9 @@ class World:
 
 def make_world(device: str, environment: dict[str, str]) -> World:
     """auto: CUDA, then MPS, then the CPU.  Raises OptionError for a device that this machine lacks."""
-    if int(environment.get("WORLD_SIZE", "1")) > 1:
+    if (processes := environment.get("WORLD_SIZE", "1")) != "1":
         raise OptionError(
-            "started as one of several processes (WORLD_SIZE > 1), which is not there yet. Start it without torchrun."
+            f"WORLD_SIZE is {processes}, but training on several processes is not there yet. Start it without torchrun."
         )
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":

@@ -23,9 +23,9 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs ``COMMAND [options]`` and returns the exit code."""
     started = time.monotonic()
-    # Threads that wait for one another asleep rather than spinning: beside one other busy program on two cores, spinning
-    # made a training step more than twenty times slower.  OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads spin while they wait for one another; beside another busy program that made a training step more
+    # than twenty times slower, and spinning briefly costs nothing (benchmarks/RESULTS.md).  Read by import torch.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())

@@ -45,7 +45,10 @@ def _start(given: dict, actions: TrainActions, started: float) -> int:
         from tiny_diffusion.checkpoint import load_checkpoint
 
         source = load_checkpoint(actions.init_from)
-        given = {**_network_of(source.config), **given}
+        inherited = _network_of(source.config)
+        if given.get("schedule", source.config.schedule) != source.config.schedule:
+            inherited = {name: value for name, value in inherited.items() if not name.startswith("beta_")}
+        given = {**inherited, **given}
     config = resolve(given)
     if actions.dry_run:
         return _print_options(config)
@@ -74,6 +77,8 @@ def _network_of(config: Config) -> dict:
         if spec.group == "network" or name in ("schedule", "timesteps", "prediction")
     ]
     values = {name: getattr(config, name) for name in (*names, "dataset", "image_size")}
+    if config.beta_start is not None:
+        values |= {"beta_start": config.beta_start, "beta_end": config.beta_end}
     if not config.class_cond:
         del values["label_dropout"]
     if not config.attention_levels:

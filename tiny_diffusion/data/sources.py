@@ -44,9 +44,13 @@ def open_dataset(name: str, *, heldout: bool = False, data_dir: str | None = Non
     dataset = DATASETS[name]
     images, labels = OPENERS[dataset.format](dataset, heldout, data_folder(data_dir))
     if size and images.shape[-2:] != (size, size):
-        resized = torch.nn.functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
-        images = resized.round().clamp(0, 255).to(torch.uint8)
+        images = torch.cat([_resized(part, size) for part in images.split(500)])  # floats of a part at a time
     return ImageSet(images, labels, dataset.classes)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    resized = torch.nn.functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def data_folder(data_dir: str | None) -> Path:
