@@ -207,7 +207,7 @@ def test_a_grid_has_a_place_for_each_image_and_few_to_spare(number, cli, trained
 def test_an_animation_has_a_frame_for_each_step_up_to_about_twenty(steps, cli, loud):
     cli.works("sample", "--checkpoint", loud, "--num_images", 4, "--steps", steps, "--output", "x.gif")
     with Image.open("x.gif") as animation:
-        assert animation.n_frames == min(20, steps + 1)
+        assert animation.n_frames == min(21, steps + 1)
         durations = [frame.info["duration"] for frame in ImageSequence.Iterator(animation)]
     assert durations[-1] - durations[0] in (2000, 2000 - 10)  # a hold on the last
 
@@ -268,7 +268,7 @@ def test_intermediate_frames_are_spread_evenly_from_the_noise_to_the_last_step(s
         "sample", "--checkpoint", loud, "--num_images", 2, "--steps", steps, "--show_intermediate", "--output", "x.png"
     )
     numbers = list(frames_of(tmp_path / "intermediate"))
-    assert numbers[0] == 0 and numbers[-1] == steps and len(numbers) == min(20, steps + 1)
+    assert numbers[0] == 0 and numbers[-1] == steps and len(numbers) == min(21, steps + 1)
     gaps = np.diff(numbers)
     assert gaps.max() - gaps.min() <= 1
     assert set(contents(tmp_path)) == {
@@ -277,13 +277,13 @@ def test_intermediate_frames_are_spread_evenly_from_the_noise_to_the_last_step(s
 
 
 @pytest.mark.slow
-def test_a_thousand_steps_have_twenty_frames(cli, trained, tmp_path):
+def test_a_thousand_steps_have_the_noise_and_twenty_frames(cli, trained, tmp_path):
     """The command of the contract: --show_intermediate --timesteps 1000."""
     argv = ["--num_images", 1, "--output", "x.png", "--show_intermediate", "--timesteps", 1000]
     cli.works("sample", "--checkpoint", trained / "model_final.pt", *argv)
     numbers = list(frames_of(tmp_path / "intermediate"))
-    assert len(numbers) == 20 and (numbers[0], numbers[-1]) == (0, 1000)
-    assert set(np.diff(numbers)) <= {52, 53}
+    assert len(numbers) == 21 and (numbers[0], numbers[-1]) == (0, 1000)
+    assert set(np.diff(numbers)) == {50}
 
 
 def test_step_0000_is_the_same_noise_whatever_follows(cli, loud, tmp_path):

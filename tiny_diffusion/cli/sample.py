@@ -17,7 +17,7 @@ Draw images from a trained model.  The checkpoint says how; options change it.
   sample.py --checkpoint outputs/mnist/model_final.pt --output outputs/mnist/denoising.gif
   sample.py --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples.npz
 """
-MOST_FRAMES = 20
+MOST_FRAMES = 21  # the noise and 20 steps
 BATCH = 64
 ENDINGS = (".png", ".gif", ".npz")
 
@@ -215,6 +215,6 @@ def _write(output: Path, ending: str, images, frames, captions, show_intermediat
             save_png(folder / f"step_{count:04d}.png", denoising_frame(noisy, clean))
         chosen = frames[:: max(1, len(frames) // 8)]
         chosen = chosen if chosen[-1] is frames[-1] else [*chosen, frames[-1]]
-        headings = [f"t = {time:.0f}" for _, time, _, _ in chosen]
+        headings = [*(f"t = {time:.0f}" for _, time, _, _ in chosen[:-1]), "drawn"]
         save_png(folder / "strip.png", strip([noisy[:8] for _, _, noisy, _ in chosen], headings))
         print(f"{len(frames)} frames of the denoising: {folder}", file=sys.stderr)
