@@ -487,7 +487,7 @@ REFUSED_RUNS = {
     "another seed": (["--resume", "--seed", 1], ["--seed 1", "0"]),
     "other attention": (["--resume", "--attention_levels", "none"], ["--attention_levels none", "1 "]),
     "betas": (["--resume", "--beta_start", 0.01], ["--beta_start 0.01", "not set"]),
-    "more epochs": (["--resume", "--epochs", 99], ["--epochs 99", "80", "--extend"]),
+    "more epochs": (["--resume", "--epochs", 99], ["--epochs 99", "60", "--extend"]),
     "minutes": (["--resume", "--minutes", 4], ["--minutes 4", "not set", "--extend"]),
     "another set": (["--resume", "--dataset", "mnist"], ["--dataset mnist", "digits"]),
     "an end that is past": (["--extend", "--minutes", 1e-5], ["--extend", "minutes are behind this run", "larger"]),

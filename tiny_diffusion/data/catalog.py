@@ -42,7 +42,7 @@ DATASETS = {
         train="every image but each sixth",
         heldout="each sixth image",
         download=False,
-        defaults={"patch_size": 1, "epochs": 80, "sample_interval": 20, "save_interval": 40},
+        defaults={"patch_size": 1, "epochs": 60, "sample_interval": 20, "save_interval": 20},
     ),
     "mnist": Dataset(
         title="70,000 handwritten digits of 28x28 pixels",
