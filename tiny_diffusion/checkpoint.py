@@ -42,9 +42,12 @@ class Checkpoint:
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part, without its name."""
-        return {
-            key.removeprefix(f"{name}/"): value for key, value in self.tensors.items() if key.startswith(f"{name}/")
-        }
+        return part_of(self.tensors, name)
+
+
+def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose paths start with this name, without it."""
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
 
 
 def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -> None:

@@ -174,6 +174,14 @@ def refuse_betas(given: Mapping[str, object], schedule: str) -> None:
             )
 
 
+def refuse_falling_betas(start: float, end: float) -> None:
+    """Raises OptionError if the first beta is larger than the last."""
+    if start > end:
+        raise OptionError(
+            f"--beta_start {start:g} is larger than --beta_end {end:g}, and noise grows. Swap them, or give both."
+        )
+
+
 def _refuse_ignored(given: Mapping[str, object], values: Mapping[str, object]) -> None:
     if "epochs" in given and "minutes" in given:
         raise OptionError(
@@ -217,11 +225,8 @@ def _check_values(values: Mapping[str, object]) -> None:
 
 def _check_process(config: Config) -> None:
     schedule = config.make_schedule()
-    if config.beta_start is not None and config.beta_start > config.beta_end:
-        raise OptionError(
-            f"--beta_start {config.beta_start:g} is larger than --beta_end {config.beta_end:g}, and noise grows. "
-            "Swap them, or give both."
-        )
+    if config.beta_start is not None:
+        refuse_falling_betas(config.beta_start, config.beta_end)
     if not (schedule.log_snr[1:] < schedule.log_snr[:-1]).all() or not (schedule.alpha[:-1] > 0).all():
         raise OptionError(
             f"--beta_start {config.beta_start:g} and --beta_end {config.beta_end:g} erase the image before the last "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable
-from tiny_diffusion.config import refuse_betas
+from tiny_diffusion.config import refuse_betas, refuse_falling_betas
 from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
@@ -50,10 +50,7 @@ def _schedule(options: FigureOptions, name: str):
         own if asked is None else asked
         for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True)
     )
-    if start > end:
-        raise OptionError(
-            f"--beta_start {start:g} is larger than --beta_end {end:g}, and noise grows. Swap them, or give both."
-        )
+    refuse_falling_betas(start, end)
     return schedule
 
 

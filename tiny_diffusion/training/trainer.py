@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tiny_diffusion.checkpoint import part_of
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.timesteps import stratified
 from tiny_diffusion.data.batches import Batches
@@ -182,13 +183,9 @@ class Trainer:
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Continue another trainer of the same configuration.  Raises KeyError or RuntimeError if it was not."""
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-        self.model.load_state_dict(part("model"))
-        self.ema.model.load_state_dict(part("ema"))
-        self.optimizer.load(part("optimizer"))
+        self.model.load_state_dict(part_of(tensors, "model"))
+        self.ema.model.load_state_dict(part_of(tensors, "ema"))
+        self.optimizer.load(part_of(tensors, "optimizer"))
         self.loss_scale.copy_(tensors["scaler/loss_scale"])
         self.step = step
 
