@@ -5,6 +5,8 @@ x/5e-5; so the tables are compared at that precision, and the samplers with the 
 recomputed from the same betas in float64.  DPM-Solver++ and flow matching still step in float32.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ THEIR_NAME = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 every_shared_prediction = pytest.mark.parametrize("prediction", [name for name in PREDICTIONS if name in THEIR_NAME])
 schedules_with_betas = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
+every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
 lengths_and_steps = pytest.mark.parametrize("timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 37), (200, 200)])
 
 
@@ -46,9 +49,9 @@ def noise():
     return lambda n=1: torch.from_numpy(rng.standard_normal((n, 2, 1, 2, 3)))
 
 
-def betas_of(name, timesteps):
+def betas_of(name, timesteps, shift=0.0):
     """The betas that make this table, read back from its alpha."""
-    alpha_squared = make_schedule(name, timesteps).alpha ** 2
+    alpha_squared = make_schedule(name, timesteps, logsnr_shift=shift).alpha ** 2
     return 1 - alpha_squared / np.append(1.0, alpha_squared[:-1])
 
 
@@ -70,8 +73,8 @@ def draw_theirs(scheduler, x, steps, **options):
     return x
 
 
-def draw_ours(sampler, name, timesteps, prediction, grid, x, steps, clip=False, **options):
-    schedule = make_schedule(name, timesteps)
+def draw_ours(sampler, name, timesteps, prediction, grid, x, steps, clip=False, shift=0.0, **options):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     denoise = Diffusion(schedule, prediction).denoiser(network, clip=clip)
     *_, last = SAMPLERS[sampler].run(denoise, x, make_levels(schedule, grid, steps), **options)
     return last.x
@@ -100,16 +103,20 @@ def test_cosine_is_diffusers_squaredcos_cap_v2(timesteps):
     assert_allclose(make_schedule("cosine", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-4)
 
 
+@every_shift
 @pytest.mark.parametrize("timesteps", [10, 1000])
 @schedules_with_betas
-def test_every_table_travels_to_diffusers_as_trained_betas(name, timesteps):
-    expected = DDPMScheduler(timesteps, trained_betas=betas_of(name, timesteps))
-    assert_allclose(make_schedule(name, timesteps).alpha ** 2, expected.alphas_cumprod, rtol=2e-4)
+def test_every_table_travels_to_diffusers_as_trained_betas(name, timesteps, shift):
+    expected = DDPMScheduler(timesteps, trained_betas=betas_of(name, timesteps, shift))
+    alpha_squared = make_schedule(name, timesteps, logsnr_shift=shift).alpha ** 2
+    assert_allclose(alpha_squared, expected.alphas_cumprod, rtol=2e-4)
 
 
+@every_shift
 @pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
-def test_flow_is_diffusers_flow_matching_table_and_time(timesteps):
-    schedule, expected = make_schedule("flow", timesteps), FlowMatchEulerDiscreteScheduler(timesteps)
+def test_flow_is_diffusers_flow_matching_table_and_time(timesteps, shift):
+    schedule = make_schedule("flow", timesteps, logsnr_shift=shift)
+    expected = FlowMatchEulerDiscreteScheduler(timesteps, shift=math.exp(-shift / 2))
     time, _, sigma = schedule.at(np.arange(timesteps)[::-1])
     assert_allclose(sigma, expected.sigmas, rtol=1e-6)
     assert_allclose(time, expected.timesteps, rtol=1e-6)
@@ -208,18 +215,23 @@ def test_a_stock_scheduler_with_its_own_table_draws_the_same_picture(prediction,
     assert_same_pictures(draw_ours("ddim", name, 1000, prediction, "leading", x, 50, clip=True), expected, rtol=1e-5)
 
 
+@every_shift
 @pytest.mark.parametrize("grid", ["trailing", "leading", "rho"])
 @pytest.mark.parametrize("timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 37), (200, 200)])
-def test_ddim_on_flow_is_diffusers_flow_matching_euler(timesteps, steps, grid, noise):
+def test_ddim_on_flow_is_diffusers_flow_matching_euler(timesteps, steps, grid, shift, noise):
+    """Which is given the levels before the shift, and shifts them."""
     x = noise()[0]
-    levels = make_levels(make_schedule("flow", timesteps), grid, steps)
-    scheduler = FlowMatchEulerDiscreteScheduler(timesteps, shift=1.0)
-    scheduler.set_timesteps(sigmas=[level.sigma for level in levels[:-1]])
+    plain, levels = (
+        make_levels(make_schedule("flow", timesteps, logsnr_shift=each), grid, steps) for each in (0.0, shift)
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(timesteps, shift=math.exp(-shift / 2))
+    scheduler.set_timesteps(sigmas=[level.sigma for level in plain[:-1]])
     assert_allclose(scheduler.timesteps, [level.time for level in levels[:-1]], rtol=1e-6)
     expected = x
     for t in scheduler.timesteps:
         expected = scheduler.step(network(expected, t), t, expected).prev_sample
-    assert_same_pictures(draw_ours("ddim", "flow", timesteps, "flow", grid, x, steps), expected, rtol=1e-5)
+    ours = draw_ours("ddim", "flow", timesteps, "flow", grid, x, steps, shift=shift)
+    assert_same_pictures(ours, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [5, 13, 40])

@@ -13,6 +13,7 @@ from tiny_diffusion.core.schedules import CLEAN, SCHEDULES, make_schedule
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
 
 
 def ratios(levels):
@@ -23,11 +24,12 @@ def ratios(levels):
 # Laws of every grid
 
 
+@every_shift
 @every_length
 @every_schedule
 @every_grid
-def test_n_steps_are_n_falling_times_within_the_table_for_every_n(grid, name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_n_steps_are_n_falling_times_within_the_table_for_every_n(grid, name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     for n in range(1, timesteps + 1):
         t = GRIDS[grid](schedule, n)
         assert t.shape == (n,)
@@ -35,11 +37,12 @@ def test_n_steps_are_n_falling_times_within_the_table_for_every_n(grid, name, ti
         assert t[0] <= timesteps - 1 and t[-1] >= 0
 
 
+@every_shift
 @every_schedule
 @every_grid
-def test_n_steps_are_n_levels_each_less_noisy_than_the_one_before_and_then_the_clean_image(grid, name):
+def test_n_steps_are_n_levels_each_less_noisy_than_the_one_before_and_then_the_clean_image(grid, name, shift):
     """At T = 1000 and not 10, where float64 cannot tell the sigmas of the linear schedule's last levels from 1."""
-    schedule = make_schedule(name, 1000)
+    schedule = make_schedule(name, 1000, logsnr_shift=shift)
     for n in (1, 2, 3, 7, 20, 64, 999, 1000):
         levels = make_levels(schedule, grid, n)
         assert len(levels) == len({level.time for level in levels[:-1]}) + 1 == n + 1
@@ -48,21 +51,35 @@ def test_n_steps_are_n_levels_each_less_noisy_than_the_one_before_and_then_the_c
         assert levels[-1] == CLEAN
 
 
+@every_shift
 @every_length
 @every_schedule
 @pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid != "leading"])
-def test_drawing_starts_where_the_process_ends_for_every_n(grid, name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_drawing_starts_where_the_process_ends_for_every_n(grid, name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     assert all(GRIDS[grid](schedule, n)[0] == timesteps - 1 for n in range(1, timesteps + 1))
 
 
+@every_shift
 @every_length
 @every_schedule
 @every_grid
-def test_the_levels_are_the_schedules_own_at_these_times(grid, name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_the_levels_are_the_schedules_own_at_these_times(grid, name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     n = min(timesteps, 20)
     assert make_levels(schedule, grid, n)[:-1] == [schedule.level(t) for t in GRIDS[grid](schedule, n)]
+
+
+@pytest.mark.parametrize("shift", [-20.0, -4.2, 3.0, 20.0])
+@every_length
+@every_schedule
+@every_grid
+def test_a_shift_moves_every_level_and_no_time(grid, name, timesteps, shift):
+    plain, shifted = make_schedule(name, timesteps), make_schedule(name, timesteps, logsnr_shift=shift)
+    for n in {1, 2, min(timesteps, 7), min(timesteps, 50), timesteps}:
+        assert_allclose(GRIDS[grid](shifted, n), GRIDS[grid](plain, n), rtol=0, atol=1e-9 * timesteps)
+        before, after = (ratios(make_levels(schedule, grid, n)) for schedule in (plain, shifted))
+        assert_allclose(after, before * np.exp(-shift / 2), rtol=1e-6)
 
 
 # Each grid
@@ -90,41 +107,50 @@ def test_leading_is_the_grid_of_the_ddim_paper():
     assert_array_equal(GRIDS["leading"](make_schedule("linear", 10), 7), np.arange(7)[::-1])
 
 
+@every_shift
 @pytest.mark.parametrize("steps", [3, 10, 50])
 @every_schedule
-def test_log_snr_takes_equal_steps_of_log_snr_down_to_the_first_entry(name, steps):
+def test_log_snr_takes_equal_steps_of_log_snr_down_to_the_first_entry(name, steps, shift):
     """From the second level on: the first stands on the last entry, be it noisier than the range."""
-    schedule = make_schedule(name)
+    schedule = make_schedule(name, logsnr_shift=shift)
     values = -2 * np.log(ratios(make_levels(schedule, "log_snr", steps)[1:]))
-    noisiest = max(schedule.log_snr[-1], -2 * np.log(NOISIEST_RATIO))
+    noisiest = max(schedule.log_snr[-1], -2 * np.log(NOISIEST_RATIO) + shift)
     assert_allclose(values, np.linspace(noisiest, schedule.log_snr[0], steps)[1:], rtol=0, atol=1e-9)
 
 
+@every_shift
 @pytest.mark.parametrize("steps", [3, 10, 50])
 @every_schedule
-def test_rho_takes_equal_steps_of_the_seventh_root_of_the_ratio_down_to_the_first_entry(name, steps):
-    """Karras et al. (2022), eq. 5, from sigma_max = 80 or where the schedule ends."""
-    schedule = make_schedule(name)
+def test_rho_takes_equal_steps_of_the_seventh_root_of_the_ratio_down_to_the_first_entry(name, steps, shift):
+    """Karras et al. (2022), eq. 5, from sigma_max = 80 before the shift or where the schedule ends."""
+    schedule = make_schedule(name, logsnr_shift=shift)
     roots = ratios(make_levels(schedule, "rho", steps)[1:]) ** (1 / 7)
-    noisiest = min(np.exp(-schedule.log_snr[-1] / 2), 80.0) ** (1 / 7)
+    noisiest = min(np.exp(-schedule.log_snr[-1] / 2), 80.0 * np.exp(-shift / 2)) ** (1 / 7)
     cleanest = (schedule.sigma[0] / schedule.alpha[0]) ** (1 / 7)
     i = np.arange(1, steps)
     assert_allclose(roots, noisiest + i / (steps - 1) * (cleanest - noisiest), rtol=1e-9)
 
 
+def angles_before(shift, levels):
+    return [np.arctan2(level.sigma, level.alpha * np.exp(-shift / 2)) for level in levels]
+
+
+@every_shift
 @pytest.mark.parametrize("steps", [1, 3, 10, 50])
 @every_schedule
-def test_angle_takes_equal_turns_all_the_way_to_the_clean_image(name, steps):
-    angles = [np.arctan2(level.sigma, level.alpha) for level in make_levels(make_schedule(name), "angle", steps)]
+def test_angle_takes_equal_turns_before_the_shift_all_the_way_to_the_clean_image(name, steps, shift):
+    levels = make_levels(make_schedule(name, logsnr_shift=shift), "angle", steps)
+    angles = angles_before(shift, levels)
     assert_allclose(angles, np.linspace(angles[0], 0, steps + 1), rtol=0, atol=1e-9)
 
 
+@every_shift
 @pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
-def test_angle_takes_equal_turns_to_the_first_entry_where_that_is_more_than_one_turn_from_clean(name):
+def test_angle_takes_equal_turns_to_the_first_entry_where_that_is_more_than_one_turn_from_clean(name, shift):
     """As it is for 500 steps: sigma is 0.006 to 0.02 at t = 0 of these schedules, and a turn 0.003."""
-    schedule = make_schedule(name)
-    angles = [np.arctan2(level.sigma, level.alpha) for level in make_levels(schedule, "angle", 500)[:-1]]
-    assert_allclose(angles, np.linspace(angles[0], np.arcsin(schedule.sigma[0]), 500), rtol=0, atol=1e-9)
+    angles = angles_before(shift, make_levels(make_schedule(name, logsnr_shift=shift), "angle", 500)[:-1])
+    cleanest = np.arcsin(make_schedule(name).sigma[0])
+    assert_allclose(angles, np.linspace(angles[0], cleanest, 500), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("grid", ["log_snr", "rho"])

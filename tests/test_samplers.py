@@ -181,6 +181,42 @@ def test_the_perfect_denoiser_of_a_few_images_returns_those_images(name, sampler
     assert set(distances.argmin(1)) == {0, 1, 2}
 
 
+@every_grid
+@every_sampler
+@every_schedule
+def test_large_images_come_back_from_the_schedule_that_is_shifted_for_them(name, sampler, grid):
+    """Of the same 16 pixels, 8 x 8 of each: a level hides as much of them as it does of 16 without the shift."""
+    images = np.sign(np.random.default_rng(1).standard_normal((3, 16))).repeat(8 * 8, axis=1)
+    x = np.random.default_rng(2).standard_normal((24, 16 * 8 * 8))
+    schedule = make_schedule(name, logsnr_shift=2 * math.log(1 / 8))
+    drawn = run(sampler, FewImages(images), x, make_levels(schedule, grid, 30))[-1].x
+    distances = np.abs(drawn[:, None] - images).max(-1)  # (B, K)
+    assert distances.min(1).max() < 1e-6
+    assert set(distances.argmin(1)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+@every_grid
+@every_schedule
+def test_large_images_of_repeated_pixels_are_drawn_as_the_small_ones(name, grid, sampler):
+    """Hoogeboom et al. (2023), section 3.1: what a shift of 2 ln(1/k) stands for, at every step of the way.
+
+    A mean over k * k pixels has k times less noise, and both samplers see ratios of image to noise only.
+    """
+    k, rng = 4, np.random.default_rng(2)
+    images = np.sign(np.random.default_rng(1).standard_normal((3, 16)))
+    plain, shifted = (
+        make_levels(make_schedule(name, logsnr_shift=shift), grid, 12) for shift in (0.0, 2 * math.log(1 / k))
+    )
+    noise = rng.standard_normal((5, 16, k * k))
+    x = shifted[0].alpha * images[0][:, None] + shifted[0].sigma * noise
+    small = plain[0].alpha * images[0] + plain[0].sigma * k * noise.mean(-1)
+    large_steps = run(sampler, FewImages(images.repeat(k * k, axis=1)), x.reshape(5, -1), shifted)
+    small_steps = run(sampler, FewImages(images), small, plain)
+    for large, small in zip(large_steps, small_steps, strict=True):
+        assert_allclose(large.clean.reshape(5, 16, k * k), small.clean[..., None].repeat(k * k, -1), atol=1e-6)
+
+
 @every_sampler
 @every_schedule
 @pytest.mark.parametrize("timesteps", [10, 200])
@@ -224,21 +260,39 @@ def test_error_shrinks_with_the_declared_order(name, sampler):
     assert -0.1 < math.log2(error(80) / error(320)) / 2 - SAMPLERS[sampler].order < 0.9
 
 
+@pytest.mark.parametrize("shift", [-2.8, 3.0])  # -2.8: of 128 pixels
+@deterministic
+@pytest.mark.parametrize("name", ["cosine", "flow"])
+def test_the_order_is_the_declared_one_on_shifted_schedules_too(name, sampler, shift):
+    """From log-SNR -2 to 4 before the shift, in equal steps of it, which are the same on all schedules with betas."""
+    gaussian = Gaussian(np.array([0.3, -0.5, 0.0, 0.2, 0.7]), np.array([0.1, 0.3, 0.5, 0.7, 2.0]))
+    x = np.array([1.7, -1.0, 0.3, 0.9, 2.0])
+    schedule = make_schedule(name, logsnr_shift=shift)
+
+    def error(n):
+        levels = [schedule.level(t) for t in schedule.t_at(np.linspace(-2, 4, n + 1) + shift)]
+        end = last(SAMPLERS[sampler].run(gaussian, x, levels)).x
+        return np.abs(end - gaussian.flow(x, levels[0], levels[-1])).max()
+
+    assert math.log2(error(80) / error(320)) / 2 == pytest.approx(SAMPLERS[sampler].order, abs=0.2)
+
+
+@pytest.mark.parametrize("shift, to", [(0.0, 199), (-4.2, 399)])  # -4.2: of 256 pixels
 @pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if not row.betas])
 @pytest.mark.parametrize("sampler", ["heun", "abm"])
-def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name):
+def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name, shift, to):
     """The first level has alpha = 0, where log(sigma/alpha) is infinite and the angle is not."""
     gaussian = Gaussian(np.array([0.3, -0.5, 0.7]), np.array([0.3, 0.5, 2.0]))
     x = np.array([1.7, -1.0, 2.0])
-    schedule = make_schedule(name)
+    schedule = make_schedule(name, logsnr_shift=shift)
 
     def error(n):
-        levels = [schedule.level(t) for t in np.linspace(999, 199, n + 1)]
+        levels = [schedule.level(t) for t in np.linspace(999, to, n + 1)]
         assert levels[0].alpha == 0
         end = last(SAMPLERS[sampler].run(gaussian, x, levels)).x
         return np.abs(end - gaussian.flow(x, levels[0], levels[-1])).max()
 
-    assert math.log2(error(320) / error(640)) > SAMPLERS[sampler].order - 0.15
+    assert math.log2(error(320) / error(640)) > SAMPLERS[sampler].order - 0.25
 
 
 # Right mean and variance at the end of whole chains
@@ -459,14 +513,26 @@ def test_no_sampler_multiplies_the_networks_errors(sampler, name, grid, steps):
 
     Extrapolation could make it thirty times as large where steps grow, as those of log_snr and rho do at first.
     """
+    assert spread_after_errors(sampler, make_levels(make_schedule(name), grid, steps)) < 0.05
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@every_schedule
+@deterministic
+def test_no_sampler_multiplies_the_networks_errors_on_its_own_grid_of_a_shifted_schedule(sampler, name, steps):
+    schedule = make_schedule(name, logsnr_shift=-4.2)
+    assert spread_after_errors(sampler, make_levels(schedule, SAMPLERS[sampler].grid, steps)) < 0.05
+
+
+def spread_after_errors(sampler, levels):
+    """Of what is drawn from one start by a denoiser that errs each time: independently, by 0.02 in v."""
     gaussian, rng = Gaussian(0.4, 0.5), np.random.default_rng(0)
 
     def imperfect(x, level):
         clean = gaussian(x, level)[0] + 0.02 * level.sigma * rng.standard_normal(np.shape(x))
         return clean, (x - level.alpha * clean) / level.sigma
 
-    drawn = run(sampler, imperfect, np.full(300, 1.3), make_levels(make_schedule(name), grid, steps))[-1].x
-    assert drawn.std() < 0.05
+    return run(sampler, imperfect, np.full(300, 1.3), levels)[-1].x.std()
 
 
 @every_schedule

@@ -15,11 +15,17 @@ STRAIGHT = [name for name, row in SCHEDULES.items() if not row.betas]
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
 
 
 def betas_of(schedule):
     """The noise added at each step, read back from the table: alpha_t^2 = alpha_(t-1)^2 (1 - beta_t)."""
     return 1 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
+
+
+def log_snr_of(alpha, sigma):
+    with np.errstate(divide="ignore"):
+        return 2 * (np.log(alpha) - np.log(sigma))
 
 
 def fractional_times(timesteps):
@@ -30,26 +36,29 @@ def fractional_times(timesteps):
 # The process
 
 
+@every_shift
 @every_length
 @pytest.mark.parametrize("name", WITH_BETAS)
-def test_image_and_noise_keep_unit_variance_where_the_schedule_has_betas(name, timesteps):
-    _, alpha, sigma = make_schedule(name, timesteps).at(fractional_times(timesteps))
+def test_image_and_noise_keep_unit_variance_where_the_schedule_has_betas(name, timesteps, shift):
+    _, alpha, sigma = make_schedule(name, timesteps, logsnr_shift=shift).at(fractional_times(timesteps))
     assert_allclose(alpha**2 + sigma**2, 1, rtol=0, atol=1e-15)
 
 
+@every_shift
 @every_length
 @pytest.mark.parametrize("name", STRAIGHT)
-def test_image_and_noise_add_up_to_one_where_the_schedule_is_straight(name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_image_and_noise_add_up_to_one_where_the_schedule_is_straight(name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     _, alpha, sigma = schedule.at(fractional_times(timesteps))
     assert schedule.straight
     assert_allclose(alpha + sigma, 1, rtol=0, atol=1e-15)
 
 
+@every_shift
 @every_length
 @every_schedule
-def test_every_step_is_noisier_than_the_one_before(name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_every_step_is_noisier_than_the_one_before(name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     assert np.all(np.diff(schedule.log_snr) < 0)
     assert np.all(np.diff(schedule.alpha) < 0)
     assert np.all(np.diff(schedule.sigma) >= 0)  # float64 cannot tell 1 - 1e-17 from 1: strictly, log-SNR does
@@ -60,12 +69,12 @@ def test_every_step_is_noisier_in_the_longest_process_that_can_be_asked_for(name
     assert np.all(np.diff(make_schedule(name, 100_000).log_snr) < 0)
 
 
+@every_shift
 @every_length
 @every_schedule
-def test_the_table_holds_the_log_snr_of_its_alpha_and_sigma(name, timesteps):
-    schedule = make_schedule(name, timesteps)
-    with np.errstate(divide="ignore"):
-        assert_allclose(schedule.log_snr, 2 * (np.log(schedule.alpha) - np.log(schedule.sigma)), rtol=1e-9, atol=1e-9)
+def test_the_table_holds_the_log_snr_of_its_alpha_and_sigma(name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
+    assert_allclose(schedule.log_snr, log_snr_of(schedule.alpha, schedule.sigma), rtol=1e-9, atol=1e-9)
 
 
 @every_length
@@ -183,22 +192,87 @@ def test_levels_far_into_the_noise_keep_their_digits():
     assert make_schedule("linear", 10).log_snr[-1] == pytest.approx(math.fsum(np.log1p(-betas)), rel=1e-13)
 
 
-# Reading between the entries
+# The shift
+
+
+@pytest.mark.parametrize("shift", [-20.0, -4.2, 3.0, 20.0])
+@every_length
+@every_schedule
+def test_a_shift_is_added_to_log_snr_in_and_between_the_entries(name, timesteps, shift):
+    plain, shifted = make_schedule(name, timesteps), make_schedule(name, timesteps, logsnr_shift=shift)
+    t = fractional_times(timesteps)
+    before, after = (log_snr_of(*schedule.at(t)[1:]) for schedule in (plain, shifted))
+    assert_allclose(after, before + shift, rtol=1e-9, atol=1e-9)
+    assert_allclose(shifted.log_snr, plain.log_snr + shift, rtol=1e-12)
+    assert (plain.shift, shifted.shift) == (0, shift)
 
 
 @every_length
 @every_schedule
-def test_a_whole_t_reads_exactly_the_table(name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_no_shift_is_a_shift_of_zero(name, timesteps):
+    plain, shifted = make_schedule(name, timesteps), make_schedule(name, timesteps, logsnr_shift=0.0)
+    assert_array_equal(plain.log_snr, shifted.log_snr)
+    assert_array_equal(plain.at(fractional_times(timesteps)), shifted.at(fractional_times(timesteps)))
+
+
+@every_shift
+@every_length
+@every_schedule
+def test_the_time_of_a_log_snr_is_the_plain_schedules_time_of_what_it_was_before_the_shift(name, timesteps, shift):
+    values = np.linspace(-15, 15, 301)
+    shifted = make_schedule(name, timesteps, logsnr_shift=shift).t_at(values + shift)
+    assert_allclose(shifted, make_schedule(name, timesteps).t_at(values), rtol=0, atol=1e-9 * timesteps)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+@every_schedule
+def test_the_shift_of_k_times_the_side_is_undone_by_averaging_k_by_k_pixels(name, k):
+    """Hoogeboom et al. (2023), eq. 4: where k * k pixels show the same, their mean has the small image's log-SNR."""
+    plain, large = make_schedule(name), make_schedule(name, logsnr_shift=2 * math.log(1 / k))
+    pixels = np.eye(k * k)  # each row a pixel's noise, as coefficients of independent standard normals
+    noise_of_the_mean = np.linalg.norm(pixels.mean(axis=0))
+    _, alpha, sigma = large.at(fractional_times(1000))
+    _, small_alpha, small_sigma = plain.at(fractional_times(1000))
+    assert_allclose(alpha * small_sigma, small_alpha * sigma * noise_of_the_mean, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [-4.2, 3.0])
+@every_length
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_the_shift_of_a_straight_schedule_is_that_of_stable_diffusion_3(name, timesteps, shift):
+    """Esser et al. (2024), eq. 23, with sqrt(m/n) = exp(-shift/2)."""
+    t, ratio = fractional_times(timesteps), math.exp(-shift / 2)
+    _, _, before = make_schedule(name, timesteps).at(t)
+    _, _, after = make_schedule(name, timesteps, logsnr_shift=shift).at(t)
+    assert_allclose(after, ratio * before / (1 + (ratio - 1) * before), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [-20.0, -4.2, 3.0, 8.0, 20.0])
+@every_length
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_pure_noise_is_pure_noise_under_every_shift(name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
+    assert (schedule.alpha[-1], schedule.sigma[-1], schedule.level(timesteps - 1).time) == (0, 1, timesteps)
+
+
+# Reading between the entries
+
+
+@every_shift
+@every_length
+@every_schedule
+def test_a_whole_t_reads_exactly_the_table(name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     for t in {0, 1, timesteps // 2, timesteps - 2, timesteps - 1}:
         level = schedule.level(t)
         assert (level.alpha, level.sigma) == (schedule.alpha[t], schedule.sigma[t])
 
 
+@every_shift
 @every_length
 @every_schedule
-def test_a_t_between_two_entries_lies_strictly_between_them(name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_a_t_between_two_entries_lies_strictly_between_them(name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     for fraction in (0.01, 0.5, 0.99):
         _, alpha, sigma = schedule.at(np.arange(timesteps - 1) + fraction)
         assert np.all((alpha < schedule.alpha[:-1]) & (alpha > schedule.alpha[1:]))
@@ -223,20 +297,20 @@ def test_half_way_between_two_entries_of_a_straight_schedule_is_their_mean(name)
     assert_allclose(alpha, (schedule.alpha[1:] + schedule.alpha[:-1]) / 2, rtol=1e-12)
 
 
+@every_shift
 @every_length
 @every_schedule
-def test_t_at_is_the_inverse_of_at(name, timesteps):
-    schedule = make_schedule(name, timesteps)
+def test_t_at_is_the_inverse_of_at(name, timesteps, shift):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     t = fractional_times(timesteps)
     _, alpha, sigma = schedule.at(t)
-    with np.errstate(divide="ignore"):
-        log_snr = 2 * (np.log(alpha) - np.log(sigma))
-    assert_allclose(schedule.t_at(log_snr), t, rtol=0, atol=1e-9 * timesteps)
+    assert_allclose(schedule.t_at(log_snr_of(alpha, sigma)), t, rtol=0, atol=1e-9 * timesteps)
 
 
+@every_shift
 @every_schedule
-def test_a_log_snr_beyond_the_table_is_held_at_its_ends(name):
-    assert_array_equal(make_schedule(name, 10).t_at([1e3, np.inf, -1e3, -np.inf]), [0, 0, 9, 9])
+def test_a_log_snr_beyond_the_table_is_held_at_its_ends(name, shift):
+    assert_array_equal(make_schedule(name, 10, logsnr_shift=shift).t_at([1e3, np.inf, -1e3, -np.inf]), [0, 0, 9, 9])
 
 
 @pytest.mark.parametrize("t", [-0.001, 9.001, -1, 10, math.nan, math.inf, [0.0, 9.5], [[3.0], [math.nan]]])
@@ -257,11 +331,12 @@ def test_a_level_is_three_plain_floats(name):
     assert all(type(value) is float for value in dataclasses.astuple(make_schedule(name, 10).level(2)))
 
 
+@every_shift
 @every_length
 @every_schedule
-def test_the_network_is_told_t_or_on_a_straight_schedule_the_share_of_noise_times_t(name, timesteps):
+def test_the_network_is_told_t_or_on_a_straight_schedule_the_share_of_noise_times_t(name, timesteps, shift):
     """diffusers' two conventions; the second is why one exported network serves any number of steps."""
-    schedule = make_schedule(name, timesteps)
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     t = fractional_times(timesteps)
     time, _, sigma = schedule.at(t)
     assert_allclose(time, timesteps * sigma if schedule.straight else t, rtol=1e-14)

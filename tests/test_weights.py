@@ -16,6 +16,7 @@ from tiny_diffusion.core.weights import WEIGHTS, output_weight
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
 every_distribution = pytest.mark.parametrize("distribution", TIMESTEP_DISTRIBUTIONS)
 variance_preserving = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
 stated_on_the_image = pytest.mark.parametrize("weight", [name for name, row in WEIGHTS.items() if row])
@@ -24,8 +25,8 @@ pairs = pytest.mark.parametrize(
 )
 
 
-def table(name, timesteps=200):
-    schedule = make_schedule(name, timesteps)
+def table(name, timesteps=200, shift=0.0):
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     return schedule.alpha, schedule.sigma
 
 
@@ -79,11 +80,14 @@ def test_uniform_counts_every_output_alike(name, prediction):
     assert_array_equal(output_weight("uniform", prediction, alpha, sigma), np.ones(200))
 
 
+@every_shift
 @every_length
 @pairs
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_every_weight_is_finite_and_not_negative_even_where_no_image_is_left(weight, prediction, name, timesteps):
-    alpha, sigma = table(name, timesteps)
+def test_every_weight_is_finite_and_not_negative_even_where_no_image_is_left(
+    weight, prediction, name, timesteps, shift
+):
+    alpha, sigma = table(name, timesteps, shift)
     values = output_weight(weight, prediction, alpha, sigma)
     assert values.shape == (timesteps,)
     assert np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)
@@ -131,12 +135,14 @@ def normal_cdf(x):
     return 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
 
+@every_shift
 @every_length
 @every_schedule
 @every_distribution
-def test_every_t_lies_on_the_schedule_up_to_the_outermost_numbers(distribution, name, timesteps):
+def test_every_t_lies_on_the_schedule_up_to_the_outermost_numbers(distribution, name, timesteps, shift):
     """The outermost that `stratified` can draw in a batch of a million."""
-    t = TIMESTEP_DISTRIBUTIONS[distribution](make_schedule(name, timesteps), np.array([1e-12, 0.5, 1 - 1e-12]))
+    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
+    t = TIMESTEP_DISTRIBUTIONS[distribution](schedule, np.array([1e-12, 0.5, 1 - 1e-12]))
     assert np.all((t >= 0) & (t <= timesteps - 1))
 
 
@@ -173,14 +179,32 @@ def test_logit_normal_puts_the_normal_share_below_each_time(name, share):
     assert np.mean(t < 1000 * share) == pytest.approx(normal_cdf(math.log(share / (1 - share))), abs=2e-5)
 
 
+@every_shift
 @pytest.mark.parametrize("log_ratio", [-3.0, -0.8, 0.6, 2.0])
 @every_schedule
-def test_edm_puts_the_normal_share_below_each_noise_level(name, log_ratio):
-    """P(ln(sigma/alpha) < x) = Phi((x - mean) / std), inside the range of the schedule."""
-    schedule = make_schedule(name)
+def test_edm_puts_the_normal_share_below_each_noise_level(name, log_ratio, shift):
+    """P(ln(sigma/alpha) < x - shift/2) = Phi((x - mean) / std), inside the range of the schedule."""
+    schedule = make_schedule(name, logsnr_shift=shift)
     _, alpha, sigma = schedule.at(TIMESTEP_DISTRIBUTIONS["edm"](schedule, MANY))
     drawn = np.log(sigma / np.maximum(alpha, 1e-300))
-    assert np.mean(drawn < log_ratio) == pytest.approx(normal_cdf((log_ratio - MEAN) / STD), abs=2e-5)
+    assert np.mean(drawn < log_ratio - shift / 2) == pytest.approx(normal_cdf((log_ratio - MEAN) / STD), abs=2e-5)
+
+
+@pytest.mark.parametrize("shift", [-20.0, -4.2, 3.0, 20.0])
+@every_length
+@every_schedule
+@every_distribution
+def test_a_shift_moves_the_noise_of_every_quantile_and_not_its_time(distribution, name, timesteps, shift):
+    """ln(sigma/alpha) by -shift/2: as often as before, training sees what hides as much of the image as before."""
+    plain, shifted = make_schedule(name, timesteps), make_schedule(name, timesteps, logsnr_shift=shift)
+    before, after = (TIMESTEP_DISTRIBUTIONS[distribution](schedule, MANY[::100]) for schedule in (plain, shifted))
+    assert_allclose(after, before, rtol=0, atol=1e-9 * timesteps)
+    inside = before < timesteps - 1  # alpha may be 0 at the end
+    (_, alpha, sigma), (_, shifted_alpha, shifted_sigma) = (
+        schedule.at(t[inside]) for schedule, t in ((plain, before), (shifted, after))
+    )
+    moved = np.log(shifted_sigma / shifted_alpha) - np.log(sigma / alpha)
+    assert_allclose(moved, -shift / 2, rtol=0, atol=1e-7)
 
 
 def test_edm_takes_another_mean_and_spread():

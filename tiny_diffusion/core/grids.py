@@ -1,14 +1,18 @@
 """Grids: which noise levels a sampler visits.
 
 A grid is n distinct real-valued times, noisiest first; sampling goes through them and ends on the clean image, which
-makes n steps and n evaluations.  To add one: a function of (schedule, n), a row in GRIDS.
+makes n steps and n evaluations.  A schedule's shift moves the levels, and the times stay.  To add one: a function of
+(schedule, n), a row in GRIDS.
 """
+
+import math
 
 import numpy as np
 
 from tiny_diffusion.core.schedules import CLEAN, Level, Schedule
 
-NOISIEST_RATIO = 80.0  # sigma/alpha beyond which x holds no image worth a step: Karras et al. (2022), sigma_max
+# sigma/alpha, before a shift, beyond which x holds no image worth a step: Karras et al. (2022), sigma_max.
+NOISIEST_RATIO = 80.0
 
 
 def make_levels(schedule: Schedule, grid: str, steps: int) -> list[Level]:
@@ -47,15 +51,19 @@ def rho(schedule: Schedule, steps: int, exponent: float = 7.0) -> np.ndarray:
 
 
 def angle(schedule: Schedule, steps: int) -> np.ndarray:
-    """Uniform in atan2(sigma, alpha), the last step to clean included: even turns, whatever the schedule."""
+    """Uniform in atan2(sigma, alpha), the last step to clean included: even turns, whatever the schedule.
+
+    The angle is that before the schedule's shift, which moves the levels as it moves the noise that matters.
+    """
     ends = schedule.at(np.array([schedule.timesteps - 1.0, 0.0]))
-    noisiest, cleanest = np.arctan2(ends[2], ends[1])
+    shifted = math.exp(-schedule.shift / 2)
+    noisiest, cleanest = np.arctan2(ends[2], ends[1] * shifted)
     angles = np.linspace(noisiest, max(cleanest, noisiest / steps), steps)
-    return _from_end(schedule, -2 * np.log(np.tan(angles)))
+    return _from_end(schedule, -2 * np.log(np.tan(angles)) + schedule.shift)
 
 
 def _log_snr_range(schedule: Schedule) -> tuple[float, float]:
-    return max(schedule.log_snr[-1], -2 * np.log(NOISIEST_RATIO)), schedule.log_snr[0]
+    return max(schedule.log_snr[-1], schedule.shift - 2 * np.log(NOISIEST_RATIO)), schedule.log_snr[0]
 
 
 def _from_end(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:

@@ -33,11 +33,13 @@ class Schedule:
 
     log_snr: (T,) float64, log(alpha^2 / sigma^2), strictly falling; the last may be -inf (no image left at all).
     straight: alpha + sigma = 1 (rectified flow) where True, alpha^2 + sigma^2 = 1 (variance preserving) where False.
+    shift: what was added to log-SNR everywhere; it is in log_snr already.
     """
 
     name: str
     log_snr: np.ndarray
     straight: bool = False
+    shift: float = 0.0
 
     @property
     def timesteps(self) -> int:
@@ -63,7 +65,10 @@ class Schedule:
             raise IndexError(f"t must lie in [0, {self.timesteps - 1}], got {t.min()} to {t.max()}")
         if self.straight:
             sigma = (t + 1) / self.timesteps
-            return t + 1, 1 - sigma, sigma
+            ratio = math.exp(-self.shift / 2)  # of sigma/alpha after the shift to before; Esser et al. (2024), eq. 23
+            total = (1 - sigma) + ratio * sigma
+            scale = ratio / total  # exactly 1 without a shift, and at the end with any
+            return scale * (t + 1), (1 - sigma) / total, scale * sigma
         log_snr = np.interp(t, np.arange(self.timesteps), self.log_snr)
         return t, np.exp(-0.5 * np.logaddexp(0, -log_snr)), np.exp(-0.5 * np.logaddexp(0, log_snr))
 
@@ -75,19 +80,24 @@ class Schedule:
         """The inverse: real-valued t where the process has this log-SNR, held inside [0, T-1]."""
         log_snr = np.asarray(log_snr, dtype=np.float64)
         if self.straight:
-            t = self.timesteps * np.exp(-np.logaddexp(0, log_snr / 2)) - 1
+            t = self.timesteps * np.exp(-np.logaddexp(0, (log_snr - self.shift) / 2)) - 1
         else:
             t = np.interp(-log_snr, -self.log_snr, np.arange(self.timesteps, dtype=np.float64))
         return np.clip(t, 0, self.timesteps - 1)
 
 
 def make_schedule(
-    name: str, timesteps: int = 1000, beta_start: float | None = None, beta_end: float | None = None
+    name: str,
+    timesteps: int = 1000,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    logsnr_shift: float = 0.0,
 ) -> Schedule:
     """The named schedule over T timesteps.
 
     beta_start, beta_end: the ends of the betas as the papers state them for T = 1000, scaled here by 1000/T so that any
-    T >= 2 ends in noise.  Raises ValueError for an unknown name, T < 2, or betas the schedule does not have.
+    T >= 2 ends in noise.  logsnr_shift: added to log-SNR at every t; below 0 is more noise, as large images need
+    (Hoogeboom et al. 2023, eq. 4).  Raises ValueError for an unknown name, T < 2, or betas the schedule does not have.
     """
     if name not in SCHEDULES:
         raise ValueError(f"{name!r} is not a schedule; there are {', '.join(SCHEDULES)}")
@@ -99,7 +109,8 @@ def make_schedule(
     if row.betas is None:
         sigma = np.arange(1, timesteps + 1) / timesteps
         with np.errstate(divide="ignore"):
-            return Schedule(name, 2 * (np.log(1 - sigma) - np.log(sigma)), straight=True)
+            log_snr = 2 * (np.log(1 - sigma) - np.log(sigma)) + logsnr_shift
+        return Schedule(name, log_snr, straight=True, shift=logsnr_shift)
     if row.ends is None:
         betas = row.betas(timesteps)
     else:
@@ -108,7 +119,8 @@ def make_schedule(
         betas = row.betas(timesteps, start, end)
     # log(alpha^2) is summed, not multiplied up, so that levels far into the noise keep their precision.
     log_alpha_squared = np.cumsum(np.log1p(-np.clip(betas, 0, LARGEST_BETA)))
-    return Schedule(name, log_alpha_squared - np.log(-np.expm1(log_alpha_squared)))
+    log_snr = log_alpha_squared - np.log(-np.expm1(log_alpha_squared)) + logsnr_shift
+    return Schedule(name, log_snr, shift=logsnr_shift)
 
 
 def linear(timesteps: int, start: float, end: float) -> np.ndarray:

@@ -29,8 +29,8 @@ def logit_normal(schedule: Schedule, u: np.ndarray) -> np.ndarray:
 
 
 def edm(schedule: Schedule, u: np.ndarray, mean: float = MEAN, std: float = STD) -> np.ndarray:
-    """ln(sigma/alpha) is normal.  Karras et al. (2022), table 1, who have -1.2 and 1.2 for photographs."""
-    return schedule.t_at(-2 * (mean + std * _normal_quantile(u)))
+    """ln(sigma/alpha) is normal, and moves with the schedule's shift.  Karras et al. (2022), table 1."""
+    return schedule.t_at(-2 * (mean + std * _normal_quantile(u)) + schedule.shift)
 
 
 def _normal_quantile(u: np.ndarray) -> np.ndarray:
