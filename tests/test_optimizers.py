@@ -8,7 +8,7 @@ from torch import nn
 
 from tiny_diffusion.checkpoint import make_model
 from tiny_diffusion.config import resolve
-from tiny_diffusion.training.optimizers import ADAMW, MUON_MOMENTUM, MUON_RATE, OPTIMIZERS, Optimizer, orthogonalise
+from tiny_diffusion.training.optimizers import MUON_MOMENTUM, MUON_RATE, OPTIMIZERS, Optimizer, orthogonalise
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 GOOD, BAD = torch.tensor(0.0), torch.tensor(1.0)
@@ -142,10 +142,8 @@ def test_nothing_becomes_nothing_and_what_is_given_stays():
 def test_every_parameter_is_optimised_once(name, options):
     model = network(**options)
     optimizer = Optimizer(name, model)
-    by_adamw = [parameter for group in optimizer.adamw.param_groups for parameter in group["params"]]
-    found = [id(parameter) for parameter in (*optimizer.matrices.values(), *by_adamw)]
+    found = [id(parameter) for parameter in (*optimizer.matrices.values(), *optimizer.others.values())]
     assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
-    assert {id(parameter) for parameter in by_adamw} == {id(parameter) for parameter in optimizer.others.values()}
 
 
 @every_network
@@ -158,10 +156,11 @@ def test_muon_takes_the_kernels_of_all_convolutions_but_the_first_and_the_last(o
 
 
 @every_network
-def test_adamw_takes_everything(options):
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_without_muon_one_optimizer_takes_everything(name, options):
     model = network(**options)
-    assert Optimizer("adamw", model).matrices == {}
-    assert set(Optimizer("adamw", model).others) == {name for name, _ in model.named_parameters()}
+    assert Optimizer(name, model).matrices == {}
+    assert set(Optimizer(name, model).others) == {name for name, _ in model.named_parameters()}
 
 
 def test_every_parameter_of_a_network_moves(make_trainer):
@@ -195,7 +194,9 @@ def test_adamws_first_step_is_the_learning_rate_against_the_gradients_sign(scale
 def test_what_is_not_muons_moves_as_by_torchs_adamw(name):
     model, reference = same_models()
     optimizer = Optimizer(name, model)
-    torchs = torch.optim.AdamW(reference.parameters(), foreach=False, fused=False, **ADAMW)
+    torchs = torch.optim.AdamW(
+        reference.parameters(), betas=OPTIMIZERS[name].betas, weight_decay=0, foreach=False, fused=False
+    )
     for step in range(6):
         lr = 1e-2 / (step + 1)
         for each in (model, reference):
@@ -205,6 +206,33 @@ def test_what_is_not_muons_moves_as_by_torchs_adamw(name):
         torchs.step()
     for key in optimizer.others:
         torch.testing.assert_close(model.get_parameter(key), reference.get_parameter(key), rtol=1e-5, atol=1e-6)
+
+
+def test_adam_is_torchs_with_nothing_but_a_rate():
+    """Whose defaults are those of Kingma & Ba (2015)."""
+    model, reference = same_models()
+    optimizer, torchs = Optimizer("adam", model), torch.optim.Adam(reference.parameters(), lr=1e-2)
+    for step in range(5):
+        for each in (model, reference):
+            fill_gradients(each, step, 10.0**-step)
+        optimizer.step(1e-2, GOOD)
+        torchs.step()
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, reference.get_parameter(key), rtol=1e-6, atol=1e-7)
+
+
+def test_adam_follows_the_published_algorithm():
+    """Kingma & Ba (2015), algorithm 1, in float64: moments, their bias corrected, and nothing pulls weights to zero."""
+    (model,) = same_models(count=1)
+    optimizer, weights = Optimizer("adam", model), model.linear.weight.detach().double()
+    m = v = torch.zeros_like(weights)
+    for t in range(1, 6):
+        fill_gradients(model, t, 10.0**-t)
+        gradient = model.linear.weight.grad.double()
+        optimizer.step(1e-2, GOOD)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        weights = weights - 1e-2 * m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    torch.testing.assert_close(model.linear.weight.double(), weights, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("hidden", [(6, 4, 3, 3), (4, 6, 1, 1), (20, 2, 1, 1), (64, 4, 3, 3)])
@@ -352,7 +380,7 @@ def test_a_state_that_lacks_a_tensor_is_refused_by_name(name):
 def test_the_state_of_another_network_is_refused(name):
     _, optimizer, _ = trained(name, 2)
     (other,) = same_models(count=1, hidden=(6, 8, 3, 3))
-    with pytest.raises(RuntimeError, match="size"):
+    with pytest.raises(RuntimeError, match=r"hidden\.weight.* is \(6, 4, 3, 3\), not \(6, 8, 3, 3\)"):
         Optimizer(name, other).load(optimizer.tensors())
 
 

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import itertools
 import math
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from tiny_diffusion.data.batches import to_float
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.training import trainer as trainer_module
 from tiny_diffusion.training.ema import WARM_UP, Ema
+from tiny_diffusion.training.optimizers import OPTIMIZERS
 from tiny_diffusion.training.trainer import FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE, WARM_UP_STEPS, Length
 
-every_optimizer = pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 SIMPLE = {"loss_weight": "uniform", "timestep_distribution": "uniform"}
 
 
@@ -186,6 +189,205 @@ def test_weights_after_steps_in_parts_are_those_after_steps_at_once(make_trainer
     moved = {name: tensor - start[name] for name, tensor in weights_of(whole).items()}
     apart = {name: tensor - whole.model.state_dict()[name] for name, tensor in weights_of(parts).items()}
     assert norm_of(apart) < 1e-3 * norm_of(moved)
+
+
+# Memory that runs out
+
+
+FAULTS = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CUDA's runtime": RuntimeError("CUDA error: out of memory"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "Linux": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+    ),
+    "Windows": RuntimeError("[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you"),
+    "MPS": RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.00 GB)"),
+    "MPS, one tensor": RuntimeError("Invalid buffer size: 12.00 GB"),
+    "Python": MemoryError(),
+    "C++": RuntimeError("std::bad_alloc"),
+}
+every_fault = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+
+
+def fresh(fault):
+    """Another of the same: one that had been raised would hold on to where it was."""
+    return type(fault)(*fault.args)
+
+
+def limit(trainer, images, fault=FAULTS["CUDA"], model=None):
+    """From now on memory holds so many images at once.  Returns how many are given to the network, call by call."""
+    given = []
+
+    def check(module, arguments):
+        given.append(len(arguments[0]))
+        if given[-1] > images:
+            raise fresh(fault)
+
+    (model or trainer.model).register_forward_pre_hook(check)
+    return given
+
+
+@every_fault
+def test_a_step_that_runs_out_of_memory_is_done_again_in_twice_as_many_parts(fault, make_trainer):
+    trainer, wanted = make_trainer(auto_batch=True), make_trainer(accumulate=2)
+    assert trainer.parts == 1
+    given = limit(trainer, 8, fault)
+    (got,), (report,) = steps_of(trainer, 1), steps_of(wanted, 1)
+    assert trainer.parts == 2 and given == [16, 8, 8]
+    assert (got.loss, got.grad_norm, got.step) == (report.loss, report.grad_norm, 1)
+    assert equal(trainer.tensors(), wanted.tensors())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"class_cond": True, "dropout": 0.2, "hflip": True},
+        {"precision": "bf16", "optimizer": "adamw"},
+        {"dropout": 0.2, "checkpoint_activations": True},
+        {"precision": "fp16"},
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_bitwise_as_if_it_had_been_asked_for_as_many_parts(options, make_trainer):
+    trainer, first, then = (make_trainer(**options, **more) for more in ({"auto_batch": True}, {}, {"accumulate": 2}))
+    steps_of(trainer, 2)
+    limit(trainer, 8)
+    losses = [report.loss.item() for report in steps_of(trainer, 2)]
+    steps_of(first, 2)
+    then.load(snapshot(first.tensors()), 2)
+    assert losses == [report.loss.item() for report in steps_of(then, 2)]
+    assert trainer.parts == 2 and equal(trainer.tensors(), then.tensors())
+
+
+@pytest.mark.parametrize("fault", [FAULTS["CUDA"], FAULTS["Python"]], ids=repr)
+@pytest.mark.parametrize("call", [1, 2])
+def test_memory_that_runs_out_on_the_way_back_leaves_nothing_of_the_attempt(call, fault, make_trainer):
+    """At the second call the first part's gradients are in place already."""
+    trainer, wanted = make_trainer(auto_batch=True, dropout=0.2, accumulate=2), make_trainer(dropout=0.2, accumulate=4)
+    calls = itertools.count(1)
+
+    def fail(gradient):
+        raise fresh(fault)
+
+    def watch(module, arguments, output):
+        if next(calls) == call:
+            output.register_hook(fail)
+
+    trainer.model.register_forward_hook(watch)
+    steps_of(trainer, 2), steps_of(wanted, 2)
+    assert next(calls) == call + 2 * 4 + 1
+    assert trainer.parts == 4 and equal(trainer.tensors(), wanted.tensors())
+
+
+@pytest.mark.parametrize("batch_size, images, parts", [(16, 16, 1), (16, 15, 2), (10, 5, 2), (10, 3, 4), (5, 1, 5)])
+def test_parts_double_until_they_fit_or_are_single_images(batch_size, images, parts, make_trainer):
+    trainer = make_trainer(batch_size=batch_size, auto_batch=True)
+    given = limit(trainer, images)
+    steps_of(trainer, 2)
+    assert trainer.parts == parts and trainer.micro_batch == max(given[-parts:]) <= images
+    assert sum(given[-parts:]) == batch_size and max(given[-parts:]) - min(given[-parts:]) <= 1
+
+
+def test_where_one_image_is_too_many_memorys_error_is_raised(make_trainer):
+    trainer = make_trainer(auto_batch=True, batch_size=3)
+    given = limit(trainer, 0)
+    for ask in (trainer.run().__next__, trainer.seconds_per_step):
+        with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+            ask()
+    assert given == [3, 2, 1, 1] and trainer.parts == 3
+
+
+@every_fault
+def test_without_auto_batch_memorys_error_is_raised_at_once(fault, make_trainer):
+    trainer = make_trainer()
+    given, before = limit(trainer, 5, fault), snapshot(trainer.tensors())
+    for ask in (trainer.run().__next__, trainer.seconds_per_step):
+        with pytest.raises(type(fault)) as raised:
+            ask()
+        assert raised.value.args == fault.args
+    assert given == [16, 16] and trainer.parts == 1 and trainer.step == 0 and equal(trainer.tensors(), before)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (16x8 and 4x8)"),
+        ValueError("out of memory"),
+    ],
+    ids=str,
+)
+def test_other_errors_are_raised_at_once(fault, make_trainer):
+    trainer = make_trainer(auto_batch=True)
+    given = limit(trainer, 5, fault)
+    for ask in (trainer.run().__next__, trainer.seconds_per_step):
+        with pytest.raises(type(fault), match=str(fault)[:10]):
+            ask()
+    assert given == [16, 16] and trainer.parts == 1
+
+
+def test_what_an_attempt_had_computed_is_let_go_before_the_next_one(make_trainer):
+    """The error knows the frames that it came through, and they all that was kept for the backward pass."""
+
+    class Activations:
+        pass
+
+    trainer, earlier = make_trainer(auto_batch=True), []
+
+    def check(module, arguments):
+        assert not any(reference() for reference in earlier)
+        assert all(parameter.grad is None for parameter in module.parameters()) or trainer.parts == 4
+        activations = Activations()
+        if len(arguments[0]) > 4:
+            earlier.append(weakref.ref(activations))
+            raise fresh(FAULTS["CUDA"])
+
+    trainer.model.register_forward_pre_hook(check)
+    steps_of(trainer, 1)
+    assert trainer.parts == 4 and len(earlier) == 2
+
+
+def test_the_first_estimate_finds_out_how_many_parts_it_takes_and_changes_nothing(make_trainer):
+    trainer = make_trainer(auto_batch=True, dropout=0.1)
+    given, before = limit(trainer, 7), snapshot(trainer.tensors())
+    assert trainer.seconds_per_step() > 0
+    assert trainer.parts == 4 and given == [16, 8, 4, 4]
+    assert equal(trainer.tensors(), before) and all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 4}, {"auto_batch": True}], ids=str)
+def test_the_first_estimate_is_of_a_whole_batch_whatever_its_parts(options, make_trainer, monkeypatch):
+    """A clock that goes on by a second an image, and by a minute at the first call, which is slow to start."""
+    trainer, now = make_trainer(**options), [60.0]
+    limit(trainer, 8 if options.get("auto_batch") else 16)
+    trainer.model.register_forward_hook(
+        lambda module, arguments, output: now.append(now[-1] + len(arguments[0]) + 60 * (len(now) == 1))
+    )
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
+    assert trainer.seconds_per_step() == pytest.approx(16)
+
+
+@pytest.mark.parametrize("batch_size, accumulate, count", [(16, 4, 32), (16, 1, 100)])
+def test_the_heldout_loss_is_computed_in_micro_batches_and_is_that_of_all_at_once(
+    batch_size, accumulate, count, make_trainer, heldout
+):
+    whole, parts = make_trainer(batch_size=count), make_trainer(batch_size=batch_size, accumulate=accumulate)
+    steps_of(whole, 5)
+    parts.ema.model.load_state_dict(whole.ema.model.state_dict())
+    given = limit(parts, batch_size // accumulate, model=parts.ema.model)
+    images, labels = heldout[0][:count], heldout[1][:count]
+    assert parts.heldout_loss(images, labels) == pytest.approx(whole.heldout_loss(images, labels), rel=1e-6)
+    assert sum(given) == count and len(given) == math.ceil(count * accumulate / batch_size)
+
+
+@pytest.mark.parametrize(
+    "options", [{"dropout": 0.2, "class_cond": True}, {"precision": "bf16", "accumulate": 2}], ids=str
+)
+def test_activations_that_are_computed_again_train_bitwise_the_same_network(options, make_trainer):
+    plain, again = (make_trainer(checkpoint_activations=choice, **options) for choice in (False, True))
+    steps_of(plain, 3), steps_of(again, 3)
+    assert again.model.checkpoint_activations and equal(again.tensors(), plain.tensors())
 
 
 # Clipping

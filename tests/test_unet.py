@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tiny_diffusion.models.layers import Attention, ResidualBlock
 from tiny_diffusion.models.unet import UNet
 
 # Small networks that between them use every option; (height, width) is of the image, so patch_size divides it.
@@ -243,6 +244,128 @@ def test_a_bfloat16_network_runs_under_autocast():
         output = model(x.float(), time, label)
     assert output.dtype == torch.bfloat16
     assert (output.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+# Activations that are computed again
+
+
+def checkpointed(model, options):
+    """The same network, which keeps no activations in training."""
+    again = UNet(3, **options, checkpoint_activations=True).to(model.conv_in.weight.dtype).train(model.training)
+    again.load_state_dict(model.state_dict(), strict=True)
+    return again
+
+
+def output_and_gradients(model, batch, precision=None):
+    """Of the sum of squares, with the images' gradient among them, from one seed for dropout."""
+    torch.manual_seed(3)
+    x = batch[0].clone().requires_grad_()
+    with torch.autocast("cpu", precision, precision is not None):
+        output = model(x, *batch[1:])
+    output.float().square().sum().backward()
+    return [output.detach(), x.grad, *(parameter.grad for parameter in model.parameters())]
+
+
+def count_calls(model, kind):
+    """A list that grows by one with every call of a part of this kind."""
+    calls = []
+    for part in model.modules():
+        if isinstance(part, kind):
+            part.register_forward_pre_hook(lambda module, arguments: calls.append(module))
+    return calls
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_computing_activations_again_changes_no_bit_of_output_and_gradients(name, dropout):
+    options, size = CONFIGS[name]
+    options = {**options, "dropout": dropout}
+    model = trained(UNet(3, **options)).train()
+    again = checkpointed(model, options)
+    batch = inputs(size, num_classes=model.num_classes)
+    expected = output_and_gradients(model, batch)
+    assert expected[0].std() > 0.1
+    for one, other in zip(output_and_gradients(again, batch), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_computing_activations_again_changes_no_bit_under_autocast(dropout):
+    """Autocast is over when the backward pass computes them, and has to be as it was."""
+    options = dict(base_channels=8, num_classes=3, layers_per_block=2, dropout=dropout)
+    model = trained(UNet(3, **options)).float().train()
+    x, time, label = inputs((8, 8), num_classes=3)
+    batch = x.float(), time, label
+    expected = output_and_gradients(model, batch, torch.bfloat16)
+    got = output_and_gradients(checkpointed(model, options), batch, torch.bfloat16)
+    assert expected[0].dtype == torch.bfloat16
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", [ResidualBlock, Attention])
+def test_in_training_every_residual_block_and_its_attention_run_twice(kind):
+    options = dict(base_channels=8, layers_per_block=2)
+    model = UNet(3, **options).double()
+    again = checkpointed(model, options)
+    blocks = [part for part in again.modules() if isinstance(part, kind)]
+    once, twice = count_calls(model, kind), count_calls(again, kind)
+    output_and_gradients(model, inputs((8, 8)))
+    output_and_gradients(again, inputs((8, 8)))
+    assert len(once) == len(blocks) > 2
+    assert sorted(map(id, twice)) == sorted(2 * [id(block) for block in blocks])
+
+
+@pytest.mark.parametrize("training, gradients", [(False, True), (True, False), (False, False)])
+def test_nothing_is_computed_again_outside_of_training(training, gradients):
+    options = dict(base_channels=8, dropout=0.4)
+    model = trained(UNet(3, **options)).train(training)
+    again = checkpointed(model, options)
+    calls = count_calls(again, ResidualBlock)
+    outputs = []
+    for each in (model, again):
+        torch.manual_seed(3)
+        x, time, _ = inputs((8, 8))
+        with torch.set_grad_enabled(gradients):
+            outputs.append(each(x, time))
+        if gradients:
+            outputs[-1].sum().backward()
+    assert torch.equal(*outputs)
+    assert len(calls) == len(set(calls)) == sum(isinstance(part, ResidualBlock) for part in again.modules())
+
+
+def bytes_kept(model, batch):
+    """For the backward pass, weights and the images themselves not counted; each piece of memory once."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(*batch)
+    assert output.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("options", [dict(layers_per_block=2), dict(channel_mult=(1, 2, 2), attention_levels=(1, 2))])
+def test_less_than_half_as_much_is_kept_for_the_backward_pass(options):
+    options = dict(base_channels=16, **options)
+    model = UNet(3, **options).double()
+    batch = inputs((16, 16))
+    assert 0 < bytes_kept(checkpointed(model, options), batch) < 0.5 * bytes_kept(model, batch)
+
+
+def test_the_state_does_not_say_whether_activations_are_computed_again():
+    options = dict(base_channels=8, num_classes=2)
+    plain, again = UNet(3, **options), UNet(3, **options, checkpoint_activations=True)
+    assert again.checkpoint_activations and not plain.checkpoint_activations
+    assert list(plain.state_dict()) == list(again.state_dict())
+
+
+# Errors
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ diffusers stops with an error.  To add a part, write it in layers.py and place i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tiny_diffusion.models.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, start_at_zero
 
@@ -28,6 +29,7 @@ class UNet(nn.Module):
     attention_heads    at the lowest level; heads are equally wide at all levels, so narrower levels have fewer
     patch_size         p: the network sees (p*p*C, H/p, W/p)
     num_classes        0: no labels.  Otherwise label `num_classes`, one past the last, is guidance's null class
+    checkpoint_activations  in training each residual block keeps its inputs only, and is run again for its gradients
 
     Weights are drawn from torch's global generator.  Raises ValueError for sizes that do not fit together.
     """
@@ -47,10 +49,12 @@ class UNet(nn.Module):
         patch_size: int = 1,
         dropout: float = 0.0,
         num_classes: int = 0,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
         self.patch_size = patch_size
         self.num_classes = num_classes
+        self.checkpoint_activations = checkpoint_activations
 
         widths = [base_channels * multiplier for multiplier in channel_mult]
         lowest = len(widths) - 1
@@ -107,24 +111,31 @@ class UNet(nn.Module):
         height, width = x.shape[2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide {height}x{width} pixels; 1 always does.")
+        run = self.runner()
         embedding = self.embed(time, label, x.dtype)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
         skips = [h]
         for block in self.down_blocks:
             for resnet, attention in zip(block.resnets, block.attentions, strict=True):
-                h = attention(resnet(h, embedding))
+                h = run(resnet, attention, embedding, h)
                 skips.append(h)
             for downsample in block.downsamplers:
                 h = downsample(h)
                 skips.append(h)
-        h = self.mid_block.attentions[0](self.mid_block.resnets[0](h, embedding))
-        h = self.mid_block.resnets[1](h, embedding)
+        h = run(self.mid_block.resnets[0], self.mid_block.attentions[0], embedding, h)
+        h = run(self.mid_block.resnets[1], None, embedding, h)
         for block in self.up_blocks:
             for resnet, attention in zip(block.resnets, block.attentions, strict=True):
-                h = attention(resnet(torch.cat([h, skips.pop()], dim=1), embedding))
+                h = run(resnet, attention, embedding, h, skips.pop())
             for upsample in block.upsamplers:
                 h = upsample(h, size=skips[-1].shape[2:])
         return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch_size)
+
+    def runner(self) -> Callable[..., Tensor]:
+        """`run_residual`, by way of torch's checkpoint where activations are not to be kept for a backward pass."""
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            return partial(checkpoint, run_residual, use_reentrant=False)
+        return run_residual
 
     def embed(self, time: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Time and label as one vector (B, time_emb_dim), activated here once instead of in every residual block."""
@@ -144,6 +155,14 @@ class Block(nn.Module):
         super().__init__()
         for name, modules in parts.items():
             setattr(self, name, nn.ModuleList(modules))
+
+
+def run_residual(
+    resnet: nn.Module, attention: nn.Module | None, embedding: Tensor, h: Tensor, skip: Tensor | None = None
+) -> Tensor:
+    """A residual block and its attention.  The skip is joined to h in here, so that no checkpoint keeps it twice."""
+    h = resnet(h if skip is None else torch.cat([h, skip], dim=1), embedding)
+    return h if attention is None else attention(h)
 
 
 def head_width_for(widths: list[int], heads: int) -> int:

@@ -1,36 +1,56 @@
-"""Optimisers: AdamW, and Muon for the hidden convolutions with AdamW for everything else.
+"""Optimisers: Adam as published, AdamW, and Muon for the hidden convolutions with AdamW for everything else.
 
-Both skip a step on the device where `bad` is 1, without waiting for it, and their state travels as named tensors.
+All skip a step on the device where `bad` is 1, without waiting for it, and their state travels as named tensors.
 To add one: a function that says which parameters Muon takes, a row in OPTIMIZERS.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 MUON_RATE = 10.0  # Muon's learning rate in AdamW's: its update has unit norm, whatever the gradient's size
 MUON_MOMENTUM = 0.95
-ADAMW = {"betas": (0.9, 0.99), "weight_decay": 0.0}
 
 
 class Optimizer:
     """The named optimiser over a network's parameters."""
 
     def __init__(self, name: str, model: nn.Module):
-        by_muon = OPTIMIZERS[name]
+        row = OPTIMIZERS[name]
         named = list(model.named_parameters())
-        self.matrices = {key: parameter for key, parameter in named if by_muon(key, parameter)}
+        self.matrices = {key: parameter for key, parameter in named if row.by_muon(key, parameter)}
         self.others = {key: parameter for key, parameter in named if key not in self.matrices}
         self.momenta = {key: torch.zeros_like(parameter) for key, parameter in self.matrices.items()}
-        self.adamw = torch.optim.AdamW(self.others.values(), fused=True, **ADAMW)
+        self.averages = {key: torch.zeros_like(parameter) for key, parameter in self.others.items()}
+        self.squares = {key: torch.zeros_like(parameter) for key, parameter in self.others.items()}
+        self.counts = {key: torch.zeros((), device=parameter.device) for key, parameter in self.others.items()}
+        self.betas = row.betas
 
     def step(self, lr: float, bad: Tensor) -> None:
         """One update from the gradients in place.  bad: a float scalar, 1 where the step must change nothing."""
-        self.adamw.param_groups[0]["lr"] = lr
-        self.adamw.grad_scale, self.adamw.found_inf = None, bad
-        self.adamw.step()
+        self._adam_step(lr, bad)
         self._muon_step(MUON_RATE * lr, bad)
+
+    @torch.no_grad()
+    def _adam_step(self, lr: float, bad: Tensor) -> None:
+        """Kingma & Ba (2015), algorithm 1, by the kernel of torch.optim.AdamW, whose import takes two seconds more.
+
+        Loshchilov & Hutter's AdamW without its decay is Adam.
+        """
+        with_gradient = [key for key, parameter in self.others.items() if parameter.grad is not None]
+        parameters, averages, squares, counts = (
+            [table[key] for key in with_gradient] for table in (self.others, self.averages, self.squares, self.counts)
+        )
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_add_(counts, 1 - bad)
+        # The kernel divides by 1 - beta^count: a step that is skipped before the first must not count as none.
+        torch._fused_adamw_(
+            parameters, gradients, averages, squares, [], [count.clamp(min=1) for count in counts],
+            lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+            found_inf=bad,
+        )  # fmt: skip
 
     @torch.no_grad()
     def _muon_step(self, lr: float, bad: Tensor) -> None:
@@ -54,24 +74,22 @@ class Optimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on besides the weights."""
-        state = {f"muon/{key}": momentum for key, momentum in self.momenta.items()}
-        for key, parameter in self.others.items():
-            state |= {f"adamw/{key}/{name}": tensor for name, tensor in self.adamw.state.get(parameter, {}).items()}
-        return state
+        return dict(self._state())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`.  Raises KeyError or RuntimeError if the state is another network's."""
+        for name, tensor in self._state():
+            if state[name].shape != tensor.shape:
+                raise RuntimeError(f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
+            tensor.copy_(state[name])
+
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
         for key, momentum in self.momenta.items():
-            momentum.copy_(state[f"muon/{key}"])
-        if not any(name.startswith("adamw/") for name in state):
-            return  # saved before its first step
-        for key, parameter in self.others.items():
-            held = {name: state[f"adamw/{key}/{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-            average = {name: torch.empty_like(parameter).copy_(held[name]) for name in ("exp_avg", "exp_avg_sq")}
-            self.adamw.state[parameter] = {
-                "step": held["step"].to(parameter.device, torch.float32, copy=True),
-                **average,
-            }
+            yield f"muon/{key}", momentum
+        for key in self.others:
+            yield f"adamw/{key}/step", self.counts[key]
+            yield f"adamw/{key}/exp_avg", self.averages[key]
+            yield f"adamw/{key}/exp_avg_sq", self.squares[key]
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -93,7 +111,20 @@ def _hidden_convolution(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 4 and not name.startswith(("conv_in.", "conv_out."))
 
 
-OPTIMIZERS: dict[str, Callable[[str, Tensor], bool]] = {
-    "muon": _hidden_convolution,
-    "adamw": lambda name, parameter: False,
+def _nothing(name: str, parameter: Tensor) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class OptimizerRow:
+    """by_muon: whether Muon takes this parameter, by its name.  betas: of AdamW, which takes the others."""
+
+    by_muon: Callable[[str, Tensor], bool]
+    betas: tuple[float, float]
+
+
+OPTIMIZERS = {
+    "muon": OptimizerRow(_hidden_convolution, betas=(0.9, 0.99)),
+    "adamw": OptimizerRow(_nothing, betas=(0.9, 0.99)),
+    "adam": OptimizerRow(_nothing, betas=(0.9, 0.999)),  # Kingma & Ba (2015), algorithm 1
 }

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +18,16 @@ from tiny_diffusion.checkpoint import part_of
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.timesteps import stratified
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.diffusion import Diffusion, Model
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
 from tiny_diffusion.training.ema import Ema
+from tiny_diffusion.training.memory import ran_out_of_memory, release
 from tiny_diffusion.training.optimizers import Optimizer
 
 WARM_UP_STEPS = 100
 FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE = 2.0**15, 1000
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,10 @@ class Length:
 
 
 class Trainer:
-    """Trains `model` in place.  clock: seconds that the run has spent so far, over all its resumptions."""
+    """Trains `model` in place.  clock: seconds that the run has spent so far, over all its resumptions.
+
+    `parts` is how many micro-batches each batch is split into: `accumulate`, until `auto_batch` has had to raise it.
+    """
 
     def __init__(
         self, model: nn.Module, config: Config, batches: Batches, length: Length, clock: Callable[[], float],
@@ -75,6 +81,7 @@ class Trainer:
     ):  # fmt: skip
         self.model, self.config, self.batches, self.length, self.clock = model, config, batches, length, clock
         self.num_classes = num_classes
+        self.parts = config.accumulate
         self.diffusion = Diffusion.of(config)
         self.optimizer = Optimizer(config.optimizer, model)
         self.ema = Ema(model, config.ema_decay)
@@ -110,7 +117,24 @@ class Trainer:
         """The epoch, counted from 1, in which the last step began."""
         return max(0, self.step - 1) * self.config.batch_size // len(self.batches) + 1
 
+    @property
+    def micro_batch(self) -> int:
+        """The most images that go through the network at once."""
+        return math.ceil(self.config.batch_size / self.parts)
+
     def _one_step(self, lr: float) -> tuple[Tensor, Tensor]:
+        loss = self._within_memory(self._gradients)
+        norm = self._clip()
+        bad = (~torch.isfinite(loss + norm)).float()
+        self.optimizer.step(lr, bad)
+        self.skipped = (self.skipped + 1) * bad
+        self._adapt_loss_scale(bad)
+        self.step += 1
+        self.ema.update(self.step)
+        return loss, norm
+
+    def _gradients(self) -> Tensor:
+        """Leaves the gradients of this step in place and changes nothing else.  Returns the loss."""
         clean, label = self.batches.at(self.step)
         label = self._hide_some(label) if self.config.class_cond else None
         t = self.diffusion.timesteps(stratified(stream(self.config.seed, "timesteps", self.step), len(clean)))
@@ -121,23 +145,32 @@ class Trainer:
             seed_torch(self.config.seed, "dropout", self.step)
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for part in np.array_split(np.arange(len(clean)), self.config.accumulate):
-            rows = slice(part[0], part[-1] + 1)
-            with torch.autocast(self.device.type, AUTOCAST[self.config.precision], self.config.precision != "fp32"):
-                loss = self.diffusion.loss(
-                    self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows]
-                )
-            share = loss * (len(part) / len(clean))
+        for rows in slices(len(clean), self.parts):
+            loss = self._loss(self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows])
+            share = loss * ((rows.stop - rows.start) / len(clean))
             (share * self.loss_scale[0] if self.config.precision == "fp16" else share).backward()
             total += share.detach()
-        norm = self._clip()
-        bad = (~torch.isfinite(total + norm)).float()
-        self.optimizer.step(lr, bad)
-        self.skipped = (self.skipped + 1) * bad
-        self._adapt_loss_scale(bad)
-        self.step += 1
-        self.ema.update(self.step)
-        return total, norm
+        return total
+
+    def _loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None) -> Tensor:
+        with torch.autocast(self.device.type, AUTOCAST[self.config.precision], self.config.precision != "fp32"):
+            return self.diffusion.loss(model, clean, noise, t, label)
+
+    def _within_memory(self, attempt: Callable[[], Result]) -> Result:
+        """What the attempt returns.  With auto_batch, one that runs out of memory is made again in twice as many parts.
+
+        Raises the attempt's error for any other reason, and when the parts are single images.
+        """
+        while True:
+            try:
+                return attempt()
+            except (MemoryError, RuntimeError) as error:
+                if not (self.config.auto_batch and self.micro_batch > 1 and ran_out_of_memory(error)):
+                    raise
+            # Not in the handler: until that is left, the error holds on to all that the attempt had computed.
+            self.model.zero_grad(set_to_none=True)
+            release(self.device)
+            self.parts = min(2 * self.parts, self.config.batch_size)
 
     def _hide_some(self, label: Tensor) -> Tensor:
         """Labels, a share of them replaced by the null class, so that guidance has something to differ from."""
@@ -162,15 +195,20 @@ class Trainer:
             self.loss_scale = torch.stack([scale * (1 - 0.5 * bad) * (1 + grown), good * (1 - grown)])
 
     def seconds_per_step(self) -> float:
-        """A first estimate, from one forward and backward pass that changes nothing, after one to warm up."""
-        clean, label = self.batches.at(self.step)
+        """A first estimate, from passes over one micro-batch that change nothing: the second, the first warms up."""
         for _ in range(2):
-            started = time.perf_counter()
-            t = self.diffusion.timesteps(np.full(len(clean), 0.5))
-            self.diffusion.loss(self.model, clean, clean, t, label if self.config.class_cond else None).backward()
-            float(clean.sum())  # waits for the device
+            seconds = self._within_memory(self._seconds_of_a_pass)
         self.model.zero_grad(set_to_none=True)
-        return time.perf_counter() - started
+        return seconds
+
+    def _seconds_of_a_pass(self) -> float:
+        """Forward and backward, of a whole batch as one micro-batch tells it."""
+        clean, label = (whole[: self.micro_batch] for whole in self.batches.at(self.step))
+        started = time.perf_counter()
+        t = self.diffusion.timesteps(np.full(len(clean), 0.5))
+        self._loss(self.model, clean, clean, t, label if self.config.class_cond else None).backward()
+        float(clean.sum())  # waits for the device
+        return (time.perf_counter() - started) * self.config.batch_size / len(clean)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold for another trainer to continue."""
@@ -193,7 +231,15 @@ class Trainer:
         """The averaged weights' loss on these images at noise and levels that are the same every time."""
         t = self.diffusion.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
         noise = torch.empty_like(images).normal_(generator=torch_stream(self.config.seed, "heldout", 1, self.device))
+        total = 0.0
         with torch.no_grad():
-            return float(
-                self.diffusion.loss(self.ema.model, images, noise, t, labels if self.config.class_cond else None)
-            )
+            for rows in slices(len(images), math.ceil(len(images) / self.micro_batch)):
+                label = labels[rows] if self.config.class_cond else None
+                loss = self.diffusion.loss(self.ema.model, images[rows], noise[rows], t[rows], label)
+                total += float(loss) * (rows.stop - rows.start) / len(images)
+        return total
+
+
+def slices(count: int, parts: int) -> list[slice]:
+    """Neighbouring slices that share `count` rows as equally as can be."""
+    return [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(count), parts)]
