@@ -1,7 +1,39 @@
 """What every test starts from."""
 
+import itertools
+
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def caches(tmp_path_factory):
+    """Never the user's own cache folder: names of folders that are nobody's yet, the first of them for the session."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "session"))
+        yield (str(folder / f"{number}") for number in itertools.count())
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(caches, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", next(caches))
+
+
+@pytest.fixture
+def nothing_from_outside(monkeypatch):
+    """No network, none of the system's data and none of the user's, but what a test puts in their place."""
+    import urllib.error
+    import urllib.request
+
+    from tiny_diffusion.data import packaged
+
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {})
+    monkeypatch.delenv("TINY_DIFFUSION_DATA", raising=False)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,15 +1,7 @@
 """Data sets: what is opened, from where, what is refused, and which images step k trains on."""
 
-import _thread
 import gzip
-import http.client
 import shutil
-import signal
-import ssl
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -17,60 +9,33 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from set_helpers import FILES, IDX_SETS, content, idx, make_set, write_cifar10, write_idx
 
-from tiny_diffusion.data import sources
+from tiny_diffusion.data import packaged
 from tiny_diffusion.data.batches import Batches, to_float
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.data.sources import ImageSet, data_folder, open_dataset
+from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.sources import data_folder, open_dataset
 from tiny_diffusion.errors import FileError
 
+pytestmark = pytest.mark.usefixtures("nothing_from_outside")
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-DEBIANS = sources.SYSTEM_FOLDERS
-IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+DEBIANS = packaged.SYSTEM_FOLDERS
+PLACES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "cifar-10-batches-py",
+    "flowers102": "flowers-102",
+}
 every_idx_set = pytest.mark.parametrize("name", IDX_SETS)
-FILES = [f"{split}-{part}-ubyte" for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]
 
 
-def idx(array):
-    """An array as an idx file of uint8."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
-def make_set(count=20, seed=0):
-    """Images and labels that no two seeds share."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (count, 28, 28)), np.arange(count) % 10
-
-
-def write_idx(raw, split, images, labels, compressed=False):
-    raw.mkdir(parents=True, exist_ok=True)
-    for part, array in (("images-idx3", images), ("labels-idx1", labels)):
-        path = raw / f"{split}-{part}-ubyte"
-        if compressed:
-            path.with_name(path.name + ".gz").write_bytes(gzip.compress(idx(array)))
-        else:
-            path.write_bytes(idx(array))
-
-
-def content(folder):
-    """Everything in a folder: path -> (time of change, bytes)."""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
-        for path in folder.rglob("*")
-    }
-
-
-@pytest.fixture(autouse=True)
-def nothing_from_outside(monkeypatch):
-    """No test reaches the network, the system's data or the user's, but those that put something in their place."""
-
-    def unreachable(*args, **kwargs):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(sources, "SYSTEM_FOLDERS", {})
-    monkeypatch.delenv("TINY_DIFFUSION_DATA", raising=False)
+def shared(name):
+    """The folder of the real sets, where this one is among them."""
+    if name in PLACES and not (SHARED / PLACES[name]).is_dir():
+        pytest.skip(f"{SHARED / PLACES[name]} is not there")
+    return str(SHARED)
 
 
 # The digits
@@ -100,15 +65,16 @@ def test_the_digits_cover_black_to_white_and_every_class_is_in_both_parts():
         assert part.class_names == tuple("0123456789")
 
 
-@pytest.mark.parametrize("name", DATASETS)
-def test_a_sets_row_in_the_catalogue_says_what_is_opened(name):
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "folder"])
+@pytest.mark.parametrize("heldout", [False, True])
+def test_a_sets_row_in_the_catalogue_says_what_is_opened(heldout, name):
     row = DATASETS[name]
-    if row.download and not (SHARED / row.source).is_dir():
-        pytest.skip(f"{SHARED / row.source} is not there")
-    data = open_dataset(name, data_dir=str(SHARED))
-    assert data.images.shape == (row.images, row.channels, row.size, row.size)
+    data = open_dataset(name, heldout=heldout, data_dir=shared(name), **({"cache_bytes": 0} if row.takes else {}))
+    splits = [split for split in row.splits if (split in row.train) != heldout]
+    assert data.images.shape == (row.images(splits), row.channels, row.size, row.size)
+    assert data.channels == row.channels
     assert data.class_names == row.classes
-    assert data.labels.unique().tolist() == list(range(len(row.classes)))
+    assert data.labels.unique().tolist() == (list(range(len(row.classes))) if splits else [])
 
 
 # Real sets, where they are
@@ -131,9 +97,7 @@ MEAN_AND_STD = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}  #
 
 @pytest.mark.parametrize("name, heldout", COUNTS)
 def test_real_sets_have_the_published_size_balance_and_order(name, heldout):
-    if not (SHARED / IDX_SETS[name]).is_dir():
-        pytest.skip(f"{SHARED / IDX_SETS[name]} is not there")
-    data = open_dataset(name, heldout=heldout, data_dir=str(SHARED))
+    data = open_dataset(name, heldout=heldout, data_dir=shared(name))
     assert data.images.shape == (sum(COUNTS[name, heldout]), 1, 28, 28) and data.images.dtype == torch.uint8
     assert data.labels.bincount().tolist() == COUNTS[name, heldout]
     assert data.labels[:10].tolist() == FIRST_LABELS[name, heldout]
@@ -235,6 +199,138 @@ def test_a_gzip_cut_short_is_refused_by_name(kept, tmp_path):
         open_dataset("mnist", data_dir=str(tmp_path))
 
 
+# Flowers-102
+
+
+def flowers_tables():
+    from scipy.io import loadmat
+
+    place = Path(shared("flowers102")) / "flowers-102"
+    labels = loadmat(place / "imagelabels.mat")["labels"][0].astype(int) - 1
+    splits = loadmat(place / "setid.mat")
+    return labels, {name: splits[key][0].tolist() for name, key in FLOWER_SPLITS.items()}
+
+
+FLOWER_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+SOME_FLOWERS = {"data_dir": str(SHARED), "cache_bytes": 0, "channels": 3}
+
+
+def test_the_splits_of_flowers_are_disjoint_complete_and_as_large_as_the_catalogue_says():
+    labels, splits = flowers_tables()
+    assert {name: len(ids) for name, ids in splits.items()} == DATASETS["flowers102"].splits
+    assert sorted(sum(splits.values(), [])) == list(range(1, 8190)) and len(labels) == 8189
+    assert DATASETS["flowers102"].train == ("train", "val", "test")  # all of them, to generate
+
+
+def test_flowers_have_the_labels_of_their_table_in_every_split():
+    labels, splits = flowers_tables()
+    for chosen in (None, ("train",), ("val", "test")):
+        data = open_dataset("flowers102", splits=chosen, heldout=False, **SOME_FLOWERS)
+        ids = [number for name in FLOWER_SPLITS if name in (chosen or FLOWER_SPLITS) for number in splits[name]]
+        assert data.labels.tolist() == labels[np.array(ids) - 1].tolist()
+        assert [int(name[-9:-4]) for name in data.images.files.names] == ids
+    rest = open_dataset("flowers102", splits=("train",), heldout=True, **SOME_FLOWERS)
+    assert rest.labels.tolist() == labels[np.array(splits["val"] + splits["test"]) - 1].tolist()
+
+
+def test_flowers_are_called_what_torchvision_calls_them():
+    assert DATASETS["flowers102"].classes == tuple(torchvision.datasets.Flowers102.classes)
+    assert len(set(DATASETS["flowers102"].classes)) == 102
+
+
+def test_a_flower_is_the_photograph_of_its_number():
+    """Scaled to cover 96x96, of which the shorter side is 96 already: the centre of the file's own pixels."""
+    from PIL import Image
+
+    data = open_dataset("flowers102", splits=("train",), size=96, **SOME_FLOWERS)
+    for index in (0, 500, 1019):
+        pixels = np.asarray(Image.open(SHARED / "flowers-102" / data.images.files.names[index]))
+        height, width = (side - 96 for side in pixels.shape[:2])
+        if height % 2 or width % 2:
+            continue  # whose centre is between two pixels
+        centre = pixels[height // 2 : height // 2 + 96, width // 2 : width // 2 + 96]
+        assert np.array_equal(data.take(np.array([index]))[0].permute(1, 2, 0).numpy(), centre)
+
+
+@pytest.mark.slow
+def test_all_flowers_fit_in_memory_and_are_what_is_read_from_disk():
+    kept = open_dataset("flowers102", data_dir=shared("flowers102"))
+    read = open_dataset("flowers102", **SOME_FLOWERS)
+    assert kept.images.shape == (8189, 3, 64, 64)
+    chosen = np.arange(0, 8189, 100)
+    assert torch.equal(kept.take(chosen), read.take(chosen)) and torch.equal(kept.labels, read.labels)
+
+
+# CIFAR-10
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_cifar10_is_read_from_torchvisions_files(heldout, tmp_path, monkeypatch):
+    images, labels = write_cifar10(tmp_path, monkeypatch)
+    data = open_dataset("cifar10", heldout=heldout, data_dir=str(tmp_path))
+    part = slice(20, 26) if heldout else slice(0, 20)
+    assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
+    np.testing.assert_array_equal(data.images.numpy(), images[part])
+    np.testing.assert_array_equal(data.labels.numpy(), labels[part])
+    assert data.class_names == DATASETS["cifar10"].classes and len(data.class_names) == 10
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut", "gone", "empty"])
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+def test_a_damaged_batch_of_cifar10_is_refused_with_what_to_do(file, damage, tmp_path, monkeypatch):
+    """Whichever part is opened: its md5 is checked before Python's unpickler may see it."""
+    write_cifar10(tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / file
+    whole = path.read_bytes()
+    wrong = {"a byte": whole[:-9] + b"!" + whole[-8:], "cut": whole[: len(whole) // 2], "empty": b"", "gone": None}[
+        damage
+    ]
+    path.unlink() if wrong is None else path.write_bytes(wrong)
+    for heldout in (False, True):
+        with pytest.raises(FileError, match="md5 differs") as refused:
+            open_dataset("cifar10", heldout=heldout, data_dir=str(tmp_path))
+        message = str(refused.value)
+        assert str(path.parent) in message and "--dataset folder" in message and "\n" not in message
+
+
+# Splits
+
+
+@every_idx_set
+def test_splits_train_together_in_the_catalogues_order_and_the_rest_is_held_out(name, tmp_path):
+    written = {"train": make_set(20, 0), "test": make_set(7, 1)}
+    for split, (images, labels) in written.items():
+        write_idx(tmp_path / IDX_SETS[name] / "raw", "t10k" if split == "test" else split, images, labels)
+
+    def assert_opens(parts, **options):
+        data = open_dataset(name, data_dir=str(tmp_path), **options)
+        images = [written[part][0] for part in parts] or [np.empty((0, 28, 28))]
+        np.testing.assert_array_equal(data.images[:, 0].numpy(), np.concatenate(images))
+        np.testing.assert_array_equal(
+            data.labels.numpy(), np.concatenate([np.empty(0), *(written[p][1] for p in parts)])
+        )
+        assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
+        assert data.images.shape[1:] == (1, 28, 28) and len(data.class_names) == 10
+
+    for both in (("train", "test"), ("test", "train")):
+        assert_opens(["train", "test"], splits=both)
+        assert_opens([], splits=both, heldout=True)
+    for part, other in (("train", "test"), ("test", "train")):
+        assert_opens([part], splits=(part,))
+        assert_opens([other], splits=(part,), heldout=True)
+    assert_opens(["train"])
+    assert_opens(["test"], heldout=True)
+
+
+def test_where_nothing_is_held_out_nothing_is_opened(tmp_path):
+    """So that the held-out images of a set that trains whole need no files and no network."""
+    for name in ("mnist", "cifar10", "flowers102"):
+        row = DATASETS[name]
+        data = open_dataset(name, heldout=True, splits=tuple(row.splits), size=(6, 4), data_dir=str(tmp_path))
+        assert len(data) == 0 and data.images.shape == (0, row.channels, 6, 4)
+    assert not list(tmp_path.iterdir())
+
+
 # Which folder
 
 
@@ -254,7 +350,7 @@ def test_data_dir_comes_before_the_environment_and_that_before_the_working_folde
 
 @pytest.mark.parametrize("heldout, count", [(False, 20), (True, 7)])
 def test_the_systems_fashion_mnist_is_used_where_it_is_installed(heldout, count, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
+    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
     write_idx(tmp_path / "usr", "train", *make_set(20), compressed=True)
     write_idx(tmp_path / "usr", "t10k", *make_set(7, 1), compressed=True)
     data = open_dataset("fashion_mnist", heldout=heldout, data_dir=str(tmp_path / "data"))
@@ -263,7 +359,7 @@ def test_the_systems_fashion_mnist_is_used_where_it_is_installed(heldout, count,
 
 
 def test_the_users_own_fashion_mnist_comes_before_the_systems(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
+    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
     write_idx(tmp_path / "usr", "train", *make_set(20), compressed=True)
     write_idx(tmp_path / "FashionMNIST" / "raw", "train", *make_set(3))
     assert len(open_dataset("fashion_mnist", data_dir=str(tmp_path)).images) == 3
@@ -272,7 +368,7 @@ def test_the_users_own_fashion_mnist_comes_before_the_systems(tmp_path, monkeypa
 def test_debians_own_fashion_mnist_opens(tmp_path, monkeypatch):
     if not DEBIANS["FashionMNIST"].is_dir():
         pytest.skip(f"{DEBIANS['FashionMNIST']} is not there: apt install dataset-fashion-mnist")
-    monkeypatch.setattr(sources, "SYSTEM_FOLDERS", DEBIANS)
+    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", DEBIANS)
     assert len(open_dataset("fashion_mnist", data_dir=str(tmp_path)).images) == 60_000
 
 
@@ -291,176 +387,6 @@ def test_opening_a_set_that_is_there_changes_nothing_in_its_folder(compressed, t
         for folder in folders:
             folder.chmod(0o755)
     assert content(tmp_path) == before
-
-
-# Downloads
-
-
-def assert_says_what_to_do(message, name, folder):
-    source = IDX_SETS[name]
-    files = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k"
-    for part in (str(folder / source), str(folder / source / "raw"), *files, "--data_dir", "--dataset digits"):
-        assert part in message
-    assert "\n" not in message
-
-
-@every_idx_set
-@pytest.mark.parametrize(
-    "failure",
-    [
-        urllib.error.URLError("no route to host"),
-        urllib.error.HTTPError("http://example.org", 403, "Forbidden", None, None),
-        ConnectionResetError("reset by peer"),
-        TimeoutError("timed out"),
-        http.client.RemoteDisconnected("closed"),
-        http.client.BadStatusLine("<html>"),
-        ssl.SSLError("certificate verify failed"),
-    ],
-    ids=lambda failure: type(failure).__name__,
-)
-def test_without_a_network_the_message_says_what_to_do_and_nothing_is_left(failure, name, tmp_path, monkeypatch):
-    def urlopen(*args, **kwargs):
-        raise failure
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    with pytest.raises(FileError) as refused:
-        open_dataset(name, data_dir=str(tmp_path / "data"))
-    assert_says_what_to_do(str(refused.value), name, tmp_path / "data")
-    assert not content(tmp_path).keys() - {"data"}
-
-
-def test_a_data_folder_that_cannot_be_made_is_refused_with_what_to_do(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError) as refused:
-        open_dataset("mnist", data_dir=str(tmp_path / "file" / "data"))
-    assert_says_what_to_do(str(refused.value), "mnist", tmp_path / "file" / "data")
-
-
-@every_idx_set
-def test_a_network_that_never_answers_is_given_up(name, tmp_path, monkeypatch):
-    released = threading.Event()
-
-    def urlopen(*args, **kwargs):
-        released.wait(60)
-        raise urllib.error.URLError("released")
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(sources, "NETWORK_PATIENCE_S", 0.5)
-    started = time.monotonic()
-    try:
-        with pytest.raises(FileError, match="no answer") as refused:
-            open_dataset(name, data_dir=str(tmp_path / "data"))
-        assert 0.5 < time.monotonic() - started < 10
-        assert not content(tmp_path).keys() - {"data"}
-    finally:
-        released.set()
-    assert_says_what_to_do(str(refused.value), name, tmp_path / "data")
-
-
-@pytest.fixture
-def torchvision_downloads(monkeypatch):
-    """torchvision_downloads(function of the raw folder): what happens where torchvision would download MNIST."""
-
-    def replace(work):
-        def mnist(root, download):
-            assert download
-            raw = Path(root) / "MNIST" / "raw"
-            raw.mkdir(parents=True)
-            work(raw)
-
-        monkeypatch.setattr(torchvision.datasets, "MNIST", mnist)
-
-    return replace
-
-
-def write_both_splits(raw):
-    write_idx(raw, "train", *make_set(20, 0))
-    write_idx(raw, "t10k", *make_set(7, 1))
-
-
-def test_a_slow_download_is_not_given_up_while_bytes_arrive(tmp_path, monkeypatch, torchvision_downloads):
-    def slowly(raw):
-        with open(raw / "part", "wb", buffering=0) as file:
-            for _ in range(15):
-                file.write(b"x")
-                time.sleep(0.1)
-        (raw / "part").unlink()
-        write_both_splits(raw)
-
-    torchvision_downloads(slowly)
-    monkeypatch.setattr(sources, "NETWORK_PATIENCE_S", 0.7)
-    assert len(open_dataset("mnist", data_dir=str(tmp_path)).images) == 20
-
-
-def test_a_set_that_was_downloaded_is_not_downloaded_again(tmp_path, torchvision_downloads):
-    downloads = []
-
-    def once(raw):
-        downloads.append(raw)
-        write_both_splits(raw)
-
-    torchvision_downloads(once)
-    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(tmp_path)).images[:, 0].numpy(), IMAGES)
-    assert len(open_dataset("mnist", heldout=True, data_dir=str(tmp_path)).images) == 7
-    assert len(open_dataset("mnist", data_dir=str(tmp_path)).images) == 20
-    assert len(downloads) == 1
-    assert set(content(tmp_path)) == {"MNIST", "MNIST/raw", *(f"MNIST/raw/{file}" for file in FILES)}
-
-
-@pytest.mark.parametrize("failure", [RuntimeError("md5 differs"), OSError(28, "No space left on device")])
-def test_a_download_that_fails_half_way_leaves_no_half_set(failure, tmp_path, torchvision_downloads):
-    def half(raw):
-        write_idx(raw, "train", *make_set())
-        raise failure
-
-    torchvision_downloads(half)
-    with pytest.raises(FileError) as refused:
-        open_dataset("mnist", data_dir=str(tmp_path))
-    assert_says_what_to_do(str(refused.value), "mnist", tmp_path)
-    assert content(tmp_path) == {}
-
-
-@pytest.fixture
-def ctrl_c():
-    """Raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
-@pytest.mark.usefixtures("ctrl_c")
-def test_a_download_that_is_interrupted_leaves_no_half_set(tmp_path, torchvision_downloads):
-    def interrupted(raw):
-        write_idx(raw, "train", *make_set())
-        _thread.interrupt_main()
-        time.sleep(0.5)
-
-    torchvision_downloads(interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        open_dataset("mnist", data_dir=str(tmp_path))
-    assert content(tmp_path) == {}
-
-
-def test_a_download_completes_a_set_of_which_some_files_are_there(tmp_path, torchvision_downloads):
-    torchvision_downloads(write_both_splits)
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    (raw / FILES[0]).write_bytes(WHOLE_IMAGES)
-    (raw / "notes.txt").write_text("mine")
-    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(tmp_path)).images[:, 0].numpy(), IMAGES)
-    assert {path.name for path in raw.iterdir()} == {*FILES, "notes.txt"}
-    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
-
-
-def test_a_failed_download_leaves_the_users_files_alone(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    (raw / FILES[0]).write_bytes(WHOLE_IMAGES)
-    before = content(tmp_path)["MNIST/raw/" + FILES[0]]
-    with pytest.raises(FileError):
-        open_dataset("mnist", data_dir=str(tmp_path))
-    assert content(tmp_path)["MNIST/raw/" + FILES[0]] == before
-    assert set(content(tmp_path)) == {"MNIST", "MNIST/raw", "MNIST/raw/" + FILES[0]}
 
 
 # Sizes
@@ -482,6 +408,33 @@ def test_resizing_keeps_a_constant_image_constant(size, tmp_path):
     write_idx(tmp_path / "MNIST" / "raw", "train", np.broadcast_to(greys[:, None, None], (8, 28, 28)), greys % 10)
     images = open_dataset("mnist", data_dir=str(tmp_path), size=size).images
     assert torch.equal(images, torch.from_numpy(greys.astype(np.uint8))[:, None, None, None].expand(8, 1, size, size))
+
+
+@pytest.mark.parametrize("size", [(14, 28), (28, 14), (28, 28), (5, 28), (28, 4)])
+def test_a_size_that_is_not_square_is_cropped_from_the_centre(size, tmp_path):
+    """Where one side is the image's own, nothing is scaled and pixels are as they were."""
+    images, labels = make_set(9)
+    write_idx(tmp_path / "MNIST" / "raw", "train", images, labels)
+    data = open_dataset("mnist", data_dir=str(tmp_path), size=size)
+    top, left = ((28 - side) // 2 for side in size)
+    np.testing.assert_array_equal(data.images[:, 0].numpy(), images[:, top : top + size[0], left : left + size[1]])
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (20, 10), (57, 56)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scaling_covers_the_size_and_keeps_a_ramp_a_ramp(axis, size, tmp_path):
+    """A ramp of 9 a pixel; a kernel that is fair keeps a straight line straight, away from the ends."""
+    ramp = np.broadcast_to(np.expand_dims(9 * np.arange(28), (0, 2 - axis)), (1, 28, 28))
+    write_idx(tmp_path / "MNIST" / "raw", "train", ramp, np.zeros(1))
+    image = open_dataset("mnist", data_dir=str(tmp_path), size=size).images[0, 0].double()
+    scale = max(size) / 28
+    cut = (round(28 * scale) - size[axis]) // 2
+    places = (torch.arange(size[axis]) + cut + 0.5) / scale - 0.5  # in source pixels
+    margin = 3 * max(1, 1 / scale)
+    inside = (places > margin) & (places < 27 - margin)
+    wanted = (9 * places[inside]).double().unsqueeze(1 - axis)
+    got = image[inside] if axis == 0 else image[:, inside]
+    torch.testing.assert_close(got, wanted.expand_as(got), rtol=0, atol=0.75)
 
 
 @pytest.mark.parametrize("size", [9, 14, 32, 57])

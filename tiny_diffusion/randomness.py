@@ -40,4 +40,6 @@ PURPOSES = {
     "image": 7,
     "heldout": 8,
     "figure": 9,
+    "crops": 10,
+    "likelihood": 11,
 }

@@ -4,39 +4,61 @@ One endless stream of permutations, one an epoch, cut into batches across epoch 
 replay when a run resumes.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.sources import ImageSet
+from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.pictures import OnDisk
 from tiny_diffusion.randomness import stream
+
+AHEAD = 3  # steps
 
 
 class Batches:
-    """batch_size: images a step over all processes.  The images stay on `device` as uint8 and are gathered there."""
+    """batch_size: images a step over all processes.  Images in memory stay on `device` as uint8 and are gathered there;
+    those that are decoded as they are read are begun AHEAD steps before they are needed."""
 
     def __init__(
         self, data: ImageSet, batch_size: int, seed: int, *, device: torch.device | str = "cpu", hflip: bool = False
     ):
-        self.images = data.images.to(device)
-        self.labels = data.labels.to(device)
+        self.data = data.to(device)
         self.batch_size = batch_size
         self.seed = seed
+        self.device = torch.device(device)
         self.hflip = hflip
         self._orders: dict[int, np.ndarray] = {}
+        self._begun: dict[int, Callable[[], Tensor]] = {}
 
     def __len__(self) -> int:
         """Images an epoch."""
-        return len(self.images)
+        return len(self.data)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Step `step` (from 0): x_0 (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
-        chosen = torch.from_numpy(self.indices(step)).to(self.images.device, non_blocking=True)
-        clean = to_float(self.images[chosen])
+        chosen = self.indices(step)
+        clean = to_float(self._images(step, chosen).to(self.device, non_blocking=True))
         if self.hflip:
             flipped = torch.from_numpy(stream(self.seed, "flips", step).random(len(chosen)) < 0.5).to(clean.device)
             clean = torch.where(flipped[:, None, None, None], clean.flip(-1), clean)
-        return clean, self.labels[chosen]
+        return clean, self.data.labels[torch.from_numpy(chosen).to(self.device, non_blocking=True)]
+
+    def _images(self, step: int, chosen: np.ndarray) -> Tensor:
+        if not isinstance(self.data.images, OnDisk):
+            return self.data.take(chosen, self._places(step))
+        for later in range(step, step + 1 + AHEAD):
+            if later not in self._begun:
+                self._begun[later] = self.data.images.start(self.indices(later), self._places(later))
+        self._begun = {later: wait for later, wait in self._begun.items() if later >= step}
+        return self._begun[step]()
+
+    def _places(self, step: int) -> np.ndarray | None:
+        """Where in its image each crop of a step lies."""
+        if isinstance(self.data.images, Tensor) or self.data.images.look.cropped:
+            return None
+        return stream(self.seed, "crops", step).random((self.batch_size, 2))
 
     def indices(self, step: int) -> np.ndarray:
         """Which images: items step * B .. (step + 1) * B of the stream of permutations."""

@@ -3,18 +3,40 @@
 It opens nothing: `data.sources` does, by a row's `format`.  To add a set in a known format: a row in DATASETS.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FLOWERS = (
+    "pink primrose", "hard-leaved pocket orchid", "canterbury bells", "sweet pea", "english marigold", "tiger lily",
+    "moon orchid", "bird of paradise", "monkshood", "globe thistle", "snapdragon", "colt's foot", "king protea",
+    "spear thistle", "yellow iris", "globe-flower", "purple coneflower", "peruvian lily", "balloon flower",
+    "giant white arum lily", "fire lily", "pincushion flower", "fritillary", "red ginger", "grape hyacinth",
+    "corn poppy", "prince of wales feathers", "stemless gentian", "artichoke", "sweet william", "carnation",
+    "garden phlox", "love in the mist", "mexican aster", "alpine sea holly", "ruby-lipped cattleya", "cape flower",
+    "great masterwort", "siam tulip", "lenten rose", "barbeton daisy", "daffodil", "sword lily", "poinsettia",
+    "bolero deep blue", "wallflower", "marigold", "buttercup", "oxeye daisy", "common dandelion", "petunia",
+    "wild pansy", "primula", "sunflower", "pelargonium", "bishop of llandaff", "gaura", "geranium", "orange dahlia",
+    "pink-yellow dahlia?", "cautleya spicata", "japanese anemone", "black-eyed susan", "silverbush",
+    "californian poppy", "osteospermum", "spring crocus", "bearded iris", "windflower", "tree poppy", "gazania",
+    "azalea", "water lily", "rose", "thorn apple", "morning glory", "passion flower", "lotus", "toad lily",
+    "anthurium", "frangipani", "clematis", "hibiscus", "columbine", "desert-rose", "tree mallow", "magnolia",
+    "cyclamen", "watercress", "canna lily", "hippeastrum", "bee balm", "ball moss", "foxglove", "bougainvillea",
+    "camellia", "mallow", "mexican petunia", "bromelia", "blanket flower", "trumpet creeper", "blackberry lily",
+)  # fmt: skip
+COLOURS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """format: a key of data.sources.OPENERS.  source: what that opener is told.  images: in the training split.
+    """format: a key of data.sources.OPENERS.  source: what that opener is told.
 
-    train, heldout: which part trains and which is kept for measuring, in words.  defaults: options that suit the set.
+    splits: its parts, with their number of images; empty where only opening tells.  train: those that train unless
+    --splits says otherwise.  takes: options that only some sets have a use for.  defaults: options that suit the set.
+    download: the files that torchvision fetches, and download_to: where in --data_dir they may be put by hand.
+    channels, size and classes of a folder are what its images say.
     """
 
     title: str
@@ -22,13 +44,20 @@ class Dataset:
     source: str
     channels: int
     size: int
-    classes: tuple[str, ...]
-    images: int
-    train: str
-    heldout: str
-    download: bool = True
+    classes: tuple[str, ...] = ()
+    splits: Mapping[str, int] = field(default_factory=dict)
+    train: tuple[str, ...] = ("train",)
+    takes: tuple[str, ...] = ()
+    download: str = ""
+    download_to: str = ""
     defaults: Mapping[str, object] = field(default_factory=dict)
 
+    def images(self, splits: Sequence[str]) -> int:
+        """How many images these splits have."""
+        return sum(self.splits.get(split, 0) for split in splits)
+
+
+IMAGE_FILES = ("random_crop", "cache_mb", "workers")  # what a set of image files takes beyond the others
 
 DATASETS = {
     "digits": Dataset(
@@ -38,10 +67,7 @@ DATASETS = {
         channels=1,
         size=8,
         classes=DIGITS,
-        images=1498,
-        train="every image but each sixth",
-        heldout="each sixth image",
-        download=False,
+        splits={"train": 1498, "test": 299},  # test is each sixth image
         defaults={"patch_size": 1, "epochs": 60, "sample_interval": 20, "save_interval": 20},
     ),
     "mnist": Dataset(
@@ -51,9 +77,9 @@ DATASETS = {
         channels=1,
         size=28,
         classes=DIGITS,
-        images=60_000,
-        train="the training split",
-        heldout="the test split",
+        splits={"train": 60_000, "test": 10_000},
+        download="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same two of t10k",
+        download_to="MNIST/raw",
     ),
     "fashion_mnist": Dataset(
         title="70,000 pictures of clothes of 28x28 pixels",
@@ -62,8 +88,50 @@ DATASETS = {
         channels=1,
         size=28,
         classes=CLOTHES,
-        images=60_000,
-        train="the training split",
-        heldout="the test split",
+        splits={"train": 60_000, "test": 10_000},
+        download="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same two of t10k",
+        download_to="FashionMNIST/raw",
+    ),
+    "cifar10": Dataset(
+        title="60,000 photographs of ten kinds of things, 32x32 pixels",
+        format="cifar10",
+        source="CIFAR10",
+        channels=3,
+        size=32,
+        classes=THINGS,
+        splits={"train": 50_000, "test": 10_000},
+        download="cifar-10-python.tar.gz",
+    ),
+    "flowers102": Dataset(
+        title="8,189 photographs of 102 kinds of flowers, scaled and cropped to 64x64 pixels",
+        format="flowers102",
+        source="Flowers102",
+        channels=3,
+        size=64,
+        classes=FLOWERS,
+        splits={"train": 1020, "val": 1020, "test": 6149},
+        train=("train", "val", "test"),  # to generate, every photograph helps
+        takes=IMAGE_FILES,
+        download="102flowers.tgz, imagelabels.mat and setid.mat",
+        download_to="flowers-102",
+        defaults={"epochs": 100, "sample_interval": 5, "save_interval": 10},
+    ),
+    "folder": Dataset(
+        title="the images in --data_dir, with a sub-folder for each class or flat",
+        format="folder",
+        source="",
+        channels=3,
+        size=64,
+        train=(),
+        takes=(*IMAGE_FILES, "background"),
+        defaults={"sample_interval": None, "save_interval": None},
     ),
 }
+
+
+def background_colour(name: object) -> tuple[tuple[int, int, int] | None, str | None]:
+    """(red, green, blue) of a name in COLOURS or of #rrggbb, or what is wrong with it."""
+    digits = COLOURS.get(name, name) if isinstance(name, str) else ""
+    if len(digits) == 7 and digits[0] == "#" and all(digit in "0123456789abcdefABCDEF" for digit in digits[1:]):
+        return tuple(int(digits[i : i + 2], 16) for i in (1, 3, 5)), None
+    return None, f"{name!r} is not a colour: {', '.join(COLOURS)}, or #rrggbb such as #ff8000"

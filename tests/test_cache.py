@@ -1,0 +1,427 @@
+"""The cache: what was decoded once is not decoded again while it is the same, and nothing wrong with it does harm."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_helpers import encoded, open_folder, plain, smooth, write
+
+from tiny_diffusion.data import cache as caches
+from tiny_diffusion.data import decode, pictures, scans
+from tiny_diffusion.data.cache import Cache, cache_folder
+from tiny_diffusion.data.pictures import OnDisk, Ragged
+
+COUNT = 12
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Twelve images in two classes, of which one is broken and one breaks off."""
+    for i in range(COUNT):
+        write(tmp_path / "set" / "ab"[i % 2] / f"{i}.png", smooth(20, 12 + i, seed=i))
+    write(tmp_path / "set" / "a" / "broken.png", b"nonsense")
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    write(tmp_path / "set" / "b" / "cut.png", noise[: len(noise) // 2])
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """looks() -> how many files were looked into, and how many decoded, since it was asked last."""
+    counts = {"looked": 0, "decoded": 0}
+
+    def counted(name, work):
+        def count(*args):
+            counts[name] += 1
+            return work(*args)
+
+        return count
+
+    monkeypatch.setattr(scans, "read_header", counted("looked", decode.read_header))
+    monkeypatch.setattr(pictures, "decode", counted("decoded", decode.decode))
+
+    def since():
+        told = counts["looked"], counts["decoded"]
+        counts.update(looked=0, decoded=0)
+        return told
+
+    return since
+
+
+ALL = (COUNT + 2, COUNT + 1)  # the broken one is looked into and not decoded
+variants = pytest.mark.parametrize(
+    "options", [{}, {"random_crop": True}, {"background": "black"}, {"size": (6, 10)}], ids=str
+)
+
+
+def assert_same(first, second):
+    """The same images, labels, names and report, but for the line that says where they are from."""
+    everything = np.arange(len(first))
+    assert torch.equal(first.take(everything), second.take(everything))
+    assert torch.equal(first.labels, second.labels) and first.class_names == second.class_names
+    assert first.report[:-1] == second.report[:-1]
+    assert type(first.images) is type(second.images)
+    if isinstance(first.images, Ragged):
+        assert torch.equal(first.images.pixels, second.images.pixels)
+
+
+# Hits
+
+
+@variants
+def test_the_second_opening_looks_into_no_file_and_gives_the_same(options, photographs, cache, looks):
+    fresh = open_folder(photographs, **{"size": 8, **options})
+    assert looks() == ALL
+    first = open_folder(photographs, cache=cache, **{"size": 8, **options})
+    assert looks() == ALL
+    second = open_folder(photographs, cache=cache, **{"size": 8, **options})
+    assert looks() == (0, 0)
+    assert_same(fresh, first)
+    assert_same(first, second)
+    assert len(second) == COUNT and any("broken.png" in line and "cut.png" in line for line in second.report)
+    assert "kept in" in first.report[-1] and "decoded before" in second.report[-1]
+
+
+def test_a_moved_or_copied_folder_is_not_decoded_again(photographs, cache, looks, tmp_path):
+    first = open_folder(photographs, cache=cache)
+    looks()
+    shutil.copytree(photographs, tmp_path / "copy")
+    copied = open_folder(tmp_path / "copy", cache=cache)
+    assert looks() == (COUNT + 2, 0)  # read once, to see that it is the same
+    assert open_folder(tmp_path / "copy", cache=cache).images.shape == first.images.shape
+    assert looks() == (0, 0)
+    photographs.rename(tmp_path / "moved")
+    moved = open_folder(tmp_path / "moved", cache=cache)
+    assert looks() == (COUNT + 2, 0)
+    for other in (copied, moved):
+        assert torch.equal(other.images, first.images) and torch.equal(other.labels, first.labels)
+
+
+def test_touched_files_are_read_and_not_decoded_again(photographs, cache, looks):
+    open_folder(photographs, cache=cache)
+    looks()
+    os.utime(photographs / "a" / "0.png", (0, 0))
+    open_folder(photographs, cache=cache)
+    assert looks() == (COUNT + 2, 0)
+
+
+def test_a_set_that_is_read_from_disk_is_looked_into_once(photographs, cache, looks):
+    first = open_folder(photographs, cache=cache, cache_bytes=0)
+    assert looks() == (COUNT + 2, 0) and isinstance(first.images, OnDisk)
+    second = open_folder(photographs, cache=cache, cache_bytes=0)
+    assert looks() == (0, 0) and second.report == first.report and len(second) == len(first)
+    assert not list(cache.folder.glob("*.safetensors"))
+    open_folder(photographs, cache=cache)  # now it is kept, so all of it is read
+    assert looks() == ALL
+
+
+# Misses
+
+
+def rewrite_one_byte(photographs):
+    """As hard to notice as can be: the same size, and the time of change put back."""
+    path = photographs / "a" / "0.png"
+    about, content = path.stat(), bytearray(encoded(smooth(20, 12, seed=0)))
+    assert path.read_bytes() == content
+    image = smooth(20, 12, seed=0)
+    for channel in range(256):  # another first pixel, packed to as many bytes
+        image[0, 0, 0] = channel
+        if len(encoded(image)) == len(content) and encoded(image) != content:
+            break
+    else:
+        pytest.skip("no other image packs to as many bytes")
+    path.write_bytes(encoded(image))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+CHANGES = {
+    "a byte": rewrite_one_byte,
+    "a name": lambda folder: (folder / "a" / "0.png").rename(folder / "a" / "00.png"),
+    "a class": lambda folder: (folder / "a" / "0.png").rename(folder / "b" / "0.png"),
+    "the name of a class": lambda folder: (folder / "a").rename(folder / "z"),
+    "a new file": lambda folder: write(folder / "a" / "new.png", plain(3)),
+    "a file less": lambda folder: (folder / "a" / "0.png").unlink(),
+    "two that change places": lambda folder: swap(folder / "a" / "0.png", folder / "b" / "1.png"),
+    "a file that is whole again": lambda folder: write(folder / "a" / "broken.png", plain(3)),
+}
+
+
+def swap(one, other):
+    one_had, other_had = one.read_bytes(), other.read_bytes()
+    one.write_bytes(other_had)
+    other.write_bytes(one_had)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_set_that_has_changed_is_decoded_again(change, photographs, cache, looks):
+    open_folder(photographs, cache=cache)
+    looks()
+    change(photographs)
+    changed = open_folder(photographs, cache=cache)
+    looked, decoded = looks()
+    assert looked > 0 and decoded >= COUNT
+    assert_same(open_folder(photographs), changed)
+
+
+@pytest.mark.parametrize("options", [{"size": 9}, {"size": (8, 9)}, {"random_crop": True}, {"background": "black"}])
+def test_another_look_is_decoded_again(options, photographs, cache, looks):
+    open_folder(photographs, cache=cache)
+    looks()
+    options = {"size": 8, **options}
+    assert_same(open_folder(photographs, **options), open_folder(photographs, cache=cache, **options))
+    assert looks() == tuple(2 * count for count in ALL)
+
+
+def test_sets_of_two_looks_are_kept_side_by_side(photographs, cache, looks):
+    for _ in range(2):
+        for size in (8, 9):
+            assert open_folder(photographs, size, cache=cache).images.shape[2:] == (size, size)
+    assert looks() == tuple(2 * count for count in ALL)
+
+
+# Damage
+
+
+def damaged(path, how):
+    content = path.read_bytes()
+    if how == "empty":
+        content = b""
+    elif how == "nonsense":
+        content = b"\0nonsense" * 100
+    elif how == "half":
+        content = content[: len(content) // 2]
+    elif how == "all but a byte":
+        content = content[:-1]
+    elif how == "zeros at the end":  # as a power failure leaves them
+        content = content[:-100] + bytes(100)
+    elif how == "another byte in the middle":
+        content = (
+            content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+        )
+    elif how == "another type of JSON":
+        content = b"[1, 2, 3]"
+    elif how == "another version's JSON":
+        content = json.dumps({"kinds": {}}).encode()
+    path.write_bytes(content)
+
+
+HOW = ("empty", "nonsense", "half", "all but a byte", "zeros at the end", "another byte in the middle")
+
+
+@variants
+@pytest.mark.parametrize(
+    "ending, how",
+    [
+        *((ending, how) for ending in ("safetensors", "json") for how in HOW),
+        ("json", "another type of JSON"),
+        ("json", "another version's JSON"),
+    ],
+)
+def test_a_damaged_cache_is_as_good_as_none_and_is_written_anew(ending, how, options, photographs, cache, looks):
+    options = {"size": 8, **options}
+    first = open_folder(photographs, cache=cache, **options)
+    looks()
+    for path in cache.folder.glob(f"*.{ending}"):
+        damaged(path, how)
+    assert_same(first, open_folder(photographs, cache=cache, **options))
+    assert looks()[1] == COUNT + (1 if ending == "json" else 0)  # the cut file is known, unless all is forgotten
+    assert_same(first, open_folder(photographs, cache=cache, **options))
+    assert looks() == (0, 0)
+
+
+def test_any_byte_of_a_kept_set_may_be_wrong(photographs, cache):
+    fresh = open_folder(photographs, cache=cache)
+    (kept,) = cache.folder.glob("*.safetensors")
+    content, draws = kept.read_bytes(), np.random.default_rng(0)
+    for place in [*range(0, 300, 7), *draws.integers(0, len(content), 40).tolist()]:
+        wrong = bytearray(content)
+        wrong[place] ^= 1 << draws.integers(8)
+        kept.write_bytes(wrong)
+        assert_same(fresh, open_folder(photographs, cache=cache))
+
+
+def test_any_digit_of_a_note_may_be_wrong(photographs, cache):
+    """So many images, so large, so many channels: JSON with another digit is JSON all the same."""
+    fresh = open_folder(photographs, cache=cache)
+    for note in cache.folder.glob("*.json"):
+        text = note.read_text()
+        for place in [place for place, letter in enumerate(text) if letter.isdigit()][:: len(text) // 40]:
+            note.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+            assert_same(fresh, open_folder(photographs, cache=cache))
+
+
+def test_any_file_of_the_cache_may_be_missing(photographs, cache):
+    fresh = open_folder(photographs, cache=cache)
+    for path in list(cache.folder.iterdir()):
+        path.unlink()
+        assert_same(fresh, open_folder(photographs, cache=cache))
+
+
+def test_an_interrupted_write_leaves_no_half_set(photographs, cache, looks, monkeypatch):
+    import safetensors.torch
+
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"half a")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            open_folder(photographs, cache=cache)
+    assert not list(cache.folder.iterdir())
+    looks()
+    open_folder(photographs, cache=cache)
+    assert looks() == ALL
+
+
+def test_a_full_disk_is_no_error(photographs, cache, monkeypatch):
+    import safetensors
+    import safetensors.torch
+
+    for failure in (OSError(28, "No space left on device"), safetensors.SafetensorError("IoError(No space left)")):
+
+        def full(tensors, path, metadata, failure=failure):
+            path.write_bytes(b"half a")
+            raise failure
+
+        monkeypatch.setattr(safetensors.torch, "save_file", full)
+        data = open_folder(photographs, cache=cache)
+        assert len(data) == COUNT and "kept" not in data.report[-1]
+        assert not list(cache.folder.glob("*.part")) and not list(cache.folder.glob(".*"))
+
+
+# Where it is
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_no_error(place, photographs, tmp_path):
+    write(tmp_path / "file")
+    for options in ({}, {"cache_bytes": 0}, {"random_crop": True}):
+        data = open_folder(photographs, cache=Cache(tmp_path / place), **options)
+        assert "kept" not in data.report[-1]
+        assert_same(open_folder(photographs, **options), data) if "cache_bytes" not in options else None
+
+
+def test_a_cache_that_may_only_be_read_is_read(photographs, cache, looks, monkeypatch):
+    open_folder(photographs, cache=cache)
+    looks()
+
+    def read_only(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    for name in ("utime", "replace"):
+        monkeypatch.setattr(os, name, read_only)
+    monkeypatch.setattr(Path, "write_text", read_only)
+    assert len(open_folder(photographs, cache=cache)) == COUNT
+    assert looks() == (0, 0)
+
+
+def test_the_cache_is_in_the_users_cache_folder_or_beside_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder(tmp_path / "run") == tmp_path / "xdg" / "tiny_diffusion"
+    assert list((tmp_path / "xdg" / "tiny_diffusion").iterdir()) == []
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    assert cache_folder(tmp_path / "run") == tmp_path / "home" / ".cache" / "tiny_diffusion"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(write(tmp_path / "file")))
+    assert cache_folder(tmp_path / "run") == tmp_path / "run" / "cache"
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder(tmp_path / "run") == tmp_path / "run" / "cache"
+
+
+# Two at once, and room
+
+
+def test_two_threads_that_fill_it_at_once_both_succeed(photographs, cache, looks):
+    fresh, opened, start = open_folder(photographs), [], threading.Barrier(4)
+
+    def fill():
+        start.wait()
+        opened.append(open_folder(photographs, cache=cache))
+
+    threads = [threading.Thread(target=fill) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 4
+    for data in opened:
+        assert torch.equal(data.images, fresh.images) and torch.equal(data.labels, fresh.labels)
+    looks()
+    assert_same(fresh, open_folder(photographs, cache=cache))
+    assert looks() == (0, 0)
+    assert not list(cache.folder.glob(".*"))
+
+
+FILL = """
+import sys
+from pathlib import Path
+from tiny_diffusion.data.cache import Cache, cache_folder
+from tiny_diffusion.data.sources import open_dataset
+data = open_dataset("folder", data_dir=sys.argv[1], size=8, cache=Cache(cache_folder(Path("nowhere"))))
+print(len(data), int(data.images.sum()))
+"""
+
+
+def test_two_processes_that_fill_it_at_once_both_succeed(photographs, looks):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", FILL, photographs], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    fresh = open_folder(photographs)
+    wanted = f"{COUNT} {int(fresh.images.sum())}\n"
+    assert [process.communicate()[0] for process in processes] == [wanted] * 2
+    looks()
+    assert_same(fresh, open_folder(photographs, cache=Cache(cache_folder(Path("nowhere")))))
+    assert looks() == (0, 0)
+
+
+def test_the_sets_not_used_for_longest_make_room_for_new_ones(photographs, cache, looks, monkeypatch):
+    """Room for two; the one that was used again outlives the one that came after it."""
+    kept = {}
+    for age, size in ((200, 8), (100, 9)):
+        open_folder(photographs, size, cache=cache)
+        (kept[size],) = set(cache.folder.glob("*.safetensors")) - set(kept.values())
+        os.utime(kept[size], (0, time.time() - age))
+    open_folder(photographs, 8, cache=cache)
+    monkeypatch.setattr(caches, "MOST_BYTES", 2.5 * kept[9].stat().st_size)
+    open_folder(photographs, 10, cache=cache)
+    looks()
+    for size, again in ((8, False), (10, False), (9, True)):
+        open_folder(photographs, size, cache=cache)
+        assert (looks()[1] > 0) == again
+
+
+def test_a_set_larger_than_all_room_is_kept_alone(photographs, cache, looks, monkeypatch):
+    monkeypatch.setattr(caches, "MOST_BYTES", 1)
+    for size in (8, 9):
+        open_folder(photographs, size, cache=cache)
+        assert len(list(cache.folder.glob("*.safetensors"))) == 1
+    looks()
+    open_folder(photographs, 9, cache=cache)
+    assert looks() == (0, 0)
+
+
+def test_what_killed_writers_left_is_removed_in_time(photographs, cache):
+    old, new = (write(cache.folder / f".{name}.part", b"half a set") for name in ("old", "new"))
+    os.utime(old, (0, 0))
+    open_folder(photographs, cache=cache)
+    assert not old.exists() and new.exists()

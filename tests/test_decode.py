@@ -1,0 +1,647 @@
+"""Decoding: every format, mode and orientation becomes the pixels it means, and a hostile file an UnreadableImage."""
+
+import io
+import itertools
+import struct
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from image_helpers import FORMATS, chunk, encoded, plain, png, smooth, write
+from PIL import Image
+
+from tiny_diffusion.data.catalog import COLOURS, background_colour
+from tiny_diffusion.data.decode import ENDINGS, LONGEST, Look, UnreadableImage, decode, read_header
+from tiny_diffusion.data.folders import list_images
+
+every_format = pytest.mark.parametrize("ending", FORMATS)
+rng = np.random.default_rng  # each test seeds its own
+
+
+def pixels(content, size=None, channels=3, background=(255, 255, 255), cropped=True):
+    """(H, W, C) of an image file, in its own size if no other is asked for."""
+    look = Look(size or read_header(content).size, channels, background, cropped)
+    return decode(content, look).transpose(1, 2, 0)
+
+
+def assert_near(got, wanted, levels):
+    """Equal up to so many grey levels."""
+    difference = np.abs(np.asarray(got, np.float64) - np.asarray(wanted, np.float64))
+    assert difference.max() <= levels, difference.max()
+
+
+# Formats and endings
+
+
+@every_format
+def test_every_format_keeps_its_pixels(ending):
+    if ending == "gif":
+        image = Image.fromarray(rng(0).choice(np.array([0, 51, 153, 255], np.uint8), (9, 7, 3)))  # 64 colours fit
+    else:
+        image = Image.fromarray(smooth(9, 7))
+    assert_near(pixels(encoded(image, ending)), np.asarray(image), 3 if ending == "jpg" else 0)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("written", [str.lower, str.upper, str.title, str.swapcase])
+def test_an_ending_counts_in_any_letter_case(ending, written, tmp_path):
+    write(tmp_path / f"Picture 1{ending}", plain(100)).rename(tmp_path / f"Picture 1{written(ending)}")
+    files = list_images(tmp_path)
+    assert len(files) == 1 and files.others == 0
+    assert (decode(files.path(0), Look((8, 8), 1)) == 100).all()
+
+
+def test_the_content_says_the_format_and_not_the_ending(tmp_path):
+    for ending, other in itertools.product(FORMATS, repeat=2):
+        path = write(tmp_path / f"{ending}.{other}", encoded(plain(100), ending))
+        assert read_header(path).kind == FORMATS[ending][0]
+        assert_near(decode(path, Look((8, 8), 1)), 100, 1)
+
+
+@every_format
+def test_the_header_says_kind_size_and_grey(ending):
+    for image, grey in ((plain(7, 5, 9), ending != "webp"), (smooth(5, 9), False)):  # a WebP is always in colour
+        header = read_header(encoded(image, ending))
+        assert (header.kind, header.size, header.grey, header.transparent) == (FORMATS[ending][0], (5, 9), grey, False)
+
+
+def test_the_header_of_a_png_is_read_without_its_pixels():
+    """So that scanning a folder of large ones takes no longer than reading them."""
+    broken = png(300, 200, 8, 2, b"these are no rows")
+    assert read_header(broken).size == (200, 300)
+    with pytest.raises(UnreadableImage):
+        decode(broken, Look((8, 8), 3))
+
+
+# Modes
+
+GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COLOURED = rng(1).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "gif", "tif"])
+def test_one_bit_is_black_or_white(ending):
+    bits = rng(0).random((16, 16)) < 0.5
+    assert_near(pixels(encoded(Image.fromarray(bits), ending)), np.where(bits, 255, 0)[..., None], 0)
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "gif", "webp", "tif"])
+def test_a_grey_is_the_same_in_one_channel_and_in_three(ending):
+    content = encoded(GREYS, ending)
+    assert_near(pixels(content, channels=1), GREYS[..., None], 0)
+    assert_near(pixels(content, channels=3), GREYS[..., None], 0)
+
+
+def test_colour_in_one_channel_is_its_luma():
+    """ITU-R 601-2."""
+    assert_near(pixels(encoded(COLOURED), channels=1)[..., 0], COLOURED @ [0.299, 0.587, 0.114], 1)
+
+
+def with_palette(alpha=None):
+    """An image of 256 colours, and what they are."""
+    colours = rng(2).integers(0, 256, (256, 3)).astype(np.uint8)
+    image = Image.fromarray(GREYS)
+    image.putpalette(colours.tobytes())
+    return image, colours[GREYS]
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "gif", "tif"])
+def test_a_palette_is_looked_up(ending):
+    image, colours = with_palette()
+    assert image.mode == "P"
+    assert_near(pixels(encoded(image, ending)), colours, 0)
+
+
+def test_a_cmyk_jpeg_as_adobe_writes_it_inverted():
+    """Each ink and black take away their share of the light: (255 - C)(255 - K) / 255."""
+    for inks in ((0, 0, 0, 0), (255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 255), (50, 100, 200, 30)):
+        content = encoded(Image.new("CMYK", (16, 16), inks), "jpg")
+        assert b"Adobe" in content and Image.open(io.BytesIO(content)).mode == "CMYK"
+        assert_near(pixels(content), [(255 - ink) * (255 - inks[3]) / 255 for ink in inks[:3]], 4)
+
+
+def test_a_cmyk_tiff():
+    inks = rng(3).integers(0, 256, (8, 8, 4)).astype(np.uint8)
+    wanted = (255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255
+    assert_near(pixels(encoded(Image.fromarray(inks, "CMYK"), "tif")), wanted, 2)
+
+
+def test_a_ycbcr_tiff():
+    """The JPEG form of BT.601."""
+    y, cb, cr = (np.full((4, 4), value, np.uint8) for value in (120, 110, 150))
+    wanted = 120 + 1.402 * 22, 120 - 0.344136 * -18 - 0.714136 * 22, 120 + 1.772 * -18
+    content = encoded(Image.merge("YCbCr", [Image.fromarray(part) for part in (y, cb, cr)]), "tif")
+    assert Image.open(io.BytesIO(content)).mode == "YCbCr"
+    assert_near(pixels(content), wanted, 2)
+
+
+def test_a_lab_tiff():
+    """Greys: Y = ((L + 16) / 116)^3, and from linear light to sRGB.  a beyond 0 is reddish, b beyond 0 yellowish."""
+    for lightness in (0, 51, 128, 204, 255):
+        linear = ((lightness / 2.55 + 16) / 116) ** 3 if lightness > 20.4 else lightness / 2.55 / 903.3
+        wanted = 255 * (1.055 * linear ** (1 / 2.4) - 0.055 if linear > 0.0031308 else 12.92 * linear)
+        assert_near(pixels(encoded(Image.new("LAB", (4, 4), (lightness, 128, 128)), "tif")), wanted, 2)
+    red, green, blue = pixels(encoded(Image.new("LAB", (4, 4), (140, 170, 160)), "tif"))[0, 0].astype(int)
+    assert red > green + 50 > blue
+
+
+EVERY_16_BIT = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+IN_8_BITS = np.rint(EVERY_16_BIT / 257)[..., None]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bit_greys_are_rounded_to_the_nearest_eight_bit_one(ending):
+    content = encoded(EVERY_16_BIT, ending)
+    assert read_header(content).grey
+    assert_near(pixels(content, channels=1), IN_8_BITS, 0)
+    assert_near(pixels(content, channels=3), IN_8_BITS, 0)
+
+
+def test_sixteen_bit_greys_of_either_byte_order():
+    for mode, order in (("I;16", "<u2"), ("I;16B", ">u2")):
+        image = Image.frombytes(mode, (256, 256), EVERY_16_BIT.astype(order).tobytes())
+        assert_near(pixels(encoded(image, "tif"), channels=1), IN_8_BITS, 0)
+
+
+def test_a_dark_sixteen_bit_image_is_not_brightened():
+    assert_near(pixels(encoded(np.full((4, 4), 257, np.uint16)), channels=1), 1, 0)
+
+
+def test_sixteen_bit_colours():
+    values = rng(4).integers(0, 65536, (4, 4, 3)).astype(">u2")
+    content = png(4, 4, 16, 2, b"".join(b"\0" + row.tobytes() for row in values))
+    assert_near(pixels(content), values / 257, 1)
+
+
+def test_thirty_two_bit_integers_count_to_16_bits_or_to_the_largest_there_is():
+    values = EVERY_16_BIT.astype(np.int32)
+    assert_near(pixels(encoded(values, "tif"), channels=1), IN_8_BITS, 0)
+    assert_near(pixels(encoded(values * 1000, "tif"), channels=1), np.rint(values / 65535 * 255)[..., None], 0)
+    assert_near(pixels(encoded(np.array([[-5, 0, 257]], np.int32), "tif"), channels=1)[0, :, 0], [0, 0, 1], 0)
+
+
+@pytest.mark.parametrize(
+    "white, top", [(1, 1), (1, 0.5), (255, 255), (255, 3), (65535, 65535), (65535, 300), (1e7, 1e7)]
+)
+def test_floats_count_to_the_first_usual_white_that_holds_them_all(white, top):
+    values = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)
+    assert_near(pixels(encoded(values, "tif"), channels=1)[..., 0], values / white * 255, 0.51)
+
+
+def test_floats_that_are_no_numbers_are_black():
+    values = np.array([[0.5, np.nan, np.inf, -np.inf, -1.0, 1.0]], np.float32)
+    assert_near(pixels(encoded(values, "tif"), channels=1)[0, :, 0], [127.5, 0, 0, 0, 0, 255], 0.51)
+
+
+# Transparency
+
+BACKGROUNDS = [*COLOURS, "#ff8000", "#0102FE"]
+on_every_background = pytest.mark.parametrize("background", BACKGROUNDS)
+
+
+def over(colours, alpha, background):
+    """The colours over the background: a share of alpha / 255 of theirs."""
+    share = np.asarray(alpha, np.float64)[..., None] / 255
+    return np.asarray(colours, np.float64) * share + np.array(background) * (1 - share)
+
+
+@pytest.fixture
+def alpha():
+    return rng(5).integers(0, 256, (16, 16)).astype(np.uint8)
+
+
+def test_colours_by_name_and_by_number():
+    assert [background_colour(name)[0] for name in BACKGROUNDS] == [
+        (255, 255, 255), (0, 0, 0), (128, 128, 128), (255, 128, 0), (1, 2, 254),
+    ]  # fmt: skip
+    for wrong in ("whit", "#ff80", "#ff80000", "#gggggg", "ff8000", "", 3, None):
+        colour, reason = background_colour(wrong)
+        assert colour is None and "white" in reason and "#rrggbb" in reason
+
+
+@on_every_background
+@pytest.mark.parametrize("ending", ["png", "webp", "tif"])
+def test_colours_with_alpha_lie_over_the_background(ending, background, alpha):
+    content = encoded(np.dstack([COLOURED, alpha]), ending)
+    behind, _ = background_colour(background)
+    assert read_header(content).transparent
+    assert_near(pixels(content, background=behind), over(COLOURED, alpha, behind), 1)
+
+
+@on_every_background
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_greys_with_alpha_lie_over_the_background(ending, background, alpha):
+    content = encoded(Image.merge("LA", [Image.fromarray(GREYS), Image.fromarray(alpha)]), ending)
+    header = read_header(content)
+    assert header.grey and header.transparent
+    behind, _ = background_colour(background)
+    wanted = over(np.dstack([GREYS] * 3), alpha, behind)
+    assert_near(pixels(content, background=behind), wanted, 1)
+    assert_near(pixels(content, background=behind, channels=1)[..., 0], wanted @ [0.299, 0.587, 0.114], 2)
+
+
+@on_every_background
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_transparent_colour_of_a_palette_shows_the_background(ending, background):
+    image, colours = with_palette()
+    behind, _ = background_colour(background)
+    content = encoded(image, ending, transparency=77)
+    assert_near(pixels(content, background=behind), over(colours, np.where(GREYS == 77, 0, 255), behind), 0)
+
+
+@on_every_background
+def test_a_palette_with_an_alpha_for_each_colour(background):
+    image, colours = with_palette()
+    behind, _ = background_colour(background)
+    alpha_of = bytes(reversed(range(256)))
+    content = encoded(image, transparency=alpha_of)
+    assert_near(pixels(content, background=behind), over(colours, np.frombuffer(alpha_of, np.uint8)[GREYS], behind), 1)
+
+
+def test_a_palette_with_alpha_beside_it(alpha):
+    image, colours = with_palette()
+    image = image.convert("PA")
+    image.putalpha(Image.fromarray(alpha))
+    content = encoded(image, "tif")
+    assert Image.open(io.BytesIO(content)).mode == "PA"
+    assert_near(pixels(content, background=(255, 128, 0)), over(colours, alpha, (255, 128, 0)), 1)
+
+
+@on_every_background
+def test_one_colour_that_stands_for_transparency(background):
+    """The tRNS chunk of a PNG without a palette."""
+    behind, _ = background_colour(background)
+    colours = np.where(GREYS[..., None] % 2 == 0, (10, 20, 30), (40, 50, 60)).astype(np.uint8)
+    content = encoded(colours, transparency=(10, 20, 30))
+    assert_near(pixels(content, background=behind), over(colours, GREYS % 2 * 255, behind), 0)
+    content = encoded(GREYS, transparency=200)
+    assert_near(
+        pixels(content, background=behind), over(np.dstack([GREYS] * 3), np.where(GREYS == 200, 0, 255), behind), 0
+    )
+    values = np.where(GREYS % 2 == 0, 257, 514).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    content = png(16, 16, 16, 0, rows, before=chunk(b"tRNS", struct.pack(">H", 257)))
+    assert_near(pixels(content, background=behind), over(np.full((16, 16, 3), 2), GREYS % 2 * 255, behind), 0)
+
+
+def test_what_is_hidden_by_full_transparency_does_not_bleed_into_its_neighbours():
+    """Composited before it is scaled: the colour of invisible pixels is whatever an editor left there."""
+    colours = np.zeros((64, 64, 4), np.uint8)
+    colours[:, :32] = 0, 255, 0, 0
+    colours[:, 32:] = 255, 255, 255, 255
+    assert_near(pixels(encoded(colours), (8, 8)), 255, 0)
+
+
+# Orientation
+
+
+def stored(upright, orientation):
+    """How an image lies in a file of this EXIF orientation: which side is the 0th row, and which the 0th column."""
+    rows, columns = [
+        ("top", "left"), ("top", "right"), ("bottom", "right"), ("bottom", "left"),
+        ("left", "top"), ("right", "top"), ("right", "bottom"), ("left", "bottom"),
+    ][orientation - 1]  # fmt: skip
+    lying = upright.swapaxes(0, 1) if rows in ("left", "right") else upright
+    lying = lying[::-1] if rows in ("bottom", "right") else lying
+    return np.ascontiguousarray(lying[:, ::-1] if columns in ("bottom", "right") else lying)
+
+
+def exif(orientation):
+    about = Image.Exif()
+    about[0x0112] = orientation
+    return about
+
+
+QUADRANTS = np.kron(np.array([[40, 90], [160, 220]], np.uint8), np.ones((24, 16), np.uint8))  # 48 x 32
+orientations = pytest.mark.parametrize("orientation", range(1, 9))
+
+
+@orientations
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
+def test_an_image_comes_upright_and_its_header_says_so(ending, orientation):
+    content = encoded(stored(QUADRANTS, orientation), ending, exif=exif(orientation))
+    assert read_header(content).size == (48, 32)
+    assert_near(pixels(content, channels=1)[..., 0], QUADRANTS, 2)
+
+
+@orientations
+def test_a_large_photograph_on_its_side_is_cropped_where_an_upright_one_would_be(orientation):
+    upright = smooth(800, 500)
+    turned = pixels(encoded(stored(upright, orientation), "jpg", exif=exif(orientation)), (32, 24))
+    assert_near(turned, pixels(encoded(upright, "jpg"), (32, 24)), 2)
+
+
+@orientations
+def test_an_orientation_that_follows_the_pixels_counts_too(orientation):
+    """As ImageMagick writes a PNG."""
+    lying = stored(QUADRANTS, orientation)
+    rows = b"".join(b"\0" + row.tobytes() for row in lying)
+    content = png(lying.shape[1], lying.shape[0], 8, 0, rows, after=chunk(b"eXIf", exif(orientation).tobytes()[6:]))
+    assert_near(pixels(content, (48, 32), 1)[..., 0], QUADRANTS, 0)
+
+
+@pytest.mark.parametrize(
+    "about", [b"", b"nonsense", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40]
+)
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_damaged_exif_data_hide_no_image(ending, about):
+    content = encoded(QUADRANTS, ending, exif=b"Exif\0\0" + about)
+    assert read_header(content).size == (48, 32)
+    assert_near(pixels(content, channels=1)[..., 0], QUADRANTS, 2)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_upright(orientation):
+    assert_near(pixels(encoded(QUADRANTS, exif=exif(orientation)), channels=1)[..., 0], QUADRANTS, 0)
+
+
+# Several frames
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "tif", "png"])
+def test_of_an_animation_the_first_frame_counts(ending):
+    frames = [Image.fromarray(plain(grey)).convert("RGB") for grey in (50, 100, 150)]
+    content = encoded(frames[0], ending, save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(content)).n_frames == 3
+    assert_near(pixels(content), 50, 0)
+
+
+# Cover and crop
+
+SHAPES = [(64, 64), (100, 80), (80, 100), (37, 200), (500, 61), (300, 300), (20, 30), (9, 7)]
+SIZES = [(64, 64), (32, 48), (48, 32), (17, 31), (8, 8)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_ramp_stays_the_ramp_that_covering_and_cropping_makes_of_it(shape, size, axis):
+    """Pixel j of n is about (j + 1/2) / n of the way; a kernel that is fair keeps a straight line straight."""
+    ramp = 255 * (np.arange(shape[axis]) + 0.5) / shape[axis]
+    image = np.broadcast_to(np.expand_dims(ramp.round(), 1 - axis), shape).astype(np.uint8)
+    got = pixels(encoded(np.ascontiguousarray(image)), size, channels=1)[..., 0]
+    assert got.shape == size
+    scale = max(size[0] / shape[0], size[1] / shape[1])
+    places = shape[axis] / 2 + (np.arange(size[axis]) + 0.5 - size[axis] / 2) / scale  # in source pixels
+    inside = (places > 3 * max(1, 1 / scale)) & (places < shape[axis] - 3 * max(1, 1 / scale))
+    wanted = np.expand_dims(255 * places / shape[axis], 1 - axis)
+    assert_near(
+        np.compress(inside, got, axis),
+        np.broadcast_to(np.compress(inside, wanted, axis), np.compress(inside, got, axis).shape),
+        1.5,
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("shape", [(301, 200), (200, 301), (1000, 650), (640, 640), (30, 40)])
+@pytest.mark.parametrize("size", [(64, 64), (33, 64), (64, 20)])
+def test_a_marker_in_the_centre_stays_there_within_half_a_pixel(ending, shape, size):
+    image = plain(0, *shape)
+    high, wide = (side // 5 + (side // 5 + side) % 2 for side in shape)  # as odd or even as the side
+    top, left = (shape[0] - high) // 2, (shape[1] - wide) // 2
+    image[top : top + high, left : left + wide] = 255
+    got = pixels(encoded(image, ending), size, channels=1)[..., 0].astype(float)
+    for axis in (0, 1):
+        along = got.sum(1 - axis)
+        centre = (along * (np.arange(size[axis]) + 0.5)).sum() / along.sum()
+        assert abs(centre - size[axis] / 2) < 0.5
+
+
+@every_format
+def test_an_image_of_the_right_size_is_not_touched(ending):
+    image = rng(6).integers(0, 256, (12, 10)).astype(np.uint8)
+    content = encoded(image, ending)
+    own = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+    assert_near(pixels(content, (12, 10), 1)[..., 0], own, 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_not_cropped_covers_the_size_and_is_as_large_one_way(shape, size):
+    got = pixels(encoded(smooth(*shape)), size, cropped=False).shape[:2]
+    scale = max(size[0] / shape[0], size[1] / shape[1])
+    assert got == tuple(min(round(side * scale), LONGEST * wanted) for side, wanted in zip(shape, size, strict=True))
+    assert any(a == b for a, b in zip(got, size, strict=True))
+    assert all(a >= b for a, b in zip(got, size, strict=True))
+
+
+def test_a_constant_image_stays_constant_at_every_size():
+    for ending, grey in itertools.product(("png", "jpg"), (0, 1, 127, 254, 255)):
+        for shape, size in itertools.product([(5, 3), (64, 64), (250, 311)], SIZES):
+            assert_near(pixels(encoded(plain(grey, *shape), ending), size, channels=1), grey, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+@pytest.mark.parametrize("cropped", [True, False])
+def test_the_thinnest_images_are_images(shape, cropped):
+    for image in (plain(100, *shape), plain((200, 100, 50), *shape)):
+        got = pixels(encoded(image), (64, 48), cropped=cropped)
+        assert_near(got, 100 if image.ndim == 2 else (200, 100, 50), 0)
+        assert got.size <= 3 * 64 * 48 * LONGEST
+        if cropped:
+            assert got.shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (800, 600), (601, 1403), (2000, 300), (129, 131)])
+@pytest.mark.parametrize("size", [(64, 64), (48, 100)])
+def test_a_photograph_unpacked_small_looks_as_if_unpacked_in_full(shape, size):
+    content = encoded(smooth(*shape), "jpg", quality=90)
+    in_full = encoded(Image.open(io.BytesIO(content)))
+    assert_near(pixels(content, size), pixels(in_full, size), 4)
+
+
+def test_a_large_photograph_is_unpacked_faster_than_in_full():
+    content = encoded(smooth(1200, 1600), "jpg", quality=85)
+
+    def seconds(work):
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    in_full = min(seconds(Image.open(io.BytesIO(content)).load) for _ in range(3))
+    assert min(seconds(lambda: decode(content, Look((64, 64), 3))) for _ in range(3)) < in_full
+
+
+def test_pixels_may_be_written_to():
+    """So that torch takes them as they are, without a warning."""
+    for channels, size in itertools.product((1, 3), ((8, 8), (5, 5))):
+        got = decode(encoded(plain(3)), Look(size, channels))
+        assert got.flags.writeable and got.flags.c_contiguous and got.dtype == np.uint8
+
+
+# Hostile files
+
+
+def outcome(content):
+    """An image, or the reason why not; nothing else, and soon."""
+    started = time.monotonic()
+    try:
+        header = read_header(content)
+        image = decode(content, Look((16, 16), 3))
+        assert image.shape == (3, 16, 16) and header.kind
+    except UnreadableImage as error:
+        image = str(error)
+        assert image and "\n" not in image and len(image) < 200
+    assert time.monotonic() - started < 5
+    return image
+
+
+@pytest.fixture(scope="module")
+def victims():
+    """A file of each format and of the stranger modes."""
+    image, _ = with_palette()
+    files = {ending: encoded(smooth(40, 30), ending) for ending in FORMATS}
+    files["palette"] = encoded(image, transparency=bytes(range(256)))
+    files["deep"] = encoded(EVERY_16_BIT[::8, ::8].copy())
+    files["floats"] = encoded(np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20), "tif")
+    files["turned"] = encoded(smooth(40, 30), "jpg", exif=exif(6))
+    files["progressive"] = encoded(smooth(40, 30), "jpg", progressive=True)
+    files["lossy"] = encoded(smooth(40, 30), "webp", lossless=False)
+    frames = [Image.fromarray(smooth(20, 20, seed)) for seed in range(3)]
+    for ending in ("gif", "webp", "tif", "png"):
+        files[f"animated {ending}"] = encoded(frames[0], ending, save_all=True, append_images=frames[1:])
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
+        files[compression] = encoded(smooth(40, 30), "tif", compression=compression)
+    return files
+
+
+@pytest.fixture(autouse=True)
+def pillow_may_warn():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def test_a_file_cut_anywhere_is_an_image_or_unreadable(victims):
+    for content in victims.values():
+        for length in {0, 1, 2, 3, 7, 8, 12, 16, *np.linspace(17, len(content) - 1, 24).astype(int).tolist()}:
+            outcome(content[:length])
+
+
+def test_a_file_cut_within_its_pixels_is_unreadable():
+    noise = rng(7).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for ending in FORMATS:
+        content = encoded(noise, ending)
+        assert isinstance(outcome(content[: len(content) // 2]), str), ending
+
+
+def test_a_file_with_wrong_bytes_is_an_image_or_unreadable(victims):
+    draws = rng(8)
+    for content in victims.values():
+        for number in range(25):
+            damaged = bytearray(content)
+            places = draws.integers(0, min(len(damaged), 200) if number % 2 else len(damaged), draws.integers(1, 6))
+            damaged = np.frombuffer(damaged, np.uint8).copy()
+            damaged[places] = draws.integers(0, 256, len(places))
+            outcome(damaged.tobytes())
+
+
+NO_IMAGES = {
+    "empty": b"",
+    "one byte": b"\x89",
+    "text": b"Hello, I am a text file.\n" * 100,
+    "a page": b"<!DOCTYPE html><html><body>404 not found</body></html>",
+    "a drawing": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "zeros": bytes(10_000),
+    "noise": rng(9).bytes(10_000),
+    "an archive": b"PK\x03\x04" + bytes(100),
+    "a beginning of PNG": b"\x89PNG\r\n\x1a\n",
+    "a beginning of JPEG": b"\xff\xd8\xff\xe0",
+    "a beginning of GIF": b"GIF89a",
+    "a beginning of TIFF": b"II*\0",
+    "a beginning of WebP": b"RIFF\0\0\0\0WEBP",
+    "a beginning of BMP": b"BM",
+    "a program for a printer": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",  # Pillow would run Ghostscript
+    "pixels without a format": b"P6 2 2 255\n" + bytes(12),
+}
+
+
+@pytest.mark.parametrize("content", NO_IMAGES.values(), ids=NO_IMAGES)
+def test_what_is_no_image_is_unreadable_whatever_it_is_called(content, tmp_path):
+    path = write(tmp_path / "x.jpg", content)
+    for source in (content, path):
+        for work in (read_header, lambda source: decode(source, Look((8, 8), 3))):
+            with pytest.raises(UnreadableImage):
+                work(source)
+
+
+def test_a_folder_is_no_image_and_a_file_that_is_gone_says_so(tmp_path):
+    with pytest.raises(UnreadableImage):
+        decode(tmp_path, Look((8, 8), 3))
+    with pytest.raises(FileNotFoundError):
+        decode(tmp_path / "gone.png", Look((8, 8), 3))
+
+
+def claiming(ending, side):
+    """A small file whose header claims to be this large each way."""
+    content = bytearray(encoded(smooth(8, 8), ending))
+    if ending == "bmp":
+        content[18:26] = struct.pack("<ii", side, side)
+    elif ending == "gif":
+        content[6:10] = struct.pack("<HH", side, side)
+    elif ending == "jpg":
+        frame = content.index(b"\xff\xc0")
+        content[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    elif ending == "tif":
+        for tag in (256, 257):
+            entry = content.index(struct.pack("<H", tag))
+            content[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, side)
+    elif ending == "png":
+        return png(side, side, 8, 2, b"")
+    elif ending == "webp":  # the extended header says the size of the canvas
+        canvas = (side - 1).to_bytes(3, "little") * 2
+        return (
+            b"RIFF"
+            + struct.pack("<I", len(content) + 10)
+            + b"WEBPVP8X"
+            + struct.pack("<I", 10)
+            + bytes(4)
+            + canvas
+            + content[12:]
+        )
+    return bytes(content)
+
+
+@every_format
+def test_a_header_that_claims_too_many_pixels_is_refused_at_once(ending):
+    started = time.monotonic()
+    for work in (read_header, lambda source: decode(source, Look((8, 8), 3))):
+        with pytest.raises(UnreadableImage) as refused:
+            work(claiming(ending, 16384 if ending == "webp" else 60_000))
+        if ending != "webp":  # whose decoder finds first that the canvas is not the picture's
+            assert "bomb" in str(refused.value)
+    assert time.monotonic() - started < 1
+
+
+MEASURE = """
+import resource, sys
+from tiny_diffusion.data.decode import Look, UnreadableImage, decode
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    decode(open(sys.argv[1], "rb").read(), Look((64, 64), 3))
+    print("an image")
+except UnreadableImage as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_a_real_bomb_is_refused_without_being_unpacked(tmp_path):
+    """60,000 x 20,000 white pixels in 150 kB would be 3.6 GB."""
+    row = b"\0" + b"\xff" * 7500
+    path = write(tmp_path / "bomb.png", png(60_000, 20_000, 1, 0, row * 20_000))
+    assert path.stat().st_size < 1_000_000
+    done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)
+    reason, megabytes = done.stdout.splitlines()
+    assert "bomb" in reason and float(megabytes) < 50 and done.stderr == ""
+
+
+def test_text_that_unpacks_to_gigabytes_is_refused():
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    content = png(8, 8, 8, 0, bytes(72), before=chunk(b"zTXt", b"Comment\0\0" + packed))
+    assert isinstance(outcome(content), (str, np.ndarray))
