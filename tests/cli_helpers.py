@@ -1,19 +1,42 @@
 """What the tests of the command line share; the fixtures `cli`, `trained` and `loud` are in conftest.py."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from tiny_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from tiny_diffusion.cli import main
 from tiny_diffusion.config import Config
-from tiny_diffusion.options import FigureOptions, InfoOptions, SampleOptions, TrainActions
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.options import (
+    ClassifierOptions,
+    EvaluateOptions,
+    FigureOptions,
+    InfoOptions,
+    SampleOptions,
+    TrainActions,
+)
 
 OPTIONS = {
     "train": (Config, TrainActions),
     "sample": (SampleOptions,),
     "visualize": (FigureOptions,),
+    "evaluate": (EvaluateOptions,),
+    "classifier": (ClassifierOptions,),
     "info": (InfoOptions,),
 }
+SOME_VALUES = {  # of the options of train; those with choices, and switches, have these
+    "dataset": [*DATASETS, "folder", "folder"], "data_dir": ["some/where", "ü"],
+    "splits": [("train",), ("test", "train"), ("val",)],
+    "image_size": [8, 28, 64, (32, 48), (130, 64)], "background": ["black", "#12aB00"], "cache_mb": [0, 7],
+    "workers": [0, 5], "logsnr_shift": [0.0, -1.25], "timesteps": [2, 1000], "beta_start": [1e-5], "beta_end": [0.03],
+    "base_channels": [8, 12, 32], "channel_mult": [(1,), (1, 2), (1, 2, 2)], "attention_levels": [(), (0,), (1, 0)],
+    "attention_heads": [1, 2, 4], "layers_per_block": [1, 2], "time_emb_dim": [4, 100], "patch_size": [1, 2, 4],
+    "dropout": [0.0, 0.3], "label_dropout": [0.0, 0.4], "epochs": [1, 7], "minutes": [0.5, 3], "max_steps": [5],
+    "batch_size": [12, 64], "accumulate": [1, 4], "lr": [1e-4, 1], "ema_decay": [0.0, 0.99], "grad_clip": [0.5],
+    "seed": [3], "output_dir": ["a b"], "sample_interval": [2], "num_samples": [4, 9], "save_interval": [3],
+    "keep_last": [1], "eval_interval": [1, 3], "eval_images": [100, 500],
+}  # fmt: skip
 TINY = ["--dataset", "digits", "--base_channels", "8", "--num_samples", "4"]
 
 
@@ -58,6 +81,19 @@ class Cli:
         for word in words:
             assert str(word) in lines[0]
         return lines[0]
+
+
+def typed(given: Mapping[str, object]) -> list[str]:
+    """These options as words of a command line."""
+    words = []
+    for name, value in given.items():
+        if value is True:
+            words.append(f"--{name}")
+        else:
+            between = "x" if name == "image_size" else ","
+            text = (between.join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+            words.append(f"--{name}={text}")
+    return words
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -63,7 +63,8 @@ def original(tmp_path_factory, make_trainer):
     trainer, folder = make_trainer(steps=2, class_cond=True), tmp_path_factory.mktemp("original")
     for _ in trainer.run():
         pass
-    assert RunWriter(trainer.config, RunFolder(folder / "run"), trainer).save(folder / "network.pt", 1.0)
+    writer = RunWriter(trainer.config, RunFolder(folder / "run"), trainer, trainer.batches.data)
+    assert writer.save(folder / "network.pt", 1.0)
     return folder / "network.pt", trainer
 
 
@@ -548,6 +549,10 @@ CHANGED = {  # what is wrong with the JSON, and words of the message
     "10^9 steps": (lambda about, tensors: about["sampling"].update(steps=10**9), []),
     "no guidance": (lambda about, tensors: about["sampling"].pop("guidance"), []),
     "images of another size": (lambda about, tensors: about.update(image_size=[10**6, 10**6]), []),
+    "images on their side": (set_config(image_size=[8, 16]), ["image_size"]),
+    "another background": (lambda about, tensors: about.update(background="white"), ["background"]),
+    "a size of three": (set_config(image_size=[8, 8, 1]), ["--image_size"]),
+    "an option of other images": (set_config(splits=["val"]), ["--splits"]),
     "a number for the size": (lambda about, tensors: about.update(image_size=8), []),
     "a text for the end": (lambda about, tensors: about.update(finished="yes"), []),
 }

@@ -13,20 +13,22 @@ import shutil
 import signal
 import urllib.error
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from cli_helpers import OPTIONS, TINY, change_tensors, contents
 
 from tiny_diffusion.checkpoint import load_checkpoint, make_model
-from tiny_diffusion.config import MOST_PARAMETERS, resolve
+from tiny_diffusion.checks import MOST_PARAMETERS
+from tiny_diffusion.config import resolve
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.core.schedules import SCHEDULES
-from tiny_diffusion.data import sources
-from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data import downloads, packaged
+from tiny_diffusion.data.catalog import COLOURS, DATASETS
 from tiny_diffusion.diffusion import Diffusion
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import specs
+from tiny_diffusion.options import COLOUR, SIZE, specs
 
 EVERY_OPTION = [
     (command, name, spec)
@@ -53,26 +55,49 @@ def test_what_is_no_finite_number_is_refused(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}", text], f"--{name}", "number")
 
 
-@pytest.mark.parametrize("command, name", of_kind(int))
+@pytest.mark.parametrize("command, name", of_kind(int, SIZE))
 def test_a_fraction_is_refused_where_whole_numbers_are_taken(command, name, cli):
     cli.refuses(2, [command, f"--{name}", "1.5"], f"--{name}", "'1.5'", "whole number")
 
 
-@pytest.mark.parametrize("command, name", of_kind(int, float))
+@pytest.mark.parametrize("command, name", of_kind(int, float, SIZE))
 def test_a_number_out_of_range_is_refused_with_the_range(command, name, cli):
     """Every number has both ends, so that no typing error starts a run of a year."""
     spec = spec_of(command, name)
-    low, high = spec.kind(spec.low if spec.open_low else spec.low - 1), spec.kind(spec.high + 1)
+    kind = int if spec.kind == SIZE else spec.kind
+    low, high = kind(spec.low if spec.open_low else spec.low - 1), kind(spec.high + 1)
     cli.refuses(2, [command, f"--{name}={low}"], f"--{name}", low, "too small", spec.low)
     cli.refuses(2, [command, f"--{name}={high}"], f"--{name}", high, "too large", spec.high)
 
 
 @pytest.mark.parametrize(
-    "text", ["1,,2", "1,2,", ",1", ",", "a", "1.5,2", "1;2", "1 2", "nan", "-1,2", "1,99", "1," * 9 + "1"]
+    "text", ["1,,2", "1,2,", ",1", ",", "a", "1.5,2", "1;2", "1 2", "nan", "-1,2", "1,10000000", "1," * 9 + "1"]
 )
 @pytest.mark.parametrize("command, name", of_kind((int,)))
 def test_a_malformed_list_is_refused(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}={text}"], f"--{name}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["many", "64x", "x64", "x", "64x64x64", "64.5x64", "64 64", "64,64", "nanx64", "0x40", "3x64", "64x1025", "-8x8"],
+)
+@pytest.mark.parametrize("command, name", of_kind(SIZE))
+def test_what_is_no_image_size_is_refused(command, name, text, cli):
+    cli.refuses(2, [command, f"--{name}={text}"], f"--{name}")
+
+
+@pytest.mark.parametrize("text", ["red", "#fff", "#gggggg", "#1234567", "ffffff", "#ff00ff ", "WHITE", "1,2,3", " "])
+@pytest.mark.parametrize("command, name", of_kind(COLOUR))
+def test_what_is_no_colour_is_refused_with_those_that_have_names(command, name, text, cli):
+    cli.refuses(2, [command, f"--{name}={text}"], f"--{name}", repr(text), *COLOURS, "#rrggbb")
+
+
+@pytest.mark.parametrize("text", ["{0},,{0}", "{0},", ",{0}", ",", "{0}," * 8 + "{0}"])
+@pytest.mark.parametrize("command, name", of_kind((str,)))
+def test_a_list_of_names_is_refused_if_one_is_empty_or_they_are_too_many(command, name, text, cli):
+    text = text.format(next(iter(spec_of(command, name).choices), "train"))
+    cli.refuses(2, [command, f"--{name}={text}"], f"--{name}", "at most 8" if text.count(",") == 8 else "''")
 
 
 @pytest.mark.parametrize("command, name", [(c, n) for c, n, spec in EVERY_OPTION if spec.choices])
@@ -86,7 +111,9 @@ def test_a_choice_that_is_none_is_refused_with_the_choices(command, name, cli):
     [(c, n, choice) for c, n, spec in EVERY_OPTION for choice in spec.choices if len(choice) > 3],
 )
 def test_a_misspelt_choice_is_answered_with_the_right_one(command, name, choice, cli):
-    for misspelt in (choice + "x", choice.upper(), choice[:-1] + "-"):
+    others = [other for other in spec_of(command, name).choices if other != choice]
+    shortened = [choice[:-1] + "-"] if choice[:-1] not in others else []  # adamw without its w is nearer to adam
+    for misspelt in (choice + "x", choice.upper(), *shortened):
         cli.refuses(2, [command, f"--{name}", misspelt], repr(misspelt), f"Did you mean {choice!r}?")
 
 
@@ -231,6 +258,7 @@ def test_indices_that_are_no_list_of_numbers_are_refused(text, cli, trained):
     [
         ("10", ["no class 10", "0 to 9"]),
         ("0-10", ["no class 10", "0 to 9"]),
+        ("9-10", ["no class 10", "0 to 9"]),
         ("seven", ["'seven' is not one of 0, 1, 2"]),
         ("3x", ["'3x' is not one of", "Did you mean '3'?"]),
         ("5-3", ["'5-3'"]),
@@ -328,7 +356,7 @@ def test_a_disk_that_fills_up_ends_training_with_one_line_and_leaves_what_was_sa
         ("--dataset minst", ["--dataset", "'minst'", "Did you mean 'mnist'?"]),
         (
             "--channel_mult 1,2,4,8 --dataset digits",
-            ["--channel_mult 1,2,4,8", "8x8 image 3 times", "for example 1,2,4."],
+            ["--channel_mult 1,2,4,8", "8x8 image 3 times", "for example 1,2,4, or --image_size 9."],
         ),
         ("--channel_mult 1,2,4,8,8", ["28x28", "in 2x2 patches: 14x14", "at most 4"]),
         ("--channel_mult none", ["--channel_mult", "at least one", "for example 1,2"]),
@@ -453,8 +481,8 @@ def no_network(monkeypatch):
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
-    monkeypatch.setattr(sources, "NETWORK_PATIENCE_S", 2.0)
-    monkeypatch.setattr(sources, "SYSTEM_FOLDERS", {})
+    monkeypatch.setattr(downloads, "NETWORK_PATIENCE_S", 2.0)
+    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {})
     monkeypatch.delenv("TINY_DIFFUSION_DATA", raising=False)
 
 
@@ -463,16 +491,16 @@ def no_network(monkeypatch):
 def test_a_data_set_that_is_not_there_while_the_network_is_down_is_said_with_what_to_do(
     dataset, command, cli, no_network, tmp_path
 ):
-    argv = [command, "--dataset", dataset, "--data_dir", "sets"]
-    place = f"sets/{DATASETS[dataset].source}"
-    cli.refuses(1, argv, f"{place} is missing and the download failed", "--data_dir", "--dataset digits")
+    row, argv = DATASETS[dataset], [command, "--dataset", dataset, "--data_dir", "sets"]
+    line = cli.refuses(1, argv, "is missing and the download failed", "--data_dir", "--dataset digits")
+    assert f"Put {row.download} in {Path('sets', row.download_to)}" in line
     assert not contents(tmp_path)
 
 
 def test_overwriting_a_run_deletes_nothing_if_the_data_is_missing(cli, no_network, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     before = contents(tmp_path / "run")
-    cli.refuses(1, ["train", "--dataset", "mnist", "--output_dir", "run", "--overwrite"], "data/MNIST is missing")
+    cli.refuses(1, ["train", "--dataset", "mnist", "--output_dir", "run", "--overwrite"], "data/MNIST/raw is missing")
     assert contents(tmp_path / "run") == before
 
 
@@ -492,6 +520,7 @@ REFUSED_RUNS = {
     "another set": (["--resume", "--dataset", "mnist"], ["--dataset mnist", "digits"]),
     "an end that is past": (["--extend", "--minutes", 1e-5], ["--extend", "minutes are behind this run", "larger"]),
     "an end of both kinds": (["--extend", "--epochs", 99, "--minutes", 9], ["--epochs", "--minutes", "one of them"]),
+    "measuring nothing": (["--resume", "--keep_best"], ["--keep_best", "--eval_interval"]),
     "another rate, extended": (["--extend", "--epochs", 99, "--lr", 1e-4], ["--lr 0.0001", "0.002"]),
 }
 
@@ -563,7 +592,7 @@ def test_weights_whose_heldout_loss_is_nan_do_not_overwrite_a_good_model(cli, tr
     good = (tmp_path / "run/model_final.pt").read_bytes()
     monkeypatch.setattr("tiny_diffusion.training.trainer.Trainer.heldout_loss", lambda *args: float("nan"))
     ended = cli("train", "--output_dir", "run", "--resume", "--max_steps", 5)
-    assert ended.code == 1 and "held-out loss is not finite" in ended.err and "--lr" in ended.err
+    assert ended.code == 1 and "averaged weights' loss is not finite" in ended.err and "--lr" in ended.err
     assert (tmp_path / "run/model_final.pt").read_bytes() == good
 
 
@@ -587,10 +616,10 @@ def test_a_run_that_is_stopped_saves_and_says_how_to_go_on(number, code, cli, tm
 
     write = RunWriter.write_report
 
-    def write_and_stop(self, report):
+    def write_and_stop(self, report, *rest):
         if report.step == 2:
             os.kill(os.getpid(), number)
-        return write(self, report)
+        return write(self, report, *rest)
 
     monkeypatch.setattr(RunWriter, "write_report", write_and_stop)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

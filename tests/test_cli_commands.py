@@ -16,7 +16,7 @@ import pytest
 from cli_helpers import TINY, call, contents
 from PIL import Image, ImageSequence
 
-from tiny_diffusion.checkpoint import load_checkpoint
+from tiny_diffusion.checkpoint import load_checkpoint, make_model
 from tiny_diffusion.config import Config, resolve
 from tiny_diffusion.core.grids import GRIDS
 from tiny_diffusion.core.samplers import SAMPLERS
@@ -141,7 +141,8 @@ def test_keep_last_keeps_the_newest_numbered_checkpoints(cli, tmp_path):
 def test_dry_run_prints_the_options_in_full_and_writes_nothing(cli, tmp_path):
     ended = cli.works("train", "--dataset", "digits", "--minutes", 2, "--dry_run")
     assert Config.from_dict(json.loads(ended.out)) == resolve({"dataset": "digits", "minutes": 2.0})
-    assert ended.err == "" and not contents(tmp_path)
+    parameters = sum(parameter.numel() for parameter in make_model(resolve({"dataset": "digits"}), 1, 10).parameters())
+    assert ended.err == f"a network of {parameters:,} parameters\n" and not contents(tmp_path)
 
 
 def test_dry_run_of_overwriting_deletes_nothing(cli, run):

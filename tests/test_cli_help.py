@@ -10,7 +10,8 @@ from cli_helpers import OPTIONS
 
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.options import specs
+from tiny_diffusion.options import COLOUR, SIZE, specs
+from tiny_diffusion.presets import PRESETS
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
 EVERY_OPTION = [(c, name) for c, option_sets in OPTIONS.items() for options in option_sets for name in specs(options)]
@@ -30,7 +31,8 @@ def a_value(spec) -> str:
     """Some value that an option takes."""
     if spec.choices:
         return spec.choices[0]
-    return {int: str(spec.low), float: str(spec.high), (int,): str(spec.low)}.get(spec.kind, "some/place")
+    numbers = {int: str(spec.low), float: str(spec.high), (int,): str(spec.low), SIZE: f"{spec.low}x{spec.high}"}
+    return "white" if spec.kind == COLOUR else numbers.get(spec.kind, "some/place")
 
 
 def test_every_command_has_its_options_in_the_tests():
@@ -55,7 +57,7 @@ def test_help_lists_every_option_with_its_words_and_its_default(flag, command, c
     monkeypatch.setenv("COLUMNS", "200")  # no phrase is broken at a hyphen
     ended = cli.works(command, flag)
     text = " ".join(ended.out.split())
-    listed = re.findall(r"^  (?:-h, )?--(\w+)", ended.out, re.MULTILINE)
+    listed = re.findall(r"^  (?:-h, )?--(\w+)", ended.out[ended.out.index("\noptions:") :], re.MULTILINE)
     assert sorted(listed) == sorted(["help", *names_of(command)]) and ended.err == ""
     for options in OPTIONS[command]:
         for field in dataclasses.fields(options):
@@ -72,7 +74,8 @@ def test_help_lists_every_option_with_its_words_and_its_default(flag, command, c
 def test_help_begins_with_commands_to_try_that_name_real_options(command, cli):
     text = cli(command, "--help").out
     description = text.split("options:")[0] if command == "info" else text[text.index("\n\n") :].split("\n\n  -h")[0]
-    examples = [line for line in description.splitlines() if re.match(r"  \w+\.py --", line)]
+    begins = rf"  (\w+\.py|python -m tiny_diffusion {command}) --"
+    examples = [line for line in description.splitlines() if re.match(begins, line)]
     assert examples or command == "info"
     for example in examples:
         assert set(re.findall(r"--(\w+)", example)) <= set(names_of(command))
@@ -84,7 +87,8 @@ def test_help_and_refused_options_load_no_torch():
 import contextlib, io, sys
 from tiny_diffusion.cli import COMMANDS, main
 argvs = [["--help"], ["nonsense"], ["train", "--lr", "0"], ["train", "--schedule", "flow", "--prediction", "epsilon"],
-         ["train", "--dry_run"], ["sample"], *([command, "--help"] for command in COMMANDS)]
+         ["train", "--preset", "folder"], ["train", "--config", "none.json"], ["sample"],
+         *([command, "--help"] for command in COMMANDS)]
 for argv in argvs:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         main(argv)
@@ -92,7 +96,7 @@ print([name for name in {TORCH_AND_ITS_LIKE} if name in sys.modules])
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
-    assert len(ended.stderr.splitlines()) == 4  # the four that are refused
+    assert len(ended.stderr.splitlines()) == 6  # those that are refused
 
 
 # Spelling
@@ -105,7 +109,36 @@ def test_an_option_is_taken_with_underscores_and_with_hyphens(command, name):
         words = [[flag]] if spec.kind is bool else [[flag, a_value(spec)], [f"{flag}={a_value(spec)}"]]
         for argv in words:
             given = parse(argv, "test", "", *OPTIONS[command])
-            assert list(given) == [name] and type(given[name]) is (tuple if spec.kind == (int,) else spec.kind)
+            kind = (
+                tuple
+                if isinstance(spec.kind, tuple) or spec.kind == SIZE
+                else str
+                if spec.kind == COLOUR
+                else spec.kind
+            )
+            assert list(given) == [name] and type(given[name]) is kind
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("64", 64),
+        ("64x64", 64),
+        ("96x64", (96, 64)),
+        ("96X64", (96, 64)),
+        (" 96 x 64", (96, 64)),
+        ("4x1024", (4, 1024)),
+    ],
+)
+def test_an_image_size_is_a_side_or_height_x_width(text, size):
+    for command in ("train", "visualize"):
+        assert parse(["--image_size", text], "test", "", *OPTIONS[command]) == {"image_size": size}
+
+
+def test_help_names_the_presets_with_what_each_is(cli):
+    text = cli.works("train", "--help").out
+    for name, preset in PRESETS.items():
+        assert re.search(rf"^  --preset {name} +{re.escape(preset.title)}$", text, re.MULTILINE)
 
 
 def test_hyphens_in_a_value_stay():

@@ -4,18 +4,22 @@ import dataclasses
 import itertools
 import json
 import math
+import random
+import re
 
 import pytest
 import torch
+from cli_helpers import SOME_VALUES, call, typed
 
 from tiny_diffusion.checkpoint import make_model
+from tiny_diffusion.checks import check
 from tiny_diffusion.cli import main
-from tiny_diffusion.config import Config, check, resolve
+from tiny_diffusion.config import CACHE_MB, OLDER, Config, as_given, resolve
 from tiny_diffusion.core.predictions import PREDICTIONS
 from tiny_diffusion.core.schedules import SCHEDULES
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import Spec, TrainActions, not_one_of, problem, specs
+from tiny_diffusion.options import COLOUR, MOST_NAMED, SIZE, Spec, TrainActions, not_one_of, problem, specs
 
 every_dataset = pytest.mark.parametrize("dataset", DATASETS)
 every_option = pytest.mark.parametrize("name", specs(Config))
@@ -30,6 +34,12 @@ SEVERAL = {
     "large": {"image_size": 64, "channel_mult": (1, 1, 2, 2), "attention_levels": (2, 3), "attention_heads": 4},
     "numbers": {"seed": 2**63 - 1, "lr": 1.0 / 3, "ema_decay": 0.0, "max_steps": 10**9, "keep_last": 1},
     "folders": {"output_dir": "out put/ü", "data_dir": "/data"},
+    "not square": {"image_size": (16, 24), "hflip": True, "checkpoint_activations": True},
+    "both splits": {"splits": ("train", "test"), "optimizer": "adam", "auto_batch": True},
+    "photographs": {"dataset": "flowers102", "splits": ("val",), "random_crop": True, "cache_mb": 0, "workers": 3},
+    "a folder": {"dataset": "folder", "data_dir": "photos", "background": "#FF8000", "image_size": (96, 64)},
+    "less noise": {"image_size": 64, "logsnr_shift": 0.5},
+    "a preset": {"preset": "fashion", "epochs": 3},
 }
 several = pytest.mark.parametrize("given", SEVERAL.values(), ids=SEVERAL)
 
@@ -39,18 +49,63 @@ several = pytest.mark.parametrize("given", SEVERAL.values(), ids=SEVERAL)
 
 @every_dataset
 def test_every_default_resolves_and_leaves_nothing_open(dataset):
-    config, row = resolve({"dataset": dataset}), DATASETS[dataset]
-    assert config.image_size == row.size
-    assert config.time_emb_dim == 4 * config.base_channels
-    assert config.attention_levels == (len(config.channel_mult) - 1,)
-    for name, value in row.defaults.items():
-        assert getattr(config, name) == value
-    rest = set(specs(Config)) - set(row.defaults) - {"dataset", "image_size", "time_emb_dim", "attention_levels"}
-    assert {name: getattr(config, name) for name in rest} == {name: getattr(Config, name) for name in rest}
+    row, given = DATASETS[dataset], {"dataset": dataset, **({"data_dir": "x"} if dataset == "folder" else {})}
+    config = resolve(given)
+    filled = {
+        "image_size": row.size,
+        "splits": row.train,
+        "cache_mb": CACHE_MB if "cache_mb" in row.takes else None,
+        "background": "white" if "background" in row.takes else None,
+        "logsnr_shift": math.log(32 / max(32, row.size)),
+        "patch_size": 1 if dataset == "digits" else 2,
+        "channel_mult": (1, 2) if row.size <= 32 else (1, 2, 2),
+        "time_emb_dim": 4 * config.base_channels,
+        "attention_levels": (len(config.channel_mult) - 1,),
+    }
+    wanted = {name: getattr(Config, name) for name in specs(Config)} | filled | dict(row.defaults) | given
+    assert vars(config) == wanted
+
+
+SIDES = [*range(4, 36), 48, 63, 64, 65, 96, 127, 128, 129, 130, 255, 256, 512, 1021, 1022, 1023, 1024]
+
+
+def test_every_image_size_suits_the_network_that_is_made_for_it():
+    """A level is half of the one above, rounded up; attention at the coarsest is between at most 16x16 patches up to
+    256 pixels; images are unshuffled by 2, from 128 pixels on by 4, as far as that divides both sides."""
+    for height, width in itertools.product(SIDES, SIDES):
+        config = resolve({"image_size": (height, width)})
+        patch = config.patch_size
+        assert config.size == (height, width)
+        assert height % patch == width % patch == 0 and patch in (1, 2, 4)
+        even, large = not (height % 2 or width % 2), max(height, width) >= 128
+        assert (patch > 1) == even and (patch == 4) <= large
+        coarsest = [math.ceil(side / patch / 2 ** (len(config.channel_mult) - 1)) for side in config.size]
+        assert min(coarsest) >= 2
+        if min(height, width) >= 20 and even and max(height, width) <= 256:
+            assert max(coarsest) <= 16
+
+
+def test_noise_grows_with_the_image_above_32_pixels_and_not_below():
+    """ln(32 / side); the side is that of a square of as many pixels."""
+    for side in SIDES:
+        assert resolve({"image_size": side}).logsnr_shift == pytest.approx(min(0, math.log(32 / side)))
+    for height, width in itertools.product(SIDES[::5], SIDES[::5]):
+        shift = resolve({"image_size": (height, width)}).logsnr_shift
+        assert shift == pytest.approx(min(0, 0.5 * math.log(32 * 32 / (height * width))))
+        config = resolve({"image_size": (height, width), "schedule": "linear"})
+        plain = resolve({"image_size": (height, width), "schedule": "linear", "logsnr_shift": 0.0})
+        assert config.make_schedule().log_snr == pytest.approx(plain.make_schedule().log_snr + shift)
+
+
+def test_a_square_is_said_by_its_side():
+    """One size, one value: two ways to say it are not two configurations."""
+    for side in (4, 28, 64):
+        assert resolve({"image_size": (side, side)}) == resolve({"image_size": side})
+        assert resolve({"image_size": side}).size == (side, side)
 
 
 def test_what_is_given_beats_the_data_sets_defaults_and_they_beat_the_options():
-    assert Config.epochs != DATASETS["digits"].defaults["epochs"] and Config.patch_size == 2
+    assert Config.epochs != DATASETS["digits"].defaults["epochs"] and resolve({}).patch_size == 2
     assert resolve({"dataset": "digits"}).epochs == DATASETS["digits"].defaults["epochs"]
     assert resolve({"dataset": "digits"}).patch_size == 1
     config = resolve({"dataset": "digits", "epochs": 3, "patch_size": 4, "image_size": 16, "time_emb_dim": 8})
@@ -145,6 +200,33 @@ REFUSED = {  # options, and what the message must say: the option, the value, a 
     "too small": ({"timesteps": 1}, ["--timesteps", "1 is too small", "at least 2"]),
     "too large": ({"dropout": 0.95}, ["--dropout", "0.95 is too large", "at most 0.9"]),
     "not more than 0": ({"lr": 0.0}, ["--lr", "0.0 is too small", "more than 0"]),
+    "a size of three": ({"image_size": (8, 8, 3)}, ["--image_size", "(8, 8, 3)"]),
+    "a side too small": ({"image_size": (64, 3)}, ["--image_size", "3 is too small", "at least 4"]),
+    "a side too large": ({"image_size": (1025, 64)}, ["--image_size", "1025 is too large", "at most 1024"]),
+    "patches of one side": (
+        {"image_size": (30, 28), "patch_size": 4},
+        ["--patch_size 4", "30x28", "one of 1, 2", "--image_size 28 or 32x28"],
+    ),
+    "patches of an odd side": ({"image_size": 29, "patch_size": 2}, ["29x29", "Use 1", "--image_size 28 or 30"]),
+    "too many levels for one side": (
+        {"image_size": (16, 128), "channel_mult": (1, 2, 2, 2)},
+        ["16x128", "4x4 patches: 4x32", "3 times", "at most 2", "--image_size 36x128"],
+    ),
+    "colour": (
+        {"dataset": "folder", "data_dir": "x", "background": "red"},
+        ["--background", "'red'", "white", "#rrggbb"],
+    ),
+    "splits": ({"splits": ("train", "val", "test")}, ["--splits", "'val'", "train, test"]),
+    "spelling of splits": ({"splits": ("tset",)}, ["--splits", "Did you mean 'test'?"]),
+    "the same twice": ({"splits": ("test", "test")}, ["--splits test,test", "twice"]),
+    "no splits": ({"splits": ()}, ["--splits none", "train, test"]),
+    "no folder": ({"dataset": "folder"}, ["--dataset folder", "--data_dir", "--dataset digits"]),
+    "no folder of a preset": ({"preset": "folder"}, ["--dataset folder", "--data_dir"]),
+    "preset": ({"preset": "flower"}, ["--preset", "'flower'", "tiny", "Did you mean 'flowers'?"]),
+    "optimizer": ({"optimizer": "sgd"}, ["--optimizer", "'sgd'", "muon, adamw, adam"]),
+    "measured never": ({"eval_images": 500}, ["--eval_images", "--eval_interval 1"]),
+    "the best of none": ({"keep_best": True}, ["--keep_best", "--eval_interval 1"]),
+    "shift": ({"logsnr_shift": 21.0}, ["--logsnr_shift", "21.0 is too large", "at most 20"]),
     "in a list": ({"channel_mult": (1, 0)}, ["--channel_mult", "0 is too small", "at least 1"]),
 }
 
@@ -161,13 +243,7 @@ def test_a_refusal_names_the_option_the_value_and_a_way_out(given, parts):
 @pytest.mark.parametrize("given", [given for given, _ in REFUSED.values()], ids=REFUSED)
 def test_what_is_refused_is_refused_on_the_command_line_with_exit_code_2(given, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = ["train"]
-    for name, value in given.items():
-        argv += [f"--{name}", (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)]
-    try:
-        code = main(argv)
-    except SystemExit as ended:
-        code = ended.code
+    code = call("train", *typed(given))
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert err.count("\n") == 1 and "error: " in err
@@ -177,6 +253,50 @@ def test_what_is_refused_is_refused_on_the_command_line_with_exit_code_2(given, 
 def test_the_way_out_of_too_many_levels_is_accepted():
     assert resolve({"channel_mult": (1, 2, 4, 8)}).channel_mult == (1, 2, 4, 8)
     assert resolve({"dataset": "digits", "channel_mult": (1, 2, 4)}).channel_mult == (1, 2, 4)
+
+
+def sizes_suggested(given):
+    """The sizes that the refusal of this one names, or nothing if it is accepted."""
+    try:
+        resolve(given)
+    except OptionError as error:
+        assert "--patch_size" in str(error) or "--channel_mult" in str(error)
+        _, _, tail = str(error).partition("--image_size ")
+        sides = [tuple(map(int, size.split("x"))) for size in re.findall(r"\d+(?:x\d+)?", tail)]
+        return [size * 2 if len(size) == 1 else size for size in sides]
+    return []
+
+
+NETWORK_SHAPES = list(itertools.product((1, 2, 3, 5, 8, 16), ((1,), (1, 1), (1,) * 3, (1,) * 5)))
+
+
+@pytest.mark.parametrize("patch_size, channel_mult", NETWORK_SHAPES)
+def test_the_nearest_sizes_that_a_network_can_take_are_named_and_it_takes_them(patch_size, channel_mult):
+    """No size between the one refused and the one named would do."""
+    options = {"patch_size": patch_size, "channel_mult": channel_mult}
+
+    def is_taken(height, width):
+        try:
+            return resolve({**options, "image_size": (height, width)}).size == (height, width)
+        except OptionError:
+            return False
+
+    taken = {side for side in range(4, 300) if is_taken(side, side)}
+    for side in set(range(4, 100)) - taken:
+        nearest = [max((s for s in taken if s < side), default=None), min(s for s in taken if s > side)]
+        wanted = [(s, s) for s in nearest if s]
+        assert sizes_suggested({**options, "image_size": side}) == wanted
+    for height, width in itertools.product((4, 5, 17, 40), (6, 31, 64, 1023)):
+        for size in sizes_suggested({**options, "image_size": (height, width)}):
+            assert is_taken(*size)
+
+
+def test_no_size_is_named_where_none_is_near():
+    """The largest image has 1,024 pixels a side, and 2 halvings of 16-pixel patches need 80."""
+    options = {"patch_size": 16, "channel_mult": (1, 1, 1)}
+    assert sizes_suggested({**options, "image_size": (1023, 4)}) == [(1024, 80)]
+    options = {"patch_size": 15, "channel_mult": (1,) * 8}  # 129 patches, 1,935 pixels
+    assert sizes_suggested({**options, "image_size": 1024}) == []
 
 
 @pytest.mark.parametrize("timesteps", [2, 1000])
@@ -194,7 +314,8 @@ NETWORKS = [
     {"image_size": size, "patch_size": patch, "base_channels": base, "channel_mult": mult, "attention_levels": levels,
      "attention_heads": heads}
     for size, patch, base, mult, levels, heads in itertools.product(
-        (4, 7, 12), (1, 2, 4), (4, 6), ((1,), (1, 2), (2, 3), (1, 2, 2)), ((), (0,), (1,), (0, 2)), (1, 2, 3)
+        (4, 7, 12, (6, 8), (5, 20)), (1, 2, 4), (4, 6), ((1,), (1, 2), (2, 3), (1, 2, 2)), ((), (0,), (1,), (0, 2)),
+        (1, 2, 3),
     )
     if levels or heads == 2
 ][::5]  # fmt: skip
@@ -215,9 +336,30 @@ def test_what_is_accepted_is_a_network_and_what_is_refused_for_its_heads_is_none
                     make_model(config, 1, 10)
             continue
         accepted += 1
-        image = torch.zeros(1, 1, config.image_size, config.image_size)
+        image = torch.zeros(1, 1, *config.size)
         assert make_model(config, 1, 10)(image, torch.zeros(1)).shape == image.shape
     assert accepted > 30
+
+
+IGNORED = {
+    ("random_crop", True): ["digits", "mnist", "fashion_mnist", "cifar10"],
+    ("cache_mb", 100): ["digits", "mnist", "fashion_mnist", "cifar10"],
+    ("workers", 2): ["digits", "mnist", "fashion_mnist", "cifar10"],
+    ("background", "black"): ["digits", "mnist", "fashion_mnist", "cifar10", "flowers102"],
+}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("name, value", IGNORED)
+def test_an_option_that_the_data_set_would_ignore_is_refused_with_those_that_take_it(name, value, dataset):
+    given = {"dataset": dataset, "data_dir": "x", name: value}
+    if dataset not in IGNORED[name, value]:
+        assert getattr(resolve(given), name) == value
+        return
+    with pytest.raises(OptionError) as refused:
+        resolve(given)
+    words = ["would be ignored", f"--dataset {dataset}", "Leave it out", *set(DATASETS) - set(IGNORED[name, value])]
+    assert str(refused.value).startswith(f"--{name}") and all(word in str(refused.value) for word in words)
 
 
 # JSON
@@ -240,8 +382,16 @@ def test_the_dictionary_holds_every_option_as_plain_json(given):
     assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
+def test_a_configuration_from_before_presets_is_what_it_was(name="digits"):
+    now = resolve({"dataset": name})
+    before = {key: value for key, value in now.to_dict().items() if key not in OLDER}
+    assert Config.from_dict(before) == now
+
+
 @every_option
 def test_a_missing_key_is_refused_by_name(name):
+    if name == "preset":
+        return  # whose absence tells the first version's configurations
     values = resolve({}).to_dict()
     del values[name]
     with pytest.raises(OptionError, match=f"keys do not match: {name}$"):
@@ -254,23 +404,33 @@ def test_an_unknown_key_is_refused_by_name():
 
 
 OF_NO_OPTION = [math.nan, math.inf, -math.inf, -1, -0.5, 10**30, 1e300, [[1, 2]], [1] * 9, {"a": 1}, {}, [math.nan]]
+MAY_BE_NEGATIVE = {"logsnr_shift"}
 
 
 @every_option
 def test_absurd_values_are_refused_by_the_options_name(name):
     for value in OF_NO_OPTION:
+        if name in MAY_BE_NEGATIVE and value in (-1, -0.5):
+            continue
         with pytest.raises(OptionError, match=f"--{name}"):
             Config.from_dict({**resolve({}).to_dict(), name: value})
 
 
-OF_A_TYPE = [True, "1", "", 1.5, 2, [1], ["1"], [True], [1.0], [None]]
-MAY_STAY_UNSET = {"data_dir", "beta_start", "beta_end", "minutes", "max_steps", "keep_last"}
+OF_A_TYPE = [True, "1", "", 1.5, 2, [1], ["1"], [True], [1.0], [None], [""], [8, 8], [8, 8, 8], [8, "8"], [8, 8.0]]
+MAY_STAY_UNSET = {
+    "preset", "data_dir", "background", "cache_mb", "workers", "beta_start", "beta_end", "minutes", "max_steps",
+    "sample_interval", "save_interval", "keep_last", "eval_interval", "eval_images",
+}  # fmt: skip
 
 
 def is_of_type(spec, value):
-    """A whole number is a fine float; True is no number."""
+    """A whole number is a fine float; True is no number; an empty text says nothing."""
     if isinstance(spec.kind, tuple):
-        return isinstance(value, list) and all(type(item) is int for item in value)
+        return isinstance(value, list) and all(type(item) is spec.kind[0] and item != "" for item in value)
+    if spec.kind == SIZE:
+        return type(value) is int or (isinstance(value, list) and [type(side) for side in value] == [int, int])
+    if spec.kind in (str, COLOUR):
+        return type(value) is str and value != ""
     return type(value) in ({int, float} if spec.kind is float else {spec.kind})
 
 
@@ -302,6 +462,39 @@ def test_a_number_too_large_for_a_float_is_refused_too(name):
         Config.from_dict({**resolve({}).to_dict(), name: value})
 
 
+def many_configurations():
+    """(options, what they resolve to) of many random combinations that are accepted."""
+    draw = random.Random(0)
+    for _ in range(2000):
+        given = {}
+        for name in draw.sample(list(specs(Config)), draw.randint(0, 8)):
+            spec = specs(Config)[name]
+            given[name] = draw.choice(SOME_VALUES.get(name) or spec.choices or [True])
+        if given.get("dataset") == "folder":
+            given.setdefault("data_dir", "x")
+        try:
+            yield given, resolve(given)
+        except OptionError:
+            continue
+
+
+def test_the_options_of_a_configuration_resolve_to_it():
+    """They are all of them but those that would be refused, for having no use in it."""
+    seen, names = 0, set()
+    for given, config in many_configurations():
+        again = as_given(config)
+        assert resolve(again) == config, given
+        assert resolve(json_of(again)) == config
+        seen, names = seen + 1, names | set(given)
+    assert seen > 300 and names == set(specs(Config))
+
+
+def json_of(options):
+    """What is read back after they were written."""
+    read = json.loads(json.dumps(options))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+
+
 @pytest.mark.parametrize("epochs, minutes", [(None, None), (3, 1.0)])
 def test_a_run_without_one_length_is_refused(epochs, minutes):
     with pytest.raises(OptionError, match="--epochs and --minutes"):
@@ -319,8 +512,20 @@ def test_checking_what_is_right_changes_nothing():
 FLOAT = Spec("", float, low=0, open_low=True, high=0.9)
 LIST = Spec("", (int,), low=1, high=64)
 PROBLEMS = [  # (what an option takes, right values, wrong ones)
-    (Spec(""), ["", "anything"], [1, None, ("a",), True]),
+    (Spec(""), [" ", "anything"], ["", 1, None, ("a",), True]),
+    (Spec("", bare=True), ["", "anything"], [1, None, ("a",), True]),
     (Spec("", choices=("a", "b")), ["a", "b"], ["c", "", "A", 1, None]),
+    (Spec("", (str,)), [(), ("a",), ("a", "b b")], ["a", ["a"], ("",), (1,), (None,), ("a",) * 9]),
+    (
+        Spec("", SIZE, low=4, high=64),
+        [4, 64, (4, 64)],
+        [3, 65, 8.0, "8", True, None, (8,), (8, 65), (8, 8.0), (8,) * 3],
+    ),
+    (
+        Spec("", COLOUR),
+        ["white", "black", "grey", "#00fF80"],
+        ["", "White", "#fff", "#00fg80", "00ff80", 0, None, (0, 0)],
+    ),
     (Spec("", bool), [True, False], [0, 1, "True", None]),
     (Spec("", int, low=2, high=5), [2, 3, 5], [1, 6, 2.0, 2.5, "3", True, None, math.inf, math.nan, (2,)]),
     (Spec("", int), [-(10**9), 0, 10**9], ["1", 0.5, False]),
@@ -339,7 +544,8 @@ def test_there_is_no_problem_with_a_right_value(spec, value):
 
 @pytest.mark.parametrize("spec, value", WRONG)
 def test_the_problem_with_a_wrong_value_names_it(spec, value):
-    named = value[0] if spec is LIST and isinstance(value, tuple) and len(value) == 1 else value
+    one = isinstance(spec.kind, tuple) and isinstance(value, tuple) and len(value) == 1
+    named = value[0] if one else value[1] if value == (8, 65) else value
     assert str(named) in problem(spec, value) or repr(named) in problem(spec, value)
 
 
@@ -351,6 +557,14 @@ def test_the_nearest_choice_is_suggested(value, near):
 
 def test_nothing_is_suggested_where_nothing_is_near():
     assert not_one_of("xyz", SCHEDULES).endswith("flow.")
+
+
+def test_of_very_many_choices_the_first_are_named_and_the_rest_counted():
+    """A folder of a thousand classes is refused in one line that can be read."""
+    names = [f"class number {n}" for n in range(1000)]
+    message = not_one_of("class numbr 7", names)
+    assert message.count("class number") == MOST_NAMED + 1 and message.endswith("Did you mean 'class number 7'?")
+    assert f" and {1000 - MOST_NAMED:,} more." in message
 
 
 @every_option
@@ -371,11 +585,7 @@ def test_every_option_is_explained_in_a_few_words(options):
 @several
 def test_dry_run_prints_what_is_resolved_and_writes_nothing(given, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = ["train", "--dry_run"]
-    for name, value in given.items():
-        text = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else repr(value).strip("'")
-        argv += [f"--{name}"] if value is True else [f"--{name}", text]
-    assert main(argv) == 0
+    assert main(["train", "--dry_run", *typed(given)]) == 0
     assert Config.from_dict(json.loads(capsys.readouterr().out)) == resolve(given)
     assert not list(tmp_path.iterdir())
 

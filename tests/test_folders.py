@@ -682,7 +682,8 @@ def test_a_folder_that_vanishes_while_training_ends_it_by_name(workers, graded):
     batches = batches_of(on_disk(graded, workers))
     batches.at(0)
     shutil.rmtree(graded)
-    with pytest.raises(FileError, match="has vanished") as ended:
+    # Threads that were at work meanwhile may have found too many files gone before the folder was.
+    with pytest.raises(FileError, match=r"has vanished|\(gone\)") as ended:
         for step in range(1, 20):
             batches.at(step)
     assert str(graded) in str(ended.value)

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tiny_diffusion"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-NO_TORCH = {"errors", "core", "data.catalog", "options", "config"}
+NO_TORCH = {"errors", "core", "data.catalog", "options", "presets", "checks", "config"}
 WITH_TORCH = NO_TORCH | {"randomness", "models", "diffusion"}
 FILES_AND_PROCESSES = WITH_TORCH | {"data", "checkpoint", "distributed", "run_folder"}
 EVERYTHING_BUT_TRAINING = FILES_AND_PROCESSES | {"sampling"}
@@ -26,6 +26,8 @@ MAY_IMPORT = {  # besides itself
     "core": set(),
     "data.catalog": {"errors"},
     "options": {"errors", "core", "data.catalog"},
+    "presets": set(),
+    "checks": {"errors", "core", "data.catalog", "options"},
     "config": NO_TORCH,
     "randomness": {"errors"},
     "models": {"errors"},
@@ -58,7 +60,10 @@ def module_of(file: Path) -> str:
 
 
 def imports_of(file: Path, inside_functions: bool = True) -> set[str]:
-    """The dotted names that a file imports; those of `from package import module` with the module."""
+    """The dotted names that a file imports; those of `from package import module` with the module.
+
+    inside_functions False: only what importing the file loads, which leaves out what is for type checkers too.
+    """
     found, nodes = set(), [ast.parse(file.read_text("utf-8"))]
     while nodes:
         node = nodes.pop()
@@ -71,9 +76,17 @@ def imports_of(file: Path, inside_functions: bool = True) -> set[str]:
                     continue  # a constant, which loads nothing
                 is_module = (ROOT / node.module.replace(".", "/") / f"{alias.name}.py").exists()
                 found.add(f"{node.module}.{alias.name}" if is_module else node.module)
-        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        elif inside_functions or not (is_function(node) or is_for_type_checkers(node)):
             nodes.extend(ast.iter_child_nodes(node))
     return found
+
+
+def is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def ours(names: set[str]) -> set[str]:

@@ -63,6 +63,7 @@ def assert_same_run(folder, wanted):
 RUNS = {
     "muon": {},
     "adamw": {"optimizer": "adamw"},
+    "adam": {"optimizer": "adam"},
     "dropout": {"dropout": 0.3},
     "classes": {"class_cond": True},
     "hidden classes and dropout": {"class_cond": True, "label_dropout": 0.5, "dropout": 0.1},
@@ -80,6 +81,8 @@ RUNS = {
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
     "another seed": {"seed": 2**40, "grad_clip": 0.1},
+    "more noise": {"logsnr_shift": -2.0},
+    "activations made again": {"checkpoint_activations": True, "dropout": 0.2},
     "deeper": {"channel_mult": (1, 2, 2), "layers_per_block": 2, "attention_levels": ()},
 }
 
@@ -93,7 +96,7 @@ def test_ten_steps_are_four_and_a_checkpoint_and_six(options, make_trainer, tmp_
         got.append((report.loss.item(), report.grad_norm.item(), report.lr))
         if report.step == 4:
             break
-    RunWriter(first.config, RunFolder(tmp_path), first).save(tmp_path / "x.pt", 1.0)
+    RunWriter(first.config, RunFolder(tmp_path), first, first.batches.data).save(tmp_path / "x.pt", 1.0)
     checkpoint = load_checkpoint(tmp_path / "x.pt")
     second = make_trainer(**options)
     torch.rand(3)  # whatever torch's own generator did in between

@@ -139,6 +139,7 @@ def make_model(config: Config, channels: int, num_classes: int) -> nn.Module:
         patch_size=config.patch_size,
         dropout=config.dropout,
         num_classes=num_classes if config.class_cond else 0,
+        checkpoint_activations=config.checkpoint_activations,
     )
 
 
@@ -190,6 +191,7 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
         )
 
     names, stretch, sampling = about["class_names"], about["stretch"], about["sampling"]
+    best = about["best_score"]
     possible = {
         "step": number(about["step"], int),
         "elapsed_seconds": number(about["elapsed_seconds"], int, float),
@@ -198,7 +200,10 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
         "loss_history": pairs(about["loss_history"], float, type(None)),
         "heldout_history": pairs(about["heldout_history"], float),
         "channels": type(about["channels"]) is int and 1 <= about["channels"] <= 4,
-        "image_size": about["image_size"] == [config.image_size] * 2,
+        "image_size": about["image_size"] == list(config.size),
+        "best_score": best is None
+        or (isinstance(best, dict) and isinstance(best.get("name"), str) and number(best.get("value"), int, float)),
+        "background": about["background"] == config.background,
         "class_names": isinstance(names, list) and len(names) <= 100_000 and all(isinstance(n, str) for n in names),
         "sampling": isinstance(sampling, dict)
         and sampling.get("sampler") in list(SAMPLERS)

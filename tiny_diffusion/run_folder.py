@@ -3,6 +3,7 @@
 samples/epoch_XXX.png            drawn from the averaged weights
 checkpoints/model_epoch_XXX.pt   every --save_interval epochs
 checkpoints/latest.pt            rolling, while the run lasts
+checkpoints/best.pt              with --keep_best: the one that measured best
 training_loss.png   log.jsonl    a line a step
 model_final.pt                   at the end
 """
@@ -24,10 +25,12 @@ class RunFolder:
         self.final = self.path / "model_final.pt"
         self.checkpoints = self.path / "checkpoints"
         self.latest = self.checkpoints / "latest.pt"
+        self.best = self.checkpoints / "best.pt"
         self.loss_plot = self.path / "training_loss.png"
         self.log_path = self.path / "log.jsonl"
         self._log = None
         self._losses: list[tuple[int, float]] = []
+        self._scores: list[tuple[int, str, float]] = []
 
     def sample_picture(self, epoch: int) -> Path:
         return self.path / "samples" / f"epoch_{epoch:03d}.png"
@@ -45,6 +48,7 @@ class RunFolder:
             self.loss_plot,
             self.log_path,
             self.latest,
+            self.best,
             *self._numbered(),
             *self.path.glob("samples/epoch_*.png"),
         ]
@@ -60,6 +64,7 @@ class RunFolder:
                 stale.unlink(missing_ok=True)
             kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
             self._losses = [(line["step"], _number(line.get("loss"))) for line in kept]
+            self._scores = [score for line in kept for score in _scores(line)]
             partial = self.log_path.with_suffix(".jsonl.part")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, self.log_path)
@@ -90,6 +95,7 @@ class RunFolder:
         }
         self._log.write(json.dumps(plain) + "\n")
         self._losses.append((plain["step"], _number(plain["loss"])))
+        self._scores += _scores(plain)
 
     def flush(self) -> None:
         if self._log is not None:
@@ -102,6 +108,10 @@ class RunFolder:
     def losses(self) -> tuple[list[int], list[float]]:
         """Steps and losses in the log, NaN where a step was skipped."""
         return [step for step, _ in self._losses], [loss for _, loss in self._losses]
+
+    def scores(self) -> list[tuple[int, str, float]]:
+        """(step, name, value) of each measurement in the log."""
+        return self._scores
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
         """The readable checkpoint that went furthest, or None.  Raises FileError if there are but unreadable ones."""
@@ -130,3 +140,8 @@ class RunFolder:
 
 def _number(loss: float | None) -> float:
     return math.nan if loss is None else loss
+
+
+def _scores(line: dict) -> list[tuple[int, str, float]]:
+    """The measurements in a line of the log: what has brackets in its name, as evaluate prints it."""
+    return [(line["step"], name, value) for name, value in line.items() if "[" in name and value is not None]

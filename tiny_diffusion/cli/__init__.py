@@ -16,6 +16,8 @@ COMMANDS = {
     "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
     "sample": ("tiny_diffusion.cli.sample", "draw images from a trained model"),
     "visualize": ("tiny_diffusion.cli.visualize", "show how noise covers images, and the schedules side by side"),
+    "evaluate": ("tiny_diffusion.cli.evaluate", "measure how good a model's images are, or any other images"),
+    "classifier": ("tiny_diffusion.cli.classifier", "train the small classifier that evaluate compares images in"),
     "info": ("tiny_diffusion.cli.info", "say what a checkpoint holds"),
 }
 
@@ -26,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's threads spin while they wait for one another; beside another busy program that made a training step more
     # than twenty times slower, and spinning briefly costs nothing (benchmarks/RESULTS.md).  Read by import torch.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name, which any console must be able to print
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())

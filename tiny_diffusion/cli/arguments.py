@@ -5,7 +5,8 @@ import dataclasses
 import textwrap
 from difflib import get_close_matches
 
-from tiny_diffusion.options import Spec, problem, specs
+from tiny_diffusion.config import square
+from tiny_diffusion.options import COLOUR, SIZE, Spec, problem, specs
 
 GROUPS = {
     "data": "data",
@@ -81,9 +82,15 @@ def _converter(spec: Spec):
         try:
             if isinstance(spec.kind, tuple):
                 value = () if text.strip() == "none" else tuple(spec.kind[0](word) for word in text.split(","))
+            elif spec.kind == SIZE:
+                sides = tuple(int(side) for side in text.lower().split("x"))
+                value = sides[0] if len(sides) == 1 else square(sides)
             else:
-                value = spec.kind(text)
+                value = text if spec.kind == COLOUR else spec.kind(text)
         except ValueError:
+            if spec.kind == SIZE:
+                what = "is not a whole number of pixels such as 64, nor a size such as 96x64"
+                raise argparse.ArgumentTypeError(f"{text!r} {what}") from None
             kind = spec.kind[0] if isinstance(spec.kind, tuple) else spec.kind
             several = (
                 "list of numbers such as 1,2"
@@ -104,8 +111,8 @@ def _metavar(spec: Spec) -> str:
     if spec.choices:
         return "{" + ",".join(spec.choices) + "}"
     if isinstance(spec.kind, tuple):
-        return "N,N"
-    return {int: "N", float: "X"}.get(spec.kind, "PATH")
+        return "N,N" if spec.kind[0] is int else "NAME,NAME"
+    return {int: "N", float: "X", SIZE: "N|HxW", COLOUR: "COLOUR"}.get(spec.kind, "PATH")
 
 
 def _help(spec: Spec, default: object) -> str:

@@ -1,6 +1,8 @@
 """What the commands ask of files before they work with them."""
 
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tiny_diffusion.errors import FileError
@@ -24,3 +26,10 @@ def check_writable(option: str, path: Path, folder: bool = False) -> None:
 def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def show_progress(items: Iterable, count: int, doing: str) -> Iterable:
+    """The items, with a bar on a terminal while they are gone through."""
+    from tqdm import tqdm
+
+    return tqdm(items, doing, count, unit="image", leave=False, disable=not sys.stderr.isatty(), dynamic_ncols=True)

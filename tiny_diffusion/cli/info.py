@@ -23,7 +23,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     state = "finished" if about["finished"] else "not finished; --resume goes on"
     rows = {
         "checkpoint": f"{options.checkpoint}, format {about['format']}, sha256 {about['sha256'][:12]} (verified)",
-        "images": f"{about['channels']} x {height} x {width}, classes {', '.join(about['class_names'])}",
+        "images": f"{about['channels']} x {height} x {width}, classes {', '.join(about['class_names']) or 'none'}",
         "network": f"{parameters:,} parameters, {'class-conditional' if config.class_cond else 'unconditional'}",
         "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",
         "sampling": f"{sampling['sampler']}, {sampling['steps']} steps on the {sampling['grid']} grid",
@@ -32,6 +32,6 @@ def run(argv: list[str], program: str, started: float) -> int:
         print(f"{name:<12}{text}")
     print()
     for name in specs(type(config)):
-        value = getattr(config, name)
-        print(f"  --{name:<24}{','.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}")
+        value, between = getattr(config, name), "x" if name == "image_size" else ","
+        print(f"  --{name:<24}{between.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}")
     return 0

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tiny_diffusion.checkpoint import save_checkpoint
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.diffusion import Diffusion
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.run_folder import RunFolder
@@ -28,15 +28,19 @@ SAMPLER, STEPS = "abm", 20
 class RunWriter:
     """Writes one run's folder.  heldout_history: [step, loss] pairs, the plot's second curve."""
 
-    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer):
+    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer, data: ImageSet):
         self.config, self.folder, self.trainer = config, folder, trainer
-        self.dataset = DATASETS[config.dataset]
+        self.class_names, self.channels = data.class_names, data.channels
         self.heldout_history: list[list[float]] = []
+        self.best_score: dict | None = None
         self.last_save = time.monotonic()
         self.loss = self.speed = math.nan  # averages over about the last 50 and 10 steps
 
-    def write_report(self, report: StepReport) -> int:
-        """One line of the log; here the device is waited for.  Returns how many steps in a row were not finite."""
+    def write_report(self, report: StepReport, measured: dict[str, float]) -> int:
+        """One line of the log; here the device is waited for.  Returns how many steps in a row were not finite.
+
+        measured: what was measured after this step, by its full name.
+        """
         loss, norm = float(report.loss), float(report.grad_norm)
         self.folder.log(
             step=report.step,
@@ -45,6 +49,7 @@ class RunWriter:
             grad_norm=norm,
             lr=report.lr,
             images_per_second=round(report.images_per_second, 1),
+            **measured,
         )
         self.loss = _average(self.loss, loss, 0.02)
         self.speed = _average(self.speed, report.images_per_second, 0.1)
@@ -59,10 +64,10 @@ class RunWriter:
 
         path = self.folder.sample_picture(epoch)
         request = self.request(range(self.config.num_samples))
-        shape = (self.dataset.channels, self.config.image_size, self.config.image_size)
+        shape = (self.channels, *self.config.size)
         images = sample(self.trainer.ema.model, Diffusion.of(self.config), request, shape)
         if torch.isfinite(images).all():
-            captions = [self.dataset.classes[label] for label in request.labels()] if self.config.class_cond else None
+            captions = [self.class_names[label] for label in request.labels()] if self.config.class_cond else None
             save_png(path, grid(to_uint8(images.numpy()), captions=captions))
         else:
             tqdm.write(f"epoch {epoch}: the samples hold NaN; {path} is not written", file=sys.stderr)
@@ -70,7 +75,7 @@ class RunWriter:
 
     def request(self, indices) -> Request:
         """How this run draws: what its checkpoints say, too."""
-        classes = tuple(range(len(self.dataset.classes))) if self.config.class_cond else ()
+        classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
         steps = min(STEPS, self.config.timesteps)
         return Request(indices, SAMPLER, steps, SAMPLERS[SAMPLER].grid, self.config.seed, classes)
 
@@ -80,7 +85,10 @@ class RunWriter:
         steps, losses = self.folder.losses()
         heldout = list(zip(*self.heldout_history, strict=True)) or [(), ()]
         title = f"{self.config.dataset}: {self.config.prediction}-prediction, {self.config.schedule} schedule"
-        save_loss_curve(self.folder.loss_plot, steps, losses, *heldout, title=title)
+        scores = {}
+        for step, name, value in self.folder.scores():
+            scores.setdefault(name, []).append((step, value))
+        save_loss_curve(self.folder.loss_plot, steps, losses, *heldout, title=title, scores=scores)
 
     def save(self, path: Path, elapsed: float, finished: bool = False) -> bool:
         """Writes a checkpoint.  False, with a line, if the weights are not finite; every earlier one is left alone."""
@@ -111,11 +119,11 @@ class RunWriter:
             "finished": finished,
             "loss_history": [[step, None if math.isnan(loss) else loss] for step, loss in pairs],
             "heldout_history": self.heldout_history,
-            "best_score": None,
-            "class_names": list(self.dataset.classes),
-            "image_size": [self.config.image_size, self.config.image_size],
-            "channels": self.dataset.channels,
-            "background": None,
+            "best_score": self.best_score,
+            "class_names": list(self.class_names),
+            "image_size": list(self.config.size),
+            "channels": self.channels,
+            "background": self.config.background,
             "sampling": {
                 "sampler": request.sampler,
                 "steps": request.steps,

@@ -2,13 +2,15 @@
 
 import os
 import sys
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable, run_of
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
-from tiny_diffusion.options import SampleOptions, not_one_of
+from tiny_diffusion.options import SampleOptions, listed, not_one_of
 
 DESCRIPTION = """
 Draw images from a trained model.  The checkpoint says how; options change it.
@@ -126,7 +128,10 @@ def _request(options: SampleOptions, checkpoint, indices):
 
 
 def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
-    """Labels from names, numbers and ranges; all of them where none are named."""
+    """Labels from names, numbers and ranges; all of them where none are named.
+
+    Where there are names that are numbers, a number is one of these; elsewhere it is a place among the names.
+    """
     names = checkpoint.about["class_names"]
     if not checkpoint.config.class_cond:
         if text is not None:
@@ -136,19 +141,31 @@ def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
         return ()
     if text is None:
         return tuple(range(len(names)))
+    numbered = {int(name): label for label, name in enumerate(names) if name.isdecimal()}
+    numbered = numbered or {label: label for label in range(len(names))}
     labels = []
-    for word in (word.strip() for word in text.split(",")):
+    for word in _at_commas(unicodedata.normalize("NFC", text), names):
         if word in names:
             labels.append(names.index(word))
         elif word and all(part.isdecimal() for part in word.split("-", 1)):
-            labels.extend(_number_list("classes", word))
+            for number in _number_list("classes", word):
+                if number not in numbered:
+                    having = f"{min(numbered)} to {max(numbered)}: {listed(names)}"
+                    raise OptionError(f"--classes {text}: there is no class {number}; this model has {having}.")
+                labels.append(numbered[number])
         else:
             raise OptionError(f"--classes {text}: {not_one_of(word, names)}")
-    if wrong := [label for label in labels if label >= len(names)]:
-        raise OptionError(
-            f"--classes {text}: there is no class {wrong[0]}; this model has 0 to {len(names) - 1}: {', '.join(names)}."
-        )
     return tuple(labels)
+
+
+def _at_commas(text: str, names: list[str]) -> Iterator[str]:
+    """The words of a list, where a name may hold commas itself."""
+    rest = f"{text},"
+    while rest:
+        named = [name for name in names if "," in name and rest.startswith(f"{name},")]
+        word = max(named, key=len, default=rest.partition(",")[0])
+        yield word.strip()
+        rest = rest[len(word) + 1 :].lstrip()
 
 
 def _draw(model, diffusion, request, checkpoint, animated: bool):

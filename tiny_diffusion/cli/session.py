@@ -7,18 +7,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from tiny_diffusion.checkpoint import Checkpoint, load_model, make_model
+from tiny_diffusion.cli.files import show_progress
 from tiny_diffusion.cli.run_writer import SAMPLER, STEPS, RunWriter
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.data.batches import Batches, to_float
+from tiny_diffusion.data.cache import Cache, cache_folder
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.data.sources import open_dataset
+from tiny_diffusion.data.sources import open_for
 from tiny_diffusion.distributed import make_world, place
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
+from tiny_diffusion.presets import PRESETS
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.run_folder import RunFolder
 from tiny_diffusion.training.trainer import Length, StepReport, Trainer
@@ -26,6 +30,8 @@ from tiny_diffusion.training.trainer import Length, StepReport, Trainer
 SAVE_EVERY_S = 120.0  # what a kill can cost at most
 MOST_SKIPPED = 20  # non-finite steps in a row
 HELDOUT_IMAGES = 256
+STEPS_BETWEEN = 200  # pictures and numbered checkpoints, where --sample_interval and --save_interval leave it open
+FEW_STEPS = 300  # too few to learn much from
 COPIES = 4  # of the weights, at least, while training: themselves, gradients, momenta, their average
 REPORTS_AT_ONCE = 20  # on a GPU, so that it is not waited for after each step
 
@@ -41,32 +47,60 @@ class Session:
             raise OptionError(
                 f"--precision fp16 needs a CUDA device, and this run is on {self.device.type}. Use bf16 or fp32."
             )
-        self.dataset = DATASETS[config.dataset]
         self._check_memory()
-        data = open_dataset(config.dataset, data_dir=config.data_dir, size=config.image_size)
-        heldout = open_dataset(config.dataset, heldout=True, data_dir=config.data_dir, size=config.image_size)
-        images = to_float(heldout.images[:HELDOUT_IMAGES].to(self.device))
-        self.heldout = images, heldout.labels[:HELDOUT_IMAGES].to(self.device)
+        self._open_data()
         seed_torch(config.seed, "weights")
-        model = place(make_model(config, self.dataset.channels, len(self.dataset.classes)), self.device)
-        self.batches = Batches(data, config.batch_size, config.seed, device=self.device, hflip=config.hflip)
-        self.trainer = Trainer(model, config, self.batches, self._length(), self.elapsed, len(self.dataset.classes))
-        self.writer = RunWriter(config, folder, self.trainer)
+        model = place(make_model(config, self.data.channels, len(self.data.class_names)), self.device)
+        self.batches = Batches(self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip)
+        self.trainer = Trainer(model, config, self.batches, self._length(), self.elapsed, len(self.data.class_names))
+        self.writer = RunWriter(config, folder, self.trainer, self.data)
+        self.sample_every, self.save_every = map(self._epochs_between, (config.sample_interval, config.save_interval))
+        self.measure = None
+        if config.eval_interval:
+            from tiny_diffusion.evaluation.during_training import Measure
+
+            self.measure = Measure(config.dataset, self.data, self.device, config.splits)
         self.stop_signal: int | None = None
         self.pending: list[StepReport] = []
 
+    def _open_data(self) -> None:
+        """The images that train, and a few of those held out, if any are."""
+        config = self.config
+        self.data = open_for(config, cache=Cache(cache_folder(self.folder.path)), progress=show_progress)
+        if config.class_cond and not self.data.class_names:
+            raise OptionError(
+                f"--class_cond needs classes, and {config.data_dir} has no sub-folders that hold all of its images. "
+                "Leave it out, or sort the images into a sub-folder for each class."
+            )
+        heldout = open_for(config, heldout=True, channels=self.data.channels)
+        # Without any, the same is measured on images that train: it tells of divergence, not of generality.
+        measured = heldout if len(heldout) else self.data
+        chosen = np.linspace(0, len(measured) - 1, min(HELDOUT_IMAGES, len(measured))).round().astype(np.int64)
+        labels = measured.labels[torch.from_numpy(chosen)].to(self.device)
+        self.measured = to_float(measured.take(chosen).to(self.device)), labels
+        self.heldout_count = len(heldout)
+        for line in self.data.report:
+            print(line, file=sys.stderr)
+
+    def _epochs_between(self, asked: int | None) -> int:
+        """As asked; otherwise as many epochs as make STEPS_BETWEEN steps, so that a handful of images is not drawn
+        again after each of them."""
+        return asked or math.ceil(STEPS_BETWEEN * self.config.batch_size / len(self.data))
+
     def _check_memory(self) -> None:
         """Refuses what would have this computer swap, or kill the process, rather than say no."""
+        dataset = DATASETS[self.config.dataset]
         with torch.device("meta"):
-            model = make_model(self.config, self.dataset.channels, len(self.dataset.classes))
+            model = make_model(self.config, dataset.channels, len(dataset.classes))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        size, images = self.config.image_size, self.dataset.images
-        needed = 4 * COPIES * parameters + images * self.dataset.channels * size**2
+        height, width = self.config.size
+        images = dataset.images(self.config.splits)
+        needed = 4 * COPIES * parameters + images * dataset.channels * height * width
         if self.device.type == "cpu" and hasattr(os, "sysconf"):
             there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if needed > there:
                 raise MemoryError(
-                    f"a network of {parameters / 1e6:,.1f} M parameters and {images:,} images of {size}x{size} take "
+                    f"a network of {parameters / 1e6:,.1f} M parameters and {images:,} images of {height}x{width} take "
                     f"{needed / 1e9:,.0f} GB or more, and this computer has {there / 1e9:,.0f}"
                 )
 
@@ -84,6 +118,13 @@ class Session:
         """--init_from: the averaged weights of another run, and nothing else of it."""
         state, model = load_model(source).state_dict(), self.trainer.model
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        about, classes = source.about, len(self.data.class_names)
+        if self.data.channels != about["channels"] or self.config.class_cond and classes != len(about["class_names"]):
+            raise OptionError(
+                f"--init_from {path} draws images of {about['channels']} channels and {len(about['class_names'])} "
+                f"classes, and those of --dataset {self.config.dataset} have {self.data.channels} and {classes}. "
+                "Name images of the same kind, or leave out --init_from."
+            )
         if wanted != {name: tensor.shape for name, tensor in state.items()}:
             raise OptionError(
                 f"--init_from {path} is a network of other sizes than the options ask for. "
@@ -95,6 +136,11 @@ class Session:
     def resume(self, path: Path, checkpoint: Checkpoint, extend: bool) -> None:
         """Continue where the checkpoint stands; extend: as a new stretch with a warm-up and a decay of its own."""
         about = checkpoint.about
+        if self.data.channels != about["channels"] or list(self.data.class_names) != about["class_names"]:
+            raise OptionError(
+                f"--data_dir {self.config.data_dir} holds other classes or channels than the images of this run. "
+                "Name the folder that it began with."
+            )
         try:
             self.trainer.load(checkpoint.tensors, about["step"])
         except (KeyError, RuntimeError) as error:
@@ -105,6 +151,7 @@ class Session:
         step, seconds = about["step"], about["elapsed_seconds"]
         self.elapsed_before = seconds
         self.writer.heldout_history = about["heldout_history"]
+        self.writer.best_score = about["best_score"]
         stretch = (step, seconds) if extend else tuple(about["stretch"])
         self.trainer.length = self._length(*stretch)
         length = self.trainer.length
@@ -143,15 +190,18 @@ class Session:
 
     def _loop(self, bar: tqdm) -> None:
         trainer = self.trainer
-        epochs_done = int(trainer.epoch)
+        epochs_done, parts = int(trainer.epoch), self.config.accumulate
         for report in trainer.run():
             self.pending.append(report)
-            if self.device.type == "cpu" or len(self.pending) == REPORTS_AT_ONCE:
+            if trainer.parts > parts:
+                parts = trainer.parts
+                bar.write(f"memory ran out: going on with batches in {parts} parts", file=sys.stderr)
+            if (epoch := int(trainer.epoch)) > epochs_done:
+                self._write_reports(bar, self._measure_quality(epochs_done, epoch, bar))
+                self._after_epoch(epochs_done, epoch, bar)
+                epochs_done = epoch
+            elif self.device.type == "cpu" or len(self.pending) == REPORTS_AT_ONCE:
                 self._write_reports(bar)
-            if int(trainer.epoch) > epochs_done:
-                epochs_done = int(trainer.epoch)
-                self._write_reports(bar)
-                self._after_epoch(epochs_done, bar)
             if self.stop_signal is not None or trainer.step == self.config.max_steps:
                 break
             if time.monotonic() - self.writer.last_save > SAVE_EVERY_S:
@@ -172,6 +222,9 @@ class Session:
             minutes_left = (trainer.length.steps - trainer.step) * seconds / 60
             coming = f"{trainer.length.steps:,} steps ({config.epochs} epochs), about {_duration(minutes_left * 60)}"
             coming += "; --minutes 10 for a quick one" if minutes_left > 15 else ""
+            if trainer.length.steps < FEW_STEPS and config.max_steps is None:
+                enough = math.ceil(1000 * config.batch_size / len(self.data))
+                coming += f". Few to learn from: --epochs {enough} makes a thousand, --minutes 10 what fits"
         else:
             forwards = SAMPLERS[SAMPLER].evaluations(STEPS) * config.num_samples / config.batch_size
             reserve = min(2.5 + 1.3 * forwards * seconds / 3, config.minutes * 30)
@@ -180,12 +233,18 @@ class Session:
             epochs = steps * config.batch_size / len(self.batches)
             coming = f"{config.minutes:g} minutes, about {steps:,.0f} steps ({epochs:.1f} epochs)"
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
-        size = f"{self.dataset.channels}x{config.image_size}x{config.image_size}"
+        size = "x".join(map(str, (self.data.channels, *config.size)))
         print(
-            f"{config.dataset}: {len(self.batches):,} images of {size} ({self.dataset.train}); "
+            f"{config.dataset}: {len(self.batches):,} images of {size} train{_splits(config, self.heldout_count)}; "
             f"network of {parameters:.2f} M parameters on {self.device}; writes {self.folder.path}\n{coming}",
             file=sys.stderr,
         )
+        if config.preset and self.device.type == "cpu":
+            faster = PRESETS[config.preset].faster_on(config.dataset, config.data_dir)
+            print(
+                f"--preset {config.preset} is made for a GPU and slow here; faster to something to look at: {faster}",
+                file=sys.stderr,
+            )
 
     def _progress_bar(self) -> tqdm:
         budget, length = self.config.minutes is not None, self.trainer.length
@@ -197,10 +256,11 @@ class Session:
             bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         )
 
-    def _write_reports(self, bar: tqdm) -> None:
-        """What has been reported since the last time goes to the log and the bar."""
+    def _write_reports(self, bar: tqdm, measured: dict[str, float] | None = None) -> None:
+        """What has been reported since the last time goes to the log and the bar; measured: after the last of them."""
         for report in self.pending:
-            if self.writer.write_report(report) >= MOST_SKIPPED:
+            last = report is self.pending[-1]
+            if self.writer.write_report(report, measured or {} if last else {}) >= MOST_SKIPPED:
                 raise DivergenceError(
                     f"the loss was not finite for {MOST_SKIPPED} steps in a row, up to step {report.step}. "
                     "What was saved before is untouched. "
@@ -211,28 +271,48 @@ class Session:
             bar.update((round(self.elapsed()) if self.config.minutes is not None else self.trainer.step) - bar.n)
             self.pending.clear()
 
-    def _after_epoch(self, epoch: int, bar: tqdm) -> None:
-        heldout = self._measure()
-        if epoch % self.config.sample_interval == 0:
+    def _measure_quality(self, before: int, epoch: int, bar: tqdm) -> dict[str, float]:
+        """Every --eval_interval epochs: how near drawn images come to real ones; --keep_best keeps the nearest."""
+        config = self.config
+        if not config.eval_interval or epoch // config.eval_interval == before // config.eval_interval:
+            return {}
+        request = self.writer.request(range(config.eval_images or 1000))
+        found = self.measure(self.trainer.ema.model, self.trainer.diffusion, request)
+        for name, value in found.items():
+            best = self.writer.best_score
+            bar.write(f"epoch {epoch}: {name} {value:.4f}", file=sys.stderr)
+            if best is None or best["name"] != name or value < best["value"]:
+                self.writer.best_score = {"name": name, "value": value, "step": self.trainer.step}
+                if config.keep_best:
+                    self.writer.save(self.folder.best, self.elapsed())
+        return found
+
+    def _after_epoch(self, before: int, epoch: int, bar: tqdm) -> None:
+        """What is due at the end of an epoch, or of several that ended in one step."""
+        loss = self._measure()
+        if epoch // self.sample_every > before // self.sample_every:
             self.writer.draw_samples(epoch)
             self.writer.plot_losses()
             spent = _duration(self.elapsed())
-            bar.write(
-                f"epoch {epoch}: loss {self.writer.loss:.4f}, held-out {heldout:.4f}, {spent} so far", file=sys.stderr
-            )
-        if epoch % self.config.save_interval == 0:
+            what = f"held-out {loss:.4f}" if self.heldout_count else f"averaged weights {loss:.4f}"
+            bar.write(f"epoch {epoch}: loss {self.writer.loss:.4f}, {what}, {spent} so far", file=sys.stderr)
+        if epoch // self.save_every > before // self.save_every:
             self.writer.save(self.folder.epoch_checkpoint(epoch), self.elapsed())
             self.folder.prune(self.config.keep_last)
 
     def _measure(self) -> float:
-        """The held-out loss, kept.  Raises DivergenceError where there is none: such weights are not worth saving."""
-        loss = self.trainer.heldout_loss(*self.heldout)
+        """The held-out loss, kept; without held-out images, that of images that train.
+
+        Raises DivergenceError where it is not finite: such weights are not worth saving.
+        """
+        loss = self.trainer.heldout_loss(*self.measured)
         if not math.isfinite(loss):
             raise DivergenceError(
-                f"the held-out loss is not finite after step {self.trainer.step}. What was saved before is untouched. "
-                f"Lower --lr (now {self.config.lr:g})."
+                f"the averaged weights' loss is not finite after step {self.trainer.step}. "
+                f"What was saved before is untouched. Lower --lr (now {self.config.lr:g})."
             )
-        self.writer.add_heldout(loss)
+        if self.heldout_count:
+            self.writer.add_heldout(loss)
         return loss
 
     def _stopped(self) -> int:
@@ -247,9 +327,10 @@ class Session:
 
     def _finish(self) -> int:
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
+        if lost := getattr(self.data.images, "bad", {}):
+            print(f"{len(lost)} images could not be read while training, others took their place", file=sys.stderr)
         history = self.writer.heldout_history
-        if not history or history[-1][0] != self.trainer.step:
-            self._measure()
+        measured = history[-1][1] if history and history[-1][0] == self.trainer.step else self._measure()
         picture = self.writer.draw_samples(epoch)
         self.writer.plot_losses()
         if not self.writer.save(self.folder.final, self.elapsed(), finished):
@@ -257,12 +338,21 @@ class Session:
         self.folder.latest.unlink(missing_ok=True)
         done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume goes on;"
         print(
-            f"{done} after {_duration(self.elapsed())}, step {self.trainer.step}, held-out loss {history[-1][1]:.4f}\n"
+            f"{done} after {_duration(self.elapsed())}, step {self.trainer.step}, "
+            f"{'held-out loss' if self.heldout_count else 'loss of the averaged weights'} {measured:.4f}\n"
             f"samples    {picture}\nlosses     {self.folder.loss_plot}\nmodel      {self.folder.final}\n"
             f"draw more  python sample.py --checkpoint {self.folder.final}",
             file=sys.stderr,
         )
         return 0
+
+
+def _splits(config: Config, heldout: int) -> str:
+    """Which parts of the set train and which are held out, in words."""
+    having = DATASETS[config.dataset].splits
+    parts = f" ({', '.join(config.splits)})" if config.splits else ""
+    rest = ", ".join(split for split in having if split not in config.splits)
+    return f"{parts}, {heldout:,} are held out{f' ({rest})' if rest else ''}" if heldout else f"{parts}, none held out"
 
 
 def _duration(seconds: float) -> str:

@@ -5,11 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+from tiny_diffusion.checks import check_values, refuse_ignored
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import run_of
-from tiny_diffusion.config import Config, resolve
-from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import TrainActions, specs
+from tiny_diffusion.config import Config, as_given, beneath, from_json, resolve, square
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.options import TrainActions, not_one_of, specs
+from tiny_diffusion.presets import PRESETS
 
 DESCRIPTION = """
 Train a diffusion model.  Nothing but --dataset needs to be said; what is in brackets is the default.
@@ -17,12 +20,19 @@ Train a diffusion model.  Nothing but --dataset needs to be said; what is in bra
   train.py --dataset digits --output_dir outputs/digits        a minute or two on two cores, no download
   train.py --dataset mnist --minutes 10                        digits to read after ten minutes
   train.py --dataset mnist --minutes 10 --resume               go on with a run that was stopped
+  train.py --dataset folder --data_dir photos --minutes 30     your own images, in sub-folders for classes or flat
+  train.py --preset flowers --dry_run                          what a whole recipe resolves to
+
+Recipes, of which every part can be changed by its own option:
 """
 
 
 def run(argv: list[str], program: str, started: float) -> int:
-    given = parse(argv, program, DESCRIPTION, Config, TrainActions)
+    presets = "".join(f"  --preset {name:<9}{preset.title}\n" for name, preset in PRESETS.items())
+    given = parse(argv, program, DESCRIPTION + presets, Config, TrainActions)
     actions = TrainActions(**{name: given.pop(name) for name in specs(TrainActions) if name in given})
+    if actions.config is not None:
+        given = _with_file(given, Path(actions.config))
     _check_actions(actions, given)
     if actions.resume is None and not actions.extend:
         return _start(given, actions, started)
@@ -35,6 +45,8 @@ def _check_actions(actions: TrainActions, given: dict) -> None:
         raise OptionError(f"{' and '.join(chosen)} contradict each other. Give one of them.")
     if actions.init_from is not None and (actions.resume is not None or actions.extend):
         raise OptionError(f"--init_from starts a new run, {chosen[0]} goes on with one. Give one of them.")
+    if actions.save_config is not None and (actions.resume is not None or actions.extend):
+        raise OptionError("--save_config is for a new run; --dry_run prints the options of this one. Leave it out.")
     if actions.extend and not {"epochs", "minutes"} & set(given):
         raise OptionError("--extend needs the new length of the run in all, as --epochs or --minutes.")
 
@@ -45,22 +57,26 @@ def _start(given: dict, actions: TrainActions, started: float) -> int:
         from tiny_diffusion.checkpoint import load_checkpoint
 
         source = load_checkpoint(actions.init_from)
-        inherited = _network_of(source.config)
-        if given.get("schedule", source.config.schedule) != source.config.schedule:
-            inherited = {name: value for name, value in inherited.items() if not name.startswith("beta_")}
-        given = {**inherited, **given}
-    config = resolve(given)
-    if actions.dry_run:
-        return _print_options(config)
-    from tiny_diffusion.cli.session import Session
+        given = {**beneath(given, _network_of(source.config, "preset" not in given)), **given}
+    try:
+        config = resolve(given)
+    except OptionError as error:
+        raise error if actions.config is None else OptionError(f"with --config {actions.config}: {error}") from error
+    _refuse_inside(config)
     from tiny_diffusion.run_folder import RunFolder
 
     folder = RunFolder(config.output_dir)
-    if folder.holds_a_run() and not actions.overwrite:
+    if folder.holds_a_run() and not (actions.overwrite or actions.dry_run):
         raise OptionError(
             f"--output_dir {config.output_dir} holds a run already. "
             "Go on with it by --resume, lengthen it by --extend, delete it by --overwrite, or name another folder."
         )
+    if actions.save_config is not None:
+        _save_options(config, Path(actions.save_config))
+    if actions.dry_run:
+        return _print_options(config)
+    from tiny_diffusion.cli.session import Session
+
     session = Session(config, folder, started)
     if source is not None:
         session.take_weights(source, actions.init_from)
@@ -69,21 +85,61 @@ def _start(given: dict, actions: TrainActions, started: float) -> int:
     return session.train()
 
 
-def _network_of(config: Config) -> dict:
-    """The options that make up the network and what its output means."""
-    names = [
-        name
-        for name, spec in specs(Config).items()
-        if spec.group == "network" or name in ("schedule", "timesteps", "prediction")
-    ]
-    values = {name: getattr(config, name) for name in (*names, "dataset", "image_size")}
-    if config.beta_start is not None:
-        values |= {"beta_start": config.beta_start, "beta_end": config.beta_end}
-    if not config.class_cond:
-        del values["label_dropout"]
-    if not config.attention_levels:
-        del values["attention_heads"]
-    return values
+def _refuse_inside(config: Config) -> None:
+    """Raises OptionError if the run would write among its images, of which its pictures would be some next time."""
+    if config.dataset == "folder" and Path(config.output_dir).resolve().is_relative_to(Path(config.data_dir).resolve()):
+        raise OptionError(
+            f"--output_dir {config.output_dir} lies in --data_dir {config.data_dir}, where its pictures would count "
+            "among the images. Name a folder elsewhere."
+        )
+
+
+def _network_of(config: Config, with_data: bool) -> dict:
+    """The options that make up the network and what its output means; with_data: and its images."""
+    wanted = {name for name, spec in specs(Config).items() if spec.group == "network"}
+    wanted |= {"schedule", "timesteps", "beta_start", "beta_end", "logsnr_shift", "prediction"}
+    wanted |= {"dataset", "data_dir", "image_size"} if with_data else set()
+    return {name: value for name, value in as_given(config).items() if name in wanted}
+
+
+def _with_file(given: dict, path: Path) -> dict:
+    """The options of a file that --save_config or --dry_run wrote, or somebody did, under those of the command line."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise FileError(f"--config {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"--config {path} is not a JSON file: {error}.") from error
+    if not isinstance(values, dict):
+        raise OptionError(f"--config {path} holds no options: one JSON object of names and values is read.")
+    for name in values:
+        if name not in specs(Config):
+            raise OptionError(f"--config {path}: {not_one_of(str(name), specs(Config))}")
+    if "preset" in given and given["preset"] != values.get("preset"):
+        raise OptionError(
+            f"--preset {given['preset']} would be ignored: --config {path} says the options. Give one of them."
+        )
+    try:
+        if set(values) == set(specs(Config)):  # in full, those too that have no use in it
+            values = as_given(Config.from_dict(values))
+        values = {name: from_json(value) for name, value in values.items() if value is not None}
+        check_values(values, Config)
+        values |= {"image_size": square(values["image_size"])} if "image_size" in values else {}
+    except OptionError as error:
+        raise OptionError(f"--config {path}: {error}") from error
+    return {**beneath(given, values), **given}
+
+
+def _save_options(config: Config, path: Path) -> None:
+    """Writes what --config reads; a file that holds something else already is left alone."""
+    from tiny_diffusion.cli.files import check_writable
+
+    text = json.dumps({name: list(v) if isinstance(v, tuple) else v for name, v in as_given(config).items()}, indent=2)
+    check_writable("save_config", path)
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text + "\n":
+        raise OptionError(f"--save_config {path} exists and holds something else. Name another file, or delete it.")
+    path.write_text(text + "\n", encoding="utf-8")
+    print(f"options: {path}", file=sys.stderr)
 
 
 def _go_on(given: dict, actions: TrainActions, started: float) -> int:
@@ -138,21 +194,38 @@ def _merge(config: Config, given: dict, extend: bool) -> Config:
                 else "leave it out, or start a run in another folder"
             )
             raise OptionError(
-                f"--{name} {_text(value)} differs from this run's {_text(getattr(config, name))} and would change its "
-                f"result: {way_out}."
+                f"--{name} {_text(name, value)} differs from this run's {_text(name, getattr(config, name))} and would "
+                f"change its result: {way_out}."
             )
     changed = {"max_steps": None, **{name: value for name, value in given.items() if name in free}}
     if extend:
         changed = {"epochs": None, "minutes": None, **changed}
-    return Config.from_dict(dataclasses.replace(config, **changed).to_dict())
+    merged = Config.from_dict(dataclasses.replace(config, **changed).to_dict())
+    refuse_ignored(given, vars(merged))
+    return merged
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
+        return ("x" if name == "image_size" else ",").join(map(str, value)) or "none"
     return "(not set)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _print_options(config: Config) -> int:
+    """The options as JSON on standard output; on standard error what they come to."""
+    import torch
+
+    from tiny_diffusion.checkpoint import make_model
+
+    dataset = DATASETS[config.dataset]
+    with torch.device("meta"):
+        model = make_model(config, dataset.channels, len(dataset.classes))
     print(json.dumps(config.to_dict(), indent=2))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    of = "" if dataset.splits else " for colour images" + (" without classes" if config.class_cond else "")
+    print(f"a network of {parameters:,} parameters{of}", file=sys.stderr)
+    if config.preset:
+        preset = PRESETS[config.preset]
+        faster = preset.faster_on(config.dataset, config.data_dir)
+        print(f"{preset.title}. Without a GPU this is slow; faster: train.py {faster}", file=sys.stderr)
     return 0

@@ -4,9 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+from tiny_diffusion.checks import refuse_betas, refuse_falling_betas, refuse_no_folder, refuse_not_taken
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.files import check_writable
-from tiny_diffusion.config import refuse_betas, refuse_falling_betas
+from tiny_diffusion.cli.files import check_writable, show_progress
+from tiny_diffusion.config import default_shift, height_and_width
 from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
@@ -20,7 +21,7 @@ Show how noise covers images, or the noise schedules side by side.
 """
 TIMES = (0, 50, 100, 200, 400, 600, 800, 999)  # at T = 1000
 MOST_PIXELS = 32_000_000  # of images in a figure, which takes about 120 bytes for each
-CURVES_IGNORE = ("dataset", "data_dir", "image_size", "num_images", "schedule", "seed", "device")
+CURVES_IGNORE = ("dataset", "data_dir", "image_size", "background", "num_images", "schedule", "seed", "device")
 
 
 def run(argv: list[str], program: str, started: float) -> int:
@@ -37,15 +38,17 @@ def run(argv: list[str], program: str, started: float) -> int:
         _schedules(options, path)
     else:
         refuse_betas(given, options.schedule)
+        refuse_not_taken(given, options.dataset)
+        refuse_no_folder(options.data_dir, options.dataset)
         _forward(options, path)
     print(f"figure: {path}", file=sys.stderr)
     return 0
 
 
-def _schedule(options: FigureOptions, name: str):
+def _schedule(options: FigureOptions, name: str, shift: float):
     if SCHEDULES[name].ends is None:
-        return make_schedule(name, options.timesteps)
-    schedule = make_schedule(name, options.timesteps, options.beta_start, options.beta_end)
+        return make_schedule(name, options.timesteps, logsnr_shift=shift)
+    schedule = make_schedule(name, options.timesteps, options.beta_start, options.beta_end, shift)
     start, end = (
         own if asked is None else asked
         for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True)
@@ -59,6 +62,7 @@ def _forward(options: FigureOptions, path: Path) -> None:
     import torch
 
     from tiny_diffusion.data.batches import to_float
+    from tiny_diffusion.data.cache import Cache, cache_folder
     from tiny_diffusion.data.sources import open_dataset
     from tiny_diffusion.diffusion import Diffusion
     from tiny_diffusion.distributed import make_world
@@ -67,17 +71,21 @@ def _forward(options: FigureOptions, path: Path) -> None:
     from tiny_diffusion.visuals.images import to_uint8
 
     device = make_world(options.device, dict(os.environ)).device
-    diffusion = Diffusion(_schedule(options, options.schedule))
-    side = options.image_size or DATASETS[options.dataset].size
-    if (most := MOST_PIXELS // (len(TIMES) * side**2)) < options.num_images:
+    height, width = size = height_and_width(options.image_size or DATASETS[options.dataset].size)
+    shift = default_shift(size) if options.logsnr_shift is None else options.logsnr_shift
+    diffusion = Diffusion(_schedule(options, options.schedule, shift))
+    if (most := MOST_PIXELS // (len(TIMES) * height * width)) < options.num_images:
         raise OptionError(
-            f"--num_images {options.num_images} of {side}x{side} pixels, {len(TIMES)} times each, are too large a "
+            f"--num_images {options.num_images} of {height}x{width} pixels, {len(TIMES)} times each, are too large a "
             f"picture. Use at most {most}, or a smaller --image_size."
         )
     check_writable("save_path", path)
-    data = open_dataset(options.dataset, data_dir=options.data_dir, size=options.image_size)
+    data = open_dataset(
+        options.dataset, data_dir=options.data_dir, size=size, background=options.background or "white",
+        cache_bytes=0, cache=Cache(cache_folder(path.parent)), progress=show_progress,
+    )  # fmt: skip
     draws = stream(options.seed, "figure")
-    clean = to_float(data.images[draws.permutation(len(data.images))[: options.num_images]]).to(device)
+    clean = to_float(data.take(draws.permutation(len(data))[: options.num_images])).to(device)
     noise = torch.from_numpy(draws.standard_normal(tuple(clean.shape), dtype=np.float32)).to(device)
     last = options.timesteps - 1
     times = sorted({round(t * last / TIMES[-1]) for t in TIMES})
@@ -97,7 +105,7 @@ def _schedules(options: FigureOptions, path: Path) -> None:
 
     curves = {}
     for name in SCHEDULES:
-        schedule = _schedule(options, name)
+        schedule = _schedule(options, name, options.logsnr_shift or 0.0)
         time = np.arange(schedule.timesteps) / (schedule.timesteps - 1)
         curves[name] = {"time": time, "alpha": schedule.alpha, "sigma": schedule.sigma}
     check_writable("save_path", path)

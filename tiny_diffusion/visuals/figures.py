@@ -24,8 +24,11 @@ def save_loss_curve(
     heldout_steps: Sequence[float] = (),
     heldout_losses: Sequence[float] = (),
     title: str = "",
+    scores: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> None:
     """Loss over steps: each value light, their running average dark, held-out losses as points.
+
+    scores: name -> (step, value) pairs, what was measured of drawn images; drawn beside the loss.
 
     A loss that is not finite (a skipped step) leaves a gap.  The axis is logarithmic if the average falls (or rises)
     more than threefold and every loss is positive.
@@ -36,8 +39,8 @@ def save_loss_curve(
     losses = np.where(np.isfinite(losses), losses, np.nan)
     average = smoothed(losses)
     marker = "o" if len(steps) < 50 else None
-    figure = _figure(7, 4.2)
-    axes = figure.add_subplot()
+    figure = _figure(12 if scores else 7, 4.2)
+    axes = figure.add_subplot(1, 2 if scores else 1, 1)
     axes.plot(
         *thinned(steps, losses),
         color=COLOURS[5],
@@ -76,6 +79,35 @@ def save_loss_curve(
         _plain_log_ticks(axes)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.legend(frameon=False)
+    _recede(axes)
+    if scores:
+        beside = figure.add_subplot(1, 2, 2)
+        for i, (name, pairs) in enumerate(scores.items()):
+            beside.plot(
+                *zip(*pairs, strict=True), color=COLOURS[i % len(COLOURS)], marker="o", markersize=4, label=name
+            )
+        if all(value > 0 for pairs in scores.values() for _, value in pairs):
+            beside.set_yscale("log")
+            _plain_log_ticks(beside)
+        beside.xaxis.get_major_locator().set_params(integer=True)
+        beside.set(xlabel="step", title="drawn images against real ones: lower is better")
+        beside.legend(frameon=False, fontsize=8)
+        _recede(beside)
+    _save(path, figure)
+
+
+def save_noise_level_losses(path: str | os.PathLike, log_snr: Sequence[float], curves: Mapping[str, Sequence[float]]):
+    """Where a model fails: the error of its output by noise level, for images that trained and for held-out ones."""
+    figure = _figure(6.5, 4.2)
+    axes = figure.add_subplot()
+    for i, (name, values) in enumerate(curves.items()):
+        axes.plot(log_snr, values, color=COLOURS[i % len(COLOURS)], marker="o", markersize=3, label=name)
+    axes.set(
+        xlabel=r"log-SNR (noise $\leftarrow$   $\rightarrow$ image)",
+        ylabel="error of the image, over its variance",
+        ylim=(0, None),
+    )
     axes.legend(frameon=False)
     _recede(axes)
     _save(path, figure)
@@ -178,6 +210,30 @@ def save_schedules_figure(path: str | os.PathLike, curves: Mapping[str, Mapping[
         _recede(axes)
     figure.legend(loc="outside lower center", ncols=max(1, len(curves)), frameon=False)
     figure.suptitle(title)
+    _save(path, figure)
+
+
+def save_sweep(
+    path: str | os.PathLike, curves: Mapping[str, Sequence[tuple[int, float]]], floor: float | None, title: str
+) -> None:
+    """Quality against evaluations of the network, a curve for each sampler; lower is better.
+
+    curves: name -> (evaluations, distance) pairs.   floor: what real images score.
+    """
+    figure = _figure(6.5, 4.2)
+    axes = figure.add_subplot()
+    for i, (name, pairs) in enumerate(curves.items()):
+        evaluations, values = zip(*sorted(pairs), strict=True)
+        axes.plot(evaluations, values, color=COLOURS[i % len(COLOURS)], marker="o", markersize=4, label=name)
+    if floor is not None:
+        axes.axhline(floor, color="0.5", linewidth=1, linestyle=":", label="real images")
+    axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", ylabel=title)
+    shown = sorted({count for pairs in curves.values() for count, _ in pairs})
+    axes.set_xticks(shown, [str(count) for count in shown], minor=False)
+    axes.minorticks_off()
+    _plain_log_ticks(axes)
+    _recede(axes)
+    axes.legend(frameon=False)
     _save(path, figure)
 
 

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -128,10 +129,35 @@ def _widened(tiles: np.ndarray, width: int, background: int) -> np.ndarray:
     return np.pad(tiles, sides, constant_values=background)
 
 
-def _text_width(text: str, points: int) -> int:
+def _font(text: str, points: int):
+    """Pillow's own font, which knows little beyond ASCII; for other letters the first that has them all, or most.
+
+    matplotlib brings DejaVu (Latin, Greek, Cyrillic, Arabic, ...) and finds the fonts of this computer for the rest.
+    """
     from PIL import ImageFont
 
-    return math.ceil(ImageFont.load_default(points).getlength(text)) + 4
+    path = None if text.replace("…", "").isascii() else _font_with(frozenset(text) - {"…", " "})
+    return ImageFont.truetype(path, points) if path else ImageFont.load_default(points)
+
+
+@cache
+def _font_with(letters: frozenset[str]) -> str:
+    from matplotlib import font_manager, ft2font
+
+    def missing(path: str) -> int:
+        try:
+            return len({ord(letter) for letter in letters} - set(ft2font.FT2Font(path).get_charmap()))
+        except (OSError, RuntimeError):
+            return len(letters) + 1
+
+    paths = [font_manager.findfont("DejaVu Sans")]
+    if missing(paths[0]):
+        paths += sorted({font.fname for font in font_manager.fontManager.ttflist if font.style == "normal"})
+    return min(paths, key=missing)
+
+
+def _text_width(text: str, points: int) -> int:
+    return math.ceil(_font(text, points).getlength(text)) + 4
 
 
 def _cell_width(tile: int, texts: Sequence[str]) -> int:
@@ -141,15 +167,15 @@ def _cell_width(tile: int, texts: Sequence[str]) -> int:
 
 def _text(text: str, width: int, points: int, background: int) -> np.ndarray:
     """One centred line (height, width, 3) on the background, shortened with an ellipsis if it does not fit."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    shown = text
+    font, shown = _font(text, points), text
     while shown and _text_width(shown, points) > width:
         text = text[:-1].rstrip()
         shown = text + "…" if text else ""
     line = Image.new("L", (width, points * 4 // 3 + 1), background)
     ink = TEXT if background < 128 else 255 - TEXT
-    ImageDraw.Draw(line).text((width / 2, points), shown, ink, ImageFont.load_default(points), anchor="ms")
+    ImageDraw.Draw(line).text((width / 2, points), shown, ink, font, anchor="ms")
     return np.repeat(np.asarray(line)[..., None], 3, axis=2)
 
 
