@@ -1,0 +1,454 @@
+"""evaluate: the same images score the same however they come, bad ones badly, and no number goes without its name."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import TINY, call, contents
+
+from tiny_diffusion.checkpoint import load_checkpoint
+from tiny_diffusion.data.sources import open_dataset
+from tiny_diffusion.evaluation.evaluate import evaluate, memorised
+from tiny_diffusion.evaluation.features import make_features
+from tiny_diffusion.evaluation.inputs import Pictures, evenly, read_pictures
+from tiny_diffusion.evaluation.reference import Real, make_reference
+from tiny_diffusion.visuals.images import save_folder, save_npz
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="session")
+def digits_heldout():
+    return open_dataset("digits", heldout=True)
+
+
+@pytest.fixture(scope="session")
+def features():
+    return make_features("classifier", "digits", SHAPE, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def reference(digits, digits_heldout, features):
+    held = Pictures("held out", digits_heldout.images, digits_heldout.labels, digits_heldout.class_names)
+    real = Real(Pictures("digits", digits.images, digits.labels, digits.class_names), "train", held)
+    return make_reference(real, features)
+
+
+@pytest.fixture
+def scored(reference, features):
+    """scored(images) -> (numbers, floor) by their short names."""
+
+    def score(images, labels=None, class_names=()):
+        found = evaluate(reference, Pictures("given", images, labels, class_names), features)
+        return tuple({name.split("[")[0]: v for name, v in found[part].items()} for part in ("metrics", "floor"))
+
+    return score
+
+
+@pytest.fixture
+def drawn(cli, loud):
+    """Sixty images of the loud model as .npz and as a folder: what `sample` writes."""
+    for output in ("drawn.npz", "drawn/"):
+        cli.works("sample", "--checkpoint", loud, "--num_images", 60, "--output", output)
+    return "drawn.npz", "drawn"
+
+
+def report(folder) -> dict:
+    return json.loads((folder / "evaluation.json").read_text("utf-8"))
+
+
+def noise(count, seed=0, shape=(8, 8, 1)):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def hwc(images: torch.Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+# What scores how
+
+
+def test_real_images_score_at_the_floor(scored, digits_heldout):
+    found, floor = scored(digits_heldout.images, digits_heldout.labels, digits_heldout.class_names)
+    for name in floor:
+        assert found[name] == pytest.approx(floor[name], rel=1e-9), name
+    assert found["relative_frechet_distance"] < 0.05
+    assert found["precision"] > 0.7 and found["recall"] > 0.9 and found["label_accuracy"] > 0.97
+    assert found["memorised_share"] < 0.05
+
+
+def test_the_training_images_themselves_are_at_no_distance_and_all_learnt_by_heart(scored, digits):
+    found, _ = scored(digits.images)
+    assert found["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+    assert (found["nearest_training_image"], found["memorised_share"]) == (0, 1)
+
+
+def test_uniform_noise_scores_absurdly(scored):
+    found, floor = scored(torch.from_numpy(noise(299)).permute(0, 3, 1, 2))
+    assert found["relative_frechet_distance"] > 20 * floor["relative_frechet_distance"]
+    assert found["recall"] < 0.1
+    assert found["kernel_distance"] > 20 * abs(floor["kernel_distance"])
+
+
+def test_one_repeated_image_is_caught_by_recall(scored, digits_heldout):
+    found, floor = scored(digits_heldout.images[:1].repeat(299, 1, 1, 1))
+    assert found["recall"] < 0.02 < floor["recall"]
+    assert found["coverage"] < 0.1
+
+
+def test_copies_with_slight_noise_are_caught_as_memorised_and_held_out_images_are_not(reference, digits, scored):
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.arange(0, 1400, 7)
+    slight = torch.randint(-2, 3, (200, *SHAPE), generator=generator)
+    copies = (digits.images[indices].int() + slight).clamp(0, 255).to(torch.uint8)
+    close = memorised(reference, Pictures("copies", copies))
+    assert close.share == 1 and torch.equal(close.which, indices)
+    assert close.distances.max() < 3  # grey levels
+    assert memorised(reference, reference.heldout).share < 0.05
+
+
+def test_the_order_of_images_does_not_change_their_scores(scored, digits_heldout):
+    mixed = torch.randperm(299, generator=torch.Generator().manual_seed(0))
+    one, other = scored(digits_heldout.images)[0], scored(digits_heldout.images[mixed])[0]
+    assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+def test_labels_count_only_where_they_mean_the_classifiers_classes(scored, digits_heldout):
+    found, _ = scored(digits_heldout.images, digits_heldout.labels, tuple("abcdefghij"))
+    assert "label_accuracy" not in found and "confidence" in found
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6])
+def test_a_few_images_are_scored_as_far_as_they_go(reference, features, digits_heldout, count):
+    found = evaluate(reference, Pictures("few", digits_heldout.images[:count]), features)
+    named = {name.split("[")[0] for name in found["metrics"]}
+    assert ("precision" in named) == (count >= 6)
+    assert any("few for 64 features" in line for line in found["warnings"])
+    assert any("left out" in line for line in found["warnings"]) == (count < 6)
+    assert all(np.isfinite(value) for value in found["metrics"].values())
+
+
+def test_a_set_that_is_cut_is_cut_evenly():
+    assert evenly(torch.arange(100), 5).tolist() == [0, 25, 50, 74, 99]
+    assert evenly(torch.arange(3), 5).tolist() == [0, 1, 2]
+
+
+# Where images come from
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_npz_and_a_folder_of_the_same_images_are_read_alike(tmp_path, channels):
+    images = noise(12, shape=(9, 7, channels))
+    save_npz(tmp_path / "a.npz", images)
+    save_folder(tmp_path / "a", images)
+    one, other = (read_pictures("images", str(tmp_path / name)).images for name in ("a.npz", "a"))
+    assert torch.equal(one, other) and np.array_equal(hwc(one), images)
+
+
+def test_checkpoint_npz_and_folder_score_exactly_the_same(cli, loud, drawn, tmp_path):
+    sources = [("--checkpoint", loud), *(("--images", name) for name in drawn)]
+    found = []
+    for number, source in enumerate(sources):
+        output = tmp_path / f"out{number}"
+        more = () if number == 0 else ("--dataset", "digits")
+        cli.works("evaluate", *source, *more, "--num_images", 60, "--output", output)
+        (result,) = report(output)["results"]
+        found.append({name: v for name, v in result["metrics"].items() if not name.startswith("label_accuracy")})
+    assert found[0] == found[1] == found[2]
+
+
+def test_every_kind_of_reference_gives_the_same_numbers(cli, drawn, digits, tmp_path):
+    save_npz(tmp_path / "real.npz", hwc(digits.images[:100]))
+    save_folder(tmp_path / "real", hwc(digits.images[:100]))
+    found = []
+    for name in ("real.npz", "real"):
+        cli.works("evaluate", "--images", drawn[0], "--reference", name, "--output", f"out-{name}")
+        found.append(report(tmp_path / f"out-{name}"))
+    assert found[0]["results"][0]["metrics"] == found[1]["results"][0]["metrics"]
+    assert found[0]["reference"]["sha256"] == found[1]["reference"]["sha256"]
+    assert found[0]["results"][0]["floor"] == {}
+    assert all(name.endswith("n=60, reference]") for name in found[0]["results"][0]["metrics"])
+
+
+def test_what_is_said_holds_the_whole_protocol(cli, loud, tmp_path, features):
+    argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--seed", 3, "--sampler", "ddim", "--steps", 4)
+    ended = cli.works(*argv, "--weights", "raw", "--guidance", 2, "--output", "out")
+    about = report(tmp_path / "out")
+    (result,) = about["results"]
+    wanted = {
+        "checkpoint": str(loud), "checkpoint_sha256": load_checkpoint(loud).about["sha256"], "step": 1,
+        "weights": "raw", "sampler": "ddim", "steps": 4, "grid": "trailing", "seed": 3, "guidance": 2.0,
+        "evaluations": 8, "num_images": 20,
+    }  # fmt: skip
+    assert {name: result[name] for name in wanted} == wanted
+    assert about["features"] == {"name": features.name, "hash": features.hash, "accuracy": features.accuracy}
+    assert about["reference"]["split"] == "train" and about["reference"]["images"] == 1498
+    assert about["reference"]["heldout"] == 299
+    for name in (*result["metrics"], *result["floor"]):
+        inside = name.partition("[")[2]
+        assert inside.endswith("n=20, train]") and inside.startswith(("digits-classifier-v1, ", "pixels, "))
+    assert "frechet_distance[digits-classifier-v1, n=20, train]" in ended.out
+    assert features.hash in ended.out and "real: " in ended.out
+    assert "20 images are few for 64 features" in ended.err
+
+
+def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path):
+    argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--sampler", "abm,ddim", "--steps", "2,3")
+    ended = cli.works(*argv, "--output", "out")
+    results = report(tmp_path / "out")["results"]
+    pairs = [("abm", 2), ("abm", 3), ("ddim", 2), ("ddim", 3)]
+    assert [(found["sampler"], found["steps"]) for found in results] == pairs
+    lines = [line.split() for line in ended.out.splitlines()]
+    for found in results:
+        name = "relative_frechet_distance[digits-classifier-v1, n=12, train]"
+        row = [found["sampler"], str(found["steps"]), str(found["evaluations"]), f"{found['metrics'][name]:.4g}"]
+        assert row in lines
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"evaluation.json", "nearest.png", "error_by_noise.png", "sweep.png"}
+
+
+def test_the_likelihood_and_a_classifier_of_drawn_images_are_measured_on_held_out_ones(
+    cli, loud, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tiny_diffusion.cli.evaluate.LIKELIHOOD_IMAGES", 20)
+    argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--steps", 2, "--output", "out")
+    cli.works(*argv, "--train_on_synthetic", "--bits_per_dim")
+    (result,) = report(tmp_path / "out")["results"]
+    assert 0 <= result["metrics"]["train_on_synthetic_accuracy[n=20, 299 held-out]"] <= 1
+    assert result["metrics"]["bits_per_dim[n=20, held-out, uniform dequantisation]"] > 0
+
+
+# What cannot be scored
+
+
+@pytest.fixture
+def bad(tmp_path, monkeypatch):
+    """A working folder with one of each kind of broken set."""
+    monkeypatch.chdir(tmp_path)
+    save_npz("good.npz", noise(20))
+    save_npz("wide.npz", noise(20, shape=(8, 9, 1)))
+    save_npz("colour.npz", noise(20, shape=(8, 8, 3)))
+    save_npz("one.npz", noise(1))
+    np.savez("none.npz", noise(0))
+    np.savez("flat.npz", np.zeros((20, 64), np.uint8))
+    np.savez("named.npz", images=noise(5))
+    np.savez("float.npz", noise(5) / 255)
+    np.savez("nan.npz", np.full((5, 8, 8, 1), np.nan))
+    save_npz("same.npz", np.zeros((20, 8, 8, 1), np.uint8))
+    content = (tmp_path / "good.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    (tmp_path / "flipped.npz").write_bytes(content[:200] + bytes(b ^ 255 for b in content[200:260]) + content[260:])
+    (tmp_path / "text.npz").write_text("nothing of the kind")
+    with open("array.npz", "wb") as file:
+        np.save(file, noise(5))
+    (tmp_path / "empty").mkdir()
+    save_folder("mixed", noise(3))
+    save_folder("mixed/more", noise(3, shape=(9, 9, 1)))
+    save_folder("torn", noise(3))
+    (tmp_path / "torn" / "00001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "notes.txt").write_text("")
+    return tmp_path
+
+
+AGAINST_DIGITS = ("--dataset", "digits")
+
+
+@pytest.mark.parametrize(
+    "code, argv, words",
+    [
+        (2, (), ["--checkpoint", "--images"]),
+        (2, ("--images", "good.npz", "--checkpoint", "m.pt"), ["one of them"]),
+        (2, ("--images", "good.npz"), ["--dataset", "--reference"]),
+        (2, ("--images", "good.npz", *AGAINST_DIGITS, "--reference", "good.npz"), ["Give one of them"]),
+        (2, ("--images", "good.npz", "--reference", "good.npz", "--data_dir", "x"), ["--data_dir"]),
+        (2, ("--images", "good.npz", "--dataset", "folder"), ["--data_dir"]),
+        (2, ("--images", "good.npz", *AGAINST_DIGITS, "--steps", 5), ["--steps", "ignored"]),
+        (2, ("--images", "good.npz", *AGAINST_DIGITS, "--sampler", "ddim"), ["--sampler", "ignored"]),
+        (2, ("--images", "good.npz", *AGAINST_DIGITS, "--bits_per_dim"), ["--bits_per_dim", "ignored"]),
+        (2, ("--images", "good.npz", *AGAINST_DIGITS, "--features", "nonsense"), ["nonsense", "pixels, classifier"]),
+        (2, ("--images", "good.npz", "--reference", "good.npz", "--features", "classifier"), ["digits-classifier-v1"]),
+        (1, ("--images", "good.npz", *AGAINST_DIGITS, "--features", "gone.safetensors"), ["gone.safetensors"]),
+        (1, ("--images", "good.npz", *AGAINST_DIGITS, "--features", "gone.onnx"), ["gone.onnx"]),
+        (1, ("--images", "gone.npz", *AGAINST_DIGITS), ["gone.npz", "No such file"]),
+        (1, ("--images", "gone", *AGAINST_DIGITS), ["gone", "does not exist"]),
+        (2, ("--images", "notes.txt", *AGAINST_DIGITS), ["notes.txt", "neither"]),
+        (1, ("--images", "none.npz", *AGAINST_DIGITS), ["none.npz", "no images"]),
+        (1, ("--images", "empty", *AGAINST_DIGITS), ["--images empty", "nothing"]),
+        (2, ("--images", "one.npz", *AGAINST_DIGITS), ["one.npz", "one image"]),
+        (2, ("--images", "good.npz", "--reference", "one.npz"), ["--reference one.npz", "one image"]),
+        (2, ("--images", "good.npz", "--reference", "same.npz"), ["same.npz", "nothing can be compared"]),
+        (2, ("--images", "wide.npz", *AGAINST_DIGITS), ["1x8x8", "1x8x9"]),
+        (2, ("--images", "colour.npz", *AGAINST_DIGITS), ["1x8x8", "3x8x8"]),
+        (2, ("--images", "colour.npz", "--reference", "good.npz"), ["1x8x8", "3x8x8"]),
+        (1, ("--images", "float.npz", *AGAINST_DIGITS), ["float64", "uint8"]),
+        (1, ("--images", "nan.npz", *AGAINST_DIGITS), ["NaN", "uint8"]),
+        (1, ("--images", "flat.npz", *AGAINST_DIGITS), ["(20, 64)"]),
+        (1, ("--images", "named.npz", *AGAINST_DIGITS), ["arr_0", "images"]),
+        (1, ("--images", "cut.npz", *AGAINST_DIGITS), ["cut.npz", "damaged"]),
+        (1, ("--images", "flipped.npz", *AGAINST_DIGITS), ["flipped.npz", "damaged"]),
+        (1, ("--images", "text.npz", *AGAINST_DIGITS), ["text.npz", "damaged"]),
+        (1, ("--images", "array.npz", *AGAINST_DIGITS), ["array.npz", "damaged"]),
+        (2, ("--images", "mixed", *AGAINST_DIGITS), ["--images mixed", "8x8", "9x9"]),
+        (1, ("--images", "torn", *AGAINST_DIGITS), ["torn", "00001.png"]),
+        (1, ("--images", "good.npz", "--reference", "empty"), ["--reference empty"]),
+        (1, ("--images", "good.npz", *AGAINST_DIGITS, "--output", "notes.txt"), ["--output"]),
+        (1, ("--checkpoint", "gone.pt"), ["gone.pt"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_scored_is_one_line(cli, bad, code, argv, words):
+    before = contents(bad)
+    cli.refuses(code, ("evaluate", *argv), *words)
+    assert contents(bad) == before
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (("--steps", "5,31"), ["--steps 31", "30"]),
+        (("--sampler", "abm,dimm"), ["--sampler", "'dimm'", "ddim"]),
+        (("--steps", "0"), ["--steps", "too small"]),
+        (("--num_images", 1), ["--num_images"]),
+        (("--reference", "good.npz", "--bits_per_dim"), ["--bits_per_dim", "held-out"]),
+        (("--reference", "good.npz", "--train_on_synthetic"), ["--train_on_synthetic", "held out"]),
+        (("--reference", "wide.npz"), ["1x8x9", "1x8x8"]),
+    ],
+    ids=str,
+)
+def test_what_a_model_cannot_draw_is_one_line(cli, loud, bad, argv, words):
+    cli.refuses(2, ("evaluate", "--checkpoint", loud, "--output", "out", *argv), *words)
+
+
+@pytest.mark.parametrize("argv", [("--guidance", 2), ("--train_on_synthetic",)], ids=str)
+def test_a_model_without_classes_refuses_what_needs_them(cli, trained, argv):
+    cli.refuses(2, ("evaluate", "--checkpoint", trained / "model_final.pt", *argv), argv[0], "--class_cond")
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_inside_an_npz_is_refused_and_not_executed(cli, tmp_path):
+    sprung = tmp_path / "sprung"
+    np.savez("trap.npz", np.array([Trap(sprung)], dtype=object))
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(Trap(sprung)))
+    cli.refuses(1, ("evaluate", "--images", "trap.npz", *AGAINST_DIGITS), "Python objects, which are not executed")
+    cli.refuses(1, ("evaluate", "--images", "bare.npz", *AGAINST_DIGITS), "bare.npz")
+    assert not sprung.exists()
+    np.load("trap.npz", allow_pickle=True)["arr_0"]
+    assert sprung.exists()  # it is a trap
+
+
+# While training
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Runs of three epochs on the digits, with and without measuring: (measured, plain)."""
+    folder = tmp_path_factory.mktemp("measured")
+    argv = ("train", *TINY, "--batch_size", 500, "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu")
+    measuring = ("--eval_interval", 1, "--eval_images", 100, "--keep_best")
+    assert call(*argv, "--output_dir", folder / "measured", *measuring) == 0
+    assert call(*argv, "--output_dir", folder / "plain") == 0
+    return folder / "measured", folder / "plain"
+
+
+NAME = "relative_frechet_distance[digits-classifier-v1, n=100, train]"
+CLOCK = "images_per_second"
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+def measured(lines):
+    return {line["step"]: line[NAME] for line in lines if NAME in line}
+
+
+def test_the_measurement_stands_in_the_log_once_an_epoch_and_the_rest_is_as_without(runs):
+    lines, plain = map(lines_of, runs)
+    assert len(measured(lines)) == 3
+    for line, other in zip(lines, plain, strict=True):
+        assert {k: v for k, v in line.items() if k not in (NAME, CLOCK)} == {
+            k: v for k, v in other.items() if k != CLOCK
+        }
+
+
+def test_training_is_bitwise_the_same_with_and_without_measuring(runs):
+    one, other = (load_checkpoint(folder / "model_final.pt").tensors for folder in runs)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_best_checkpoint_is_the_one_with_the_smallest_number_in_the_log(runs):
+    scores = measured(lines_of(runs[0]))
+    best = load_checkpoint(runs[0] / "checkpoints" / "best.pt")
+    assert best.about["step"] == min(scores, key=scores.get)
+    assert best.about["best_score"] == {"name": NAME, "value": min(scores.values()), "step": best.about["step"]}
+    assert not (runs[1] / "checkpoints" / "best.pt").exists()
+
+
+def test_evaluate_finds_the_number_that_training_wrote(cli, runs, tmp_path):
+    """Of the same weights, seed and count, under the same name."""
+    best = runs[0] / "checkpoints" / "best.pt"
+    cli.works("evaluate", "--checkpoint", best, "--num_images", 100, "--seed", 1, "--output", "out")
+    (result,) = report(tmp_path / "out")["results"]
+    wanted = load_checkpoint(best).about["best_score"]["value"]
+    assert result["metrics"][NAME] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_measurements_survive_a_resume(cli, runs, tmp_path):
+    whole = measured(lines_of(runs[0]))
+    argv = (
+        "train",
+        *TINY,
+        "--batch_size",
+        500,
+        "--epochs",
+        3,
+        "--sample_interval",
+        9,
+        "--seed",
+        1,
+        "--device",
+        "cpu",
+        "--output_dir",
+        "run",
+    )
+    cli.works(*argv, "--eval_interval", 1, "--eval_images", 100, "--keep_best", "--max_steps", 4)
+    assert len(measured(lines_of(tmp_path / "run"))) == 1
+    cli.works("train", "--output_dir", "run", "--resume")
+    assert measured(lines_of(tmp_path / "run")) == whole
+    best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert best.about["step"] == min(whole, key=whole.get)
+
+
+def test_the_curve_is_drawn_beside_the_loss(runs, monkeypatch, make_trainer, digits):
+    from tiny_diffusion.cli.run_writer import RunWriter
+    from tiny_diffusion.run_folder import RunFolder
+    from tiny_diffusion.visuals import figures
+
+    asked = {}
+    monkeypatch.setattr(figures, "save_loss_curve", lambda *args, **named: asked.update(named))
+    trainer, folder = make_trainer(), RunFolder(runs[0])
+    lines = lines_of(runs[0])
+    folder.open(from_step=lines[-1]["step"])
+    folder.close()
+    RunWriter(trainer.config, folder, trainer, digits).plot_losses()
+    assert asked["scores"] == {NAME: list(measured(lines).items())}
+
+
+def test_overwriting_a_run_removes_its_best_checkpoint(cli, runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "run")
+    cli.works("train", *TINY, "--max_steps", 1, "--output_dir", "run", "--overwrite")
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()

@@ -1,0 +1,71 @@
+"""Bits per dimension: exact where the density is known in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from tiny_diffusion.core.predictions import PREDICTIONS
+from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.evaluation.likelihood import bits_per_dimension, log_likelihood
+
+MEAN, STD = 0.2, 0.4  # of every pixel, independently
+
+
+def ideal(schedule, prediction):
+    """The best network for Gaussian pixels: E[x_0 | x_t] is linear in x_t."""
+
+    def model(x, time, label):
+        t = float(time[0]) - (1 if schedule.straight else 0)
+        level = schedule.level(min(max(t, 0), schedule.timesteps - 1))
+        alpha, sigma = level.alpha, level.sigma
+        clean = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
+        noise = (x - alpha * clean) / sigma
+        a, b = PREDICTIONS[prediction](alpha, sigma)
+        return a * clean + b * noise
+
+    return model
+
+
+def singular(schedule, prediction):
+    return prediction == "epsilon" and schedule.alpha[-1] == 0
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_likelihood_of_gaussian_pixels_is_exact(name, prediction):
+    """At the cleanest level, where the process begins, a pixel is N(alpha mean, alpha^2 std^2 + sigma^2)."""
+    schedule = make_schedule(name)
+    if singular(schedule, prediction):
+        pytest.skip("the one pair that cannot be inverted")
+    generator = torch.Generator().manual_seed(0)
+    images = MEAN + STD * torch.randn(5, 1, 4, 4, generator=generator, dtype=torch.float64)
+    probe = torch.randint(0, 2, images.shape, generator=generator).double() * 2 - 1
+    diffusion = Diffusion(schedule, prediction)
+    found = log_likelihood(ideal(schedule, prediction), diffusion, images, probe, steps=200)
+    first = schedule.level(0)
+    radius = math.hypot(first.alpha, first.sigma)
+    std = math.hypot(first.alpha * STD, first.sigma) / radius
+    wanted = torch.distributions.Normal(MEAN * first.alpha / radius, std).log_prob(images).flatten(1).sum(1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02 * 16)
+
+
+def test_images_of_noise_take_eight_bits_at_least():
+    """Uniform grey levels have 8 bits each; no density can code them in fewer on average."""
+    schedule = make_schedule("cosine")
+    images = torch.randint(0, 256, (20, 1, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    bits = bits_per_dimension(ideal(schedule, "v"), Diffusion(schedule, "v"), images, steps=100)
+    pixels = images.double() / 127.5 - 1
+    assert bits.mean() > 8
+    # The Gaussian's own code length: its cross entropy with the uniform, in bits of a grey level.
+    wanted = -torch.distributions.Normal(MEAN, STD).log_prob(pixels).mean() / math.log(2) + math.log2(127.5)
+    assert bits.mean() == pytest.approx(float(wanted), rel=0.02)
+
+
+def test_an_images_bits_do_not_depend_on_its_batch():
+    schedule = make_schedule("cosine")
+    images = torch.randint(0, 256, (4, 1, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    whole = bits_per_dimension(ideal(schedule, "v"), Diffusion(schedule, "v"), images, steps=20)
+    alone = bits_per_dimension(ideal(schedule, "v"), Diffusion(schedule, "v"), images[2:3], steps=20, first=2)
+    torch.testing.assert_close(whole[2:3], alone)

@@ -1,0 +1,56 @@
+"""classifier: trains the small network whose features `evaluate` compares digits and clothes in."""
+
+import sys
+from pathlib import Path
+
+from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.files import check_writable
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.errors import OptionError
+from tiny_diffusion.options import ClassifierOptions
+
+DESCRIPTION = """
+Train the small classifier in whose features `evaluate` compares images.  Those of digits, mnist and fashion_mnist come
+with the package; this command made them.
+
+  python -m tiny_diffusion classifier --dataset mnist --output mnist-classifier-v1.safetensors
+"""
+
+
+def run(argv: list[str], program: str, started: float) -> int:
+    options = ClassifierOptions(**parse(argv, program, DESCRIPTION, ClassifierOptions))
+    dataset = DATASETS[options.dataset]
+    if dataset.channels != 1 or not dataset.classes:
+        grey = ", ".join(name for name, row in DATASETS.items() if row.channels == 1)
+        raise OptionError(f"--dataset {options.dataset} is in colour: these classifiers are for {grey}.")
+    path = Path(options.output or f"{options.dataset}-classifier.safetensors")
+    if path.suffix != ".safetensors":
+        raise OptionError(f"--output {path}: classifiers are .safetensors files. End the name so.")
+    check_writable("output", path)
+
+    import torch
+    from tqdm import tqdm
+
+    from tiny_diffusion.data.sources import open_dataset
+    from tiny_diffusion.evaluation.classifier import BATCH, accuracy, save_classifier, train_classifier
+    from tiny_diffusion.evaluation.features import file_hash
+
+    data = open_dataset(options.dataset, data_dir=options.data_dir)
+    heldout = open_dataset(options.dataset, heldout=True, data_dir=options.data_dir)
+    steps = options.epochs * len(data) // BATCH
+    with tqdm(total=steps, unit="step", disable=not sys.stderr.isatty()) as bar:
+        model = train_classifier(data, steps, options.seed, lambda step, loss: bar.update())
+    right = accuracy(model, heldout)
+    about = {
+        "dataset": options.dataset,
+        "size": list(data.images.shape[2:]),
+        "classes": list(data.class_names),
+        "accuracy": right,
+        "heldout_images": len(heldout),
+        "command": f"python -m tiny_diffusion classifier --dataset {options.dataset} --epochs {options.epochs} "
+        f"--seed {options.seed}",
+        "torch": torch.__version__,
+    }
+    save_classifier(path, model, about)
+    print(f"{path}: {right:.2%} of {len(heldout):,} held-out images right, sha256 {file_hash(path)}", file=sys.stderr)
+    return 0

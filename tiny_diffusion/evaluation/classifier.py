@@ -1,0 +1,116 @@
+"""The small classifiers whose features the scores of digits, MNIST and Fashion-MNIST are taken in.
+
+`train_classifier` makes one; its weights lie in the package, with their accuracy and the command that made them.  They
+judge images that a model has drawn; no model is trained or steered by them.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tiny_diffusion.data.batches import Batches
+from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.errors import FileError
+from tiny_diffusion.randomness import seed_torch, stream
+
+WEIGHTS = Path(__file__).parent / "weights"
+VERSION = 1
+WIDTH = 64  # of the features
+PEAK_RATE, BATCH = 0.01, 128
+
+
+class Classifier(nn.Module):
+    """Grey images -> 64 features -> classes: five convolutions, each with a batch norm, and the mean over the image."""
+
+    def __init__(self, num_classes: int, strides: tuple[int, ...] = (1, 2, 1, 2, 1)):
+        super().__init__()
+        widths = (1, 16, 32, 32, 48, WIDTH)
+        layers = []
+        for in_width, width, stride in zip(widths[:-1], widths[1:], strides, strict=True):
+            layers += [nn.Conv2d(in_width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(WIDTH, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [-1, 1] -> (B, 64)."""
+        return self.body(images).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+def make_classifier(size: tuple[int, int], num_classes: int) -> Classifier:
+    """The network for images of this size: 8x8 ones keep their pixels longer."""
+    return Classifier(num_classes, (1, 2, 1, 2, 1) if min(size) >= 16 else (1, 1, 1, 2, 1))
+
+
+def train_classifier(
+    data: ImageSet, steps: int, seed: int, told: Callable[[int, float], None] = lambda step, loss: None
+) -> Classifier:
+    """AdamW over this many batches of 128, each image shifted by up to a tenth of its side.  told(step, loss)."""
+    seed_torch(seed, "weights")
+    model = make_classifier(data.images.shape[2:], len(data.class_names)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, steps)
+    batches = Batches(data, BATCH, seed)
+    for step in range(steps):
+        images, labels = batches.at(step)
+        loss = F.cross_entropy(model(_shifted(images, seed, step)), labels, label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        told(step, float(loss.detach()))
+    return model.eval().requires_grad_(False)
+
+
+def _shifted(images: Tensor, seed: int, step: int) -> Tensor:
+    most = max(1, images.shape[-1] // 10)
+    down, right = stream(seed, "crops", step).integers(-most, most + 1, 2).tolist()
+    padded = F.pad(images, (most,) * 4, value=-1.0)
+    return padded[..., most + down : most + down + images.shape[2], most + right : most + right + images.shape[3]]
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, data: ImageSet) -> float:
+    """The share of images whose class it names."""
+    right = 0
+    for images, labels in zip(data.images.split(1000), data.labels.split(1000), strict=True):
+        right += int((model(images.float() / 127.5 - 1).argmax(1) == labels).sum())
+    return right / len(data)
+
+
+def weights_path(dataset: str) -> Path:
+    return WEIGHTS / f"{dataset}-classifier-v{VERSION}.safetensors"
+
+
+def save_classifier(path: Path, model: Classifier, about: dict) -> None:
+    """about: plain JSON, kept in the file's header."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), path, {"about": json.dumps(about)})
+
+
+def load_classifier(path: Path) -> tuple[Classifier, dict]:
+    """The network and what is known of it.  Raises FileError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "null"))
+            if about is None:
+                raise ValueError("it does not say what it tells apart")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = make_classifier(tuple(about["size"]), len(about["classes"]))
+        model.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise FileError(
+            f"{path} is no classifier of this program ({reason}). Train one by python -m tiny_diffusion classifier."
+        ) from error
+    return model.eval().requires_grad_(False), about

@@ -1,0 +1,225 @@
+"""Features: what of an image is compared.  A number means nothing without them, so each says its name and its hash.
+
+To add one: a function that makes Features from what was asked, a row in FEATURES.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.evaluation.classifier import WEIGHTS, load_classifier, weights_path
+
+BATCH = 500
+MOST_PIXELS = 4096  # numbers an image, of which a covariance is taken
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """extract: uint8 images (B, C, H, W) -> (B, D).  classify: the same -> probabilities (B, classes), if it can,
+    of class_names.
+
+    name: as it is printed.  hash: of the weights.  shape: of the images it takes, None for any.
+    """
+
+    name: str
+    hash: str
+    extract: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor], Tensor] | None = None
+    shape: tuple[int, int, int] | None = None
+    accuracy: float | None = None
+    class_names: tuple[str, ...] = ()
+
+    def of(self, images: Tensor) -> Tensor:
+        """(N, D) float32 of all images, a batch at a time."""
+        with torch.inference_mode():
+            return torch.cat([self.extract(batch).float().cpu() for batch in _batches(images)])
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([self.classify(batch).float().cpu() for batch in _batches(images)])
+
+
+def make_features(asked: str, dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
+    """The features of this name, or of the TorchScript (.pt, .ts), ONNX (.onnx) or classifier (.safetensors) file.
+
+    A classifier that comes with the package answers to the name that is printed, too: mnist-classifier-v1.
+
+    dataset: whose classifier is meant.  shape: (C, H, W) of the images.  Raises OptionError or FileError.
+    """
+    if asked in FEATURES:
+        features = FEATURES[asked](dataset, shape, device)
+    elif asked in (shipped := [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))]):
+        features = _of_classifier_file(WEIGHTS / f"{asked}.safetensors", device)
+    else:
+        path = Path(asked)
+        if path.suffix not in OF_FILES:
+            raise OptionError(
+                f"--features {asked} is none of {', '.join([*FEATURES, *shipped])}, "
+                f"nor a file that ends in {', '.join(OF_FILES)}. Name one of these."
+            )
+        if not path.is_file():
+            raise FileError(f"--features {asked} does not exist. Use one of {', '.join(FEATURES)}.")
+        features = OF_FILES[path.suffix](path, device)
+    if features.shape is not None and features.shape != shape:
+        wanted, given = ("x".join(map(str, sides)) for sides in (features.shape, shape))
+        raise OptionError(f"--features {asked} takes images of {wanted}, and these are {given}. Use pixels, or others.")
+    return features
+
+
+def default_features(dataset: str | None, shape: tuple[int, int, int]) -> str:
+    """The set's own classifier where there is one that takes such images, otherwise pixels."""
+    if dataset is not None and weights_path(dataset).is_file():
+        _, about = load_classifier(weights_path(dataset))
+        if (1, *about["size"]) == shape:
+            return "classifier"
+    return "pixels"
+
+
+def file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _batches(images: Tensor) -> Iterator[Tensor]:
+    """Each with the strides that its shape has by right: those of grey images may look channels-last, and convolutions
+    then round otherwise."""
+    for batch in images.split(BATCH):
+        yield batch.reshape(-1).view(batch.shape)
+
+
+def _scaled(images: Tensor, device: torch.device) -> Tensor:
+    return images.to(device).float() / 127.5 - 1
+
+
+def _pixels(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
+    channels, height, width = shape
+    if (count := channels * height * width) > MOST_PIXELS:
+        raise OptionError(
+            f"--features pixels: images of {channels}x{height}x{width} are {count:,} numbers each, too many for a "
+            f"covariance (at most {MOST_PIXELS:,}). Use inception, or a file of your own features."
+        )
+    return Features("pixels", "none", lambda images: _scaled(images, device).flatten(1))
+
+
+def _classifier(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
+    path = weights_path(dataset)
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
+        raise OptionError(
+            f"--features classifier: there is none for {dataset}. Name one of {there}, use pixels, or train one by "
+            "python -m tiny_diffusion classifier."
+        )
+    return _of_classifier_file(path, device)
+
+
+def _of_classifier_file(path: Path, device: torch.device) -> Features:
+    model, about = load_classifier(path)
+    model = model.to(device)
+    return Features(
+        path.stem,
+        file_hash(path),
+        lambda images: model.features(_scaled(images, device)),
+        lambda images: model(_scaled(images, device)).softmax(1),
+        (1, *about["size"]),
+        about.get("accuracy"),
+        tuple(about["classes"]),
+    )
+
+
+def _inception(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
+    """The network of Heusel et al. (2017) with its original weights, as torch-fidelity has them."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise FileError(
+            "--features inception needs the original weights: pip install torch-fidelity, or name the TorchScript "
+            "file inception-2015-12-05.pt by --features. Nothing else is put in its place."
+        ) from error
+    try:
+        model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval().to(device)
+    except Exception as error:  # whatever a failed download makes it raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise FileError(
+            f"--features inception: torch-fidelity could not fetch the weights ({reason}). "
+            "Name the TorchScript file inception-2015-12-05.pt by --features instead."
+        ) from error
+    digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in model.state_dict().values())).hexdigest()
+
+    def extract(images: Tensor) -> Tensor:
+        return model(images.to(device).expand(-1, 3, -1, -1))[0]
+
+    return Features("inception-2015-12-05", digest[:12], extract)
+
+
+def _of_torchscript(path: Path, device: torch.device) -> Features:
+    """A TorchScript module that takes uint8 (B, 3, H, W) or (B, C, H, W) and returns features."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that torch would rather have another format
+            model = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise FileError(f"--features {path} is no TorchScript file ({reason}). Name another.") from error
+    inception = path.name == "inception-2015-12-05.pt"  # which gives logits unless it is asked for features
+
+    def extract(images: Tensor) -> Tensor:
+        images = images.to(device)
+        if inception:
+            return model(images.expand(-1, 3, -1, -1), return_features=True)
+        return model(images)
+
+    return Features(path.stem, file_hash(path), _foreign(path, extract))
+
+
+def _of_onnx(path: Path, device: torch.device) -> Features:
+    """An ONNX network that takes float32 (B, C, H, W) in [-1, 1] and whose first output are features."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise FileError(f"--features {path} needs onnxruntime. Run: pip install onnxruntime.") from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise FileError(
+            f"--features {path} is no ONNX file ({str(error).splitlines()[0][:120]}). Name another."
+        ) from error
+    name = session.get_inputs()[0].name
+
+    def extract(images: Tensor) -> Tensor:
+        scaled = _scaled(images, torch.device("cpu")).numpy()
+        return torch.from_numpy(session.run(None, {name: scaled})[0])
+
+    return Features(path.stem, file_hash(path), _foreign(path, extract))
+
+
+def _foreign(path: Path, extract: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A network that is not ours, of which it is not known what it makes of these images."""
+
+    def checked(images: Tensor) -> Tensor:
+        given = "x".join(map(str, images.shape[1:]))
+        try:
+            found = extract(images).flatten(1).float()
+        except Exception as error:
+            if "memory" in str(error).lower():
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise OptionError(
+                f"--features {path} fails on uint8 images of {given} ({reason[:120]}). Name another file."
+            ) from error
+        if len(found) != len(images) or not torch.isfinite(found).all():
+            raise OptionError(
+                f"--features {path} gives {list(found.shape)} numbers for {len(images)} images of {given}, or some "
+                "that are not finite; wanted are as many rows as images. Name another file."
+            )
+        return found
+
+    return checked
+
+
+FEATURES = {"pixels": _pixels, "classifier": _classifier, "inception": _inception}
+OF_FILES = {".pt": _of_torchscript, ".ts": _of_torchscript, ".onnx": _of_onnx, ".safetensors": _of_classifier_file}

@@ -1,0 +1,106 @@
+"""The real images that others are compared with: which, of which split, which are held out, and their features."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from tiny_diffusion.config import Config
+from tiny_diffusion.data.cache import Cache
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.scans import Progress
+from tiny_diffusion.data.sources import open_dataset, open_for
+from tiny_diffusion.errors import OptionError
+from tiny_diffusion.evaluation.distances import Moments
+from tiny_diffusion.evaluation.features import Features
+from tiny_diffusion.evaluation.inputs import Pictures, read_pictures
+from tiny_diffusion.options import EvaluateOptions
+
+OF_ANY_SIZE = ("flowers102", "folder")  # formats of images that have no size of their own
+
+
+@dataclass(frozen=True, eq=False)
+class Real:
+    """split: which part of the set the pictures are, in words.  heldout: real images besides, if there are any."""
+
+    pictures: Pictures
+    split: str
+    heldout: Pictures | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference(Real):
+    """Real images with their features and the moments of these."""
+
+    features: Tensor | None = None
+    moments: Moments | None = None
+
+    @property
+    def trace(self) -> float:
+        return float(self.moments.covariance.trace())
+
+
+def open_real(
+    options: EvaluateOptions,
+    dataset: str | None,
+    shape: tuple[int, int, int],
+    trained_on: Config | None,
+    cache: Cache,
+    progress: Progress,
+) -> Real:
+    """--reference if it was given; otherwise the data set, as the model saw it where trained_on says how.
+
+    shape: of the images that will be compared.  Raises OptionError if these are of another, FileError.
+    """
+    if options.reference is not None:
+        real = Real(read_pictures("reference", options.reference), "reference")
+    elif trained_on is not None:
+        data = open_for(trained_on, cache=cache, progress=progress)
+        heldout = open_for(trained_on, heldout=True, channels=data.channels)
+        real = _of_sets(dataset, data, heldout, trained_on.splits)
+    else:
+        if dataset == "folder" and options.data_dir is None:
+            raise OptionError("--dataset folder needs --data_dir, the folder of real images. Add it.")
+        row = DATASETS[dataset]
+        size = shape[1:] if row.format in OF_ANY_SIZE else None
+        asked = {"name": dataset, "data_dir": options.data_dir, "size": size, "cache": cache}
+        data = open_dataset(**asked, progress=progress)
+        real = _of_sets(dataset, data, open_dataset(**asked, heldout=True, channels=data.channels), row.train)
+    if real.pictures.shape != shape:
+        wanted, given = ("x".join(map(str, sides)) for sides in (real.pictures.shape, shape))
+        raise OptionError(
+            f"--{'reference' if options.reference is not None else 'dataset'} {real.pictures.name} has images of "
+            f"{wanted}, and those to score are {given}. Compare images of one shape."
+        )
+    return real
+
+
+def _of_sets(name: str, data: ImageSet, heldout: ImageSet, splits: tuple[str, ...]) -> Real:
+    def pictures(name: str, opened: ImageSet) -> Pictures:
+        return Pictures(name, opened.take(np.arange(len(opened))), opened.labels, opened.class_names)
+
+    held = pictures(f"{name}, held out", heldout) if len(heldout) else None
+    return Real(pictures(name, data), ",".join(splits) or "folder", held)
+
+
+def make_reference(real: Real, features: Features, cache: Cache | None = None) -> Reference:
+    """With its features, taken once and kept under the hash of the images and of the features.
+
+    Raises OptionError where there are too few images, or nothing that varies.
+    """
+    if len(real.pictures.images) < 2:
+        raise OptionError(f"--reference {real.pictures.name} holds one image, which has no spread. Name a larger set.")
+    learnt = cache is not None and features.hash != "none"  # pixels are sooner taken than read
+    key = cache.key("features", features.name, features.hash, real.pictures.sha256()) if learnt else ""
+    kept = cache.tensors(key) if learnt else None
+    vectors = kept["features"] if kept else features.of(real.pictures.images)
+    if learnt and not kept:
+        cache.keep(key, {"features": vectors.contiguous()})
+    reference = Reference(real.pictures, real.split, real.heldout, vectors, Moments.of(vectors))
+    if not reference.trace > 0:
+        raise OptionError(
+            f"the real images of {real.pictures.name} all have the same {features.name} features, so nothing can be "
+            "compared with them. Name other images, or other --features."
+        )
+    return reference
