@@ -174,6 +174,17 @@ def test_every_kind_of_reference_gives_the_same_numbers(cli, drawn, digits, tmp_
     assert all(name.endswith("n=60, reference]") for name in found[0]["results"][0]["metrics"])
 
 
+def test_a_model_as_reference_is_what_it_draws_from_the_next_seed(cli, drawn, loud, tmp_path):
+    cli.works("sample", "--checkpoint", loud, "--num_images", 40, "--seed", 8, "--output", "other.npz")
+    argv = ("evaluate", "--images", drawn[0], "--num_images", 40, "--seed", 7)
+    found = []
+    for name in (loud, "other.npz"):
+        cli.works(*argv, "--reference", name, "--output", "out")
+        found.append(report(tmp_path / "out"))
+    assert found[0]["reference"]["sha256"] == found[1]["reference"]["sha256"]
+    assert list(found[0]["results"][0]["metrics"].values()) == list(found[1]["results"][0]["metrics"].values())
+
+
 def test_what_is_said_holds_the_whole_protocol(cli, loud, tmp_path, features):
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--seed", 3, "--sampler", "ddim", "--steps", 4)
     ended = cli.works(*argv, "--weights", "raw", "--guidance", 2, "--output", "out")

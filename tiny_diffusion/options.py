@@ -197,7 +197,9 @@ class EvaluateOptions:
     checkpoint: str | None = option(None, "the model whose images are drawn and scored")
     images: str | None = option(None, "instead of a model: samples.npz (arr_0) or a folder of images")
     dataset: str | None = option(None, "real images to compare with [those of the checkpoint]", choices=DATASETS)
-    reference: str | None = option(None, "instead of a data set: reference.npz (arr_0) or a folder of images")
+    reference: str | None = option(
+        None, "instead of a data set: reference.npz (arr_0), a folder of images, or another model's .pt"
+    )
     data_dir: str | None = option(None, DATA_DIR_HELP)
     features: str | None = option(
         None, "pixels, classifier, inception, or a file .pt (TorchScript), .onnx, .safetensors [classifier, or pixels]"

@@ -48,7 +48,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
     trained_on = model.training_config() if model and dataset == model.config.dataset else None
-    real = open_real(options, dataset, shape, trained_on, cache, show_progress)
+    real = open_real(options, dataset, shape, trained_on, cache, show_progress, device)
     _check_heldout(options, model, real)
     features = make_features(
         options.features or default_features(dataset, shape), dataset or "these images", shape, device

@@ -58,6 +58,14 @@ class RunWriter:
     def add_heldout(self, loss: float) -> None:
         self.heldout_history.append([self.trainer.step, loss])
 
+    def add_score(self, name: str, value: float, elapsed: float) -> None:
+        """Remembers the lowest of one name; with --keep_best its checkpoint stays."""
+        best = self.best_score
+        if best is None or best["name"] != name or value < best["value"]:
+            self.best_score = {"name": name, "value": value, "step": self.trainer.step}
+            if self.config.keep_best:
+                self.save(self.folder.best, elapsed)
+
     def draw_samples(self, epoch: int) -> Path:
         """samples/epoch_XXX.png from the averaged weights: the same noise each time, so that progress shows."""
         from tiny_diffusion.visuals.images import grid, save_png, to_uint8

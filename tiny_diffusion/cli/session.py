@@ -7,19 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from tiny_diffusion.checkpoint import Checkpoint, load_model, make_model
-from tiny_diffusion.cli.files import show_progress
+from tiny_diffusion.cli.run_data import check_memory, open_run_data, splits_in_words
 from tiny_diffusion.cli.run_writer import SAMPLER, STEPS, RunWriter
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.data.batches import Batches, to_float
-from tiny_diffusion.data.cache import Cache, cache_folder
-from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.data.sources import open_for
+from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.distributed import make_world, place
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.presets import PRESETS
@@ -29,10 +24,8 @@ from tiny_diffusion.training.trainer import Length, StepReport, Trainer
 
 SAVE_EVERY_S = 120.0  # what a kill can cost at most
 MOST_SKIPPED = 20  # non-finite steps in a row
-HELDOUT_IMAGES = 256
 STEPS_BETWEEN = 200  # pictures and numbered checkpoints, where --sample_interval and --save_interval leave it open
 FEW_STEPS = 300  # too few to learn much from
-COPIES = 4  # of the weights, at least, while training: themselves, gradients, momenta, their average
 REPORTS_AT_ONCE = 20  # on a GPU, so that it is not waited for after each step
 
 
@@ -47,8 +40,9 @@ class Session:
             raise OptionError(
                 f"--precision fp16 needs a CUDA device, and this run is on {self.device.type}. Use bf16 or fp32."
             )
-        self._check_memory()
-        self._open_data()
+        check_memory(config, self.device)
+        run_data = open_run_data(config, folder, self.device)
+        self.data, self.measured, self.heldout_count = run_data.images, run_data.measured, run_data.heldout_count
         seed_torch(config.seed, "weights")
         model = place(make_model(config, self.data.channels, len(self.data.class_names)), self.device)
         self.batches = Batches(self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip)
@@ -63,46 +57,10 @@ class Session:
         self.stop_signal: int | None = None
         self.pending: list[StepReport] = []
 
-    def _open_data(self) -> None:
-        """The images that train, and a few of those held out, if any are."""
-        config = self.config
-        self.data = open_for(config, cache=Cache(cache_folder(self.folder.path)), progress=show_progress)
-        if config.class_cond and not self.data.class_names:
-            raise OptionError(
-                f"--class_cond needs classes, and {config.data_dir} has no sub-folders that hold all of its images. "
-                "Leave it out, or sort the images into a sub-folder for each class."
-            )
-        heldout = open_for(config, heldout=True, channels=self.data.channels)
-        # Without any, the same is measured on images that train: it tells of divergence, not of generality.
-        measured = heldout if len(heldout) else self.data
-        chosen = np.linspace(0, len(measured) - 1, min(HELDOUT_IMAGES, len(measured))).round().astype(np.int64)
-        labels = measured.labels[torch.from_numpy(chosen)].to(self.device)
-        self.measured = to_float(measured.take(chosen).to(self.device)), labels
-        self.heldout_count = len(heldout)
-        for line in self.data.report:
-            print(line, file=sys.stderr)
-
     def _epochs_between(self, asked: int | None) -> int:
         """As asked; otherwise as many epochs as make STEPS_BETWEEN steps, so that a handful of images is not drawn
         again after each of them."""
         return asked or math.ceil(STEPS_BETWEEN * self.config.batch_size / len(self.data))
-
-    def _check_memory(self) -> None:
-        """Refuses what would have this computer swap, or kill the process, rather than say no."""
-        dataset = DATASETS[self.config.dataset]
-        with torch.device("meta"):
-            model = make_model(self.config, dataset.channels, len(dataset.classes))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        height, width = self.config.size
-        images = dataset.images(self.config.splits)
-        needed = 4 * COPIES * parameters + images * dataset.channels * height * width
-        if self.device.type == "cpu" and hasattr(os, "sysconf"):
-            there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            if needed > there:
-                raise MemoryError(
-                    f"a network of {parameters / 1e6:,.1f} M parameters and {images:,} images of {height}x{width} take "
-                    f"{needed / 1e9:,.0f} GB or more, and this computer has {there / 1e9:,.0f}"
-                )
 
     def elapsed(self) -> float:
         """Seconds that the run has spent, from the start of the process, earlier sessions included."""
@@ -234,8 +192,9 @@ class Session:
             coming = f"{config.minutes:g} minutes, about {steps:,.0f} steps ({epochs:.1f} epochs)"
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
         size = "x".join(map(str, (self.data.channels, *config.size)))
+        splits = splits_in_words(config, self.heldout_count)
         print(
-            f"{config.dataset}: {len(self.batches):,} images of {size} train{_splits(config, self.heldout_count)}; "
+            f"{config.dataset}: {len(self.batches):,} images of {size} train{splits}; "
             f"network of {parameters:.2f} M parameters on {self.device}; writes {self.folder.path}\n{coming}",
             file=sys.stderr,
         )
@@ -279,12 +238,8 @@ class Session:
         request = self.writer.request(range(config.eval_images or 1000))
         found = self.measure(self.trainer.ema.model, self.trainer.diffusion, request)
         for name, value in found.items():
-            best = self.writer.best_score
             bar.write(f"epoch {epoch}: {name} {value:.4f}", file=sys.stderr)
-            if best is None or best["name"] != name or value < best["value"]:
-                self.writer.best_score = {"name": name, "value": value, "step": self.trainer.step}
-                if config.keep_best:
-                    self.writer.save(self.folder.best, self.elapsed())
+            self.writer.add_score(name, value, self.elapsed())
         return found
 
     def _after_epoch(self, before: int, epoch: int, bar: tqdm) -> None:
@@ -345,14 +300,6 @@ class Session:
             file=sys.stderr,
         )
         return 0
-
-
-def _splits(config: Config, heldout: int) -> str:
-    """Which parts of the set train and which are held out, in words."""
-    having = DATASETS[config.dataset].splits
-    parts = f" ({', '.join(config.splits)})" if config.splits else ""
-    rest = ", ".join(split for split in having if split not in config.splits)
-    return f"{parts}, {heldout:,} are held out{f' ({rest})' if rest else ''}" if heldout else f"{parts}, none held out"
 
 
 def _duration(seconds: float) -> str:

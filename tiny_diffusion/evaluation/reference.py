@@ -1,8 +1,10 @@
 """The real images that others are compared with: which, of which split, which are held out, and their features."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tiny_diffusion.config import Config
@@ -13,6 +15,7 @@ from tiny_diffusion.data.scans import Progress
 from tiny_diffusion.data.sources import open_dataset, open_for
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.distances import Moments
+from tiny_diffusion.evaluation.drawing import Drawing
 from tiny_diffusion.evaluation.features import Features
 from tiny_diffusion.evaluation.inputs import Pictures, read_pictures
 from tiny_diffusion.options import EvaluateOptions
@@ -48,12 +51,23 @@ def open_real(
     trained_on: Config | None,
     cache: Cache,
     progress: Progress,
+    device: torch.device,
 ) -> Real:
-    """--reference if it was given; otherwise the data set, as the model saw it where trained_on says how.
+    """--reference if it was given, drawn on the device if it is a model; otherwise the data set.
+
+    trained_on: how the model saw the data set, if it did.
 
     shape: of the images that will be compared.  Raises OptionError if these are of another, FileError.
     """
-    if options.reference is not None:
+    if options.reference is not None and options.reference.endswith(".pt"):
+        # From the next seed: the same noise would make the two sets of images alike.
+        asked = EvaluateOptions(
+            checkpoint=options.reference, num_images=options.num_images, seed=options.seed + 1, weights=options.weights
+        )
+        other = Drawing(asked, device)
+        drawn = other.draw(next(other.requests()))
+        real = Real(dataclasses.replace(drawn, name=options.reference), "reference model")
+    elif options.reference is not None:
         real = Real(read_pictures("reference", options.reference), "reference")
     elif trained_on is not None:
         data = open_for(trained_on, cache=cache, progress=progress)
