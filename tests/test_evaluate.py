@@ -11,7 +11,7 @@ from cli_helpers import TINY, call, contents
 
 from tiny_diffusion.checkpoint import load_checkpoint
 from tiny_diffusion.data.sources import open_dataset
-from tiny_diffusion.evaluation.evaluate import evaluate, memorised
+from tiny_diffusion.evaluation.evaluate import evaluate, floor_of, memorised, scores
 from tiny_diffusion.evaluation.features import make_features
 from tiny_diffusion.evaluation.inputs import Pictures, evenly, read_pictures
 from tiny_diffusion.evaluation.reference import Real, make_reference
@@ -38,11 +38,22 @@ def reference(digits, digits_heldout, features):
 
 
 @pytest.fixture
-def scored(reference, features):
+def judged(reference, features):
+    """judged(pictures) -> all that `evaluate` finds."""
+
+    def judge(drawn):
+        floor = floor_of(reference, features, len(drawn.images))
+        return evaluate(reference, drawn, features, floor, memorised(reference, drawn, floor))
+
+    return judge
+
+
+@pytest.fixture
+def scored(judged):
     """scored(images) -> (numbers, floor) by their short names."""
 
     def score(images, labels=None, class_names=()):
-        found = evaluate(reference, Pictures("given", images, labels, class_names), features)
+        found = judged(Pictures("given", images, labels, class_names))
         return tuple({name.split("[")[0]: v for name, v in found[part].items()} for part in ("metrics", "floor"))
 
     return score
@@ -100,15 +111,16 @@ def test_one_repeated_image_is_caught_by_recall(scored, digits_heldout):
     assert found["coverage"] < 0.1
 
 
-def test_copies_with_slight_noise_are_caught_as_memorised_and_held_out_images_are_not(reference, digits, scored):
+def test_copies_with_slight_noise_are_caught_as_memorised_and_held_out_images_are_not(reference, digits, features):
     generator = torch.Generator().manual_seed(0)
     indices = torch.arange(0, 1400, 7)
     slight = torch.randint(-2, 3, (200, *SHAPE), generator=generator)
     copies = (digits.images[indices].int() + slight).clamp(0, 255).to(torch.uint8)
-    close = memorised(reference, Pictures("copies", copies))
+    floor = floor_of(reference, features, 200)
+    close = memorised(reference, Pictures("copies", copies), floor)
     assert close.share == 1 and torch.equal(close.which, indices)
     assert close.distances.max() < 3  # grey levels
-    assert memorised(reference, reference.heldout).share < 0.05
+    assert memorised(reference, reference.heldout, floor).share < 0.05
 
 
 def test_the_order_of_images_does_not_change_their_scores(scored, digits_heldout):
@@ -123,8 +135,8 @@ def test_labels_count_only_where_they_mean_the_classifiers_classes(scored, digit
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 6])
-def test_a_few_images_are_scored_as_far_as_they_go(reference, features, digits_heldout, count):
-    found = evaluate(reference, Pictures("few", digits_heldout.images[:count]), features)
+def test_a_few_images_are_scored_as_far_as_they_go(judged, digits_heldout, count):
+    found = judged(Pictures("few", digits_heldout.images[:count]))
     named = {name.split("[")[0] for name in found["metrics"]}
     assert ("precision" in named) == (count >= 6)
     assert any("few for 64 features" in line for line in found["warnings"])
@@ -220,6 +232,25 @@ def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path):
         assert row in lines
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"evaluation.json", "nearest.png", "error_by_noise.png", "sweep.png"}
+
+
+def test_a_sweep_scores_each_way_of_drawing_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "tiny_diffusion.evaluation.evaluate.scores",
+        lambda reference, pictures, features: taken.append(pictures.name) or scores(reference, pictures, features),
+    )
+    argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--output", "out", "--sampler")
+    cli.works(*argv, "ddpm,ddim", "--steps", "2,3")
+    assert sorted(taken) == ["digits, held out", *["drawn"] * 4]
+    swept = report(tmp_path / "out")["results"]
+    alone = []
+    for sampler, steps in (("ddpm", 2), ("ddpm", 3), ("ddim", 2), ("ddim", 3)):
+        cli.works(*argv, sampler, "--steps", steps)
+        alone += report(tmp_path / "out")["results"]
+    for found in (*swept, *alone):
+        del found["seconds"]
+    assert swept == alone
 
 
 def test_the_likelihood_and_a_classifier_of_drawn_images_are_measured_on_held_out_ones(

@@ -14,7 +14,7 @@ from tiny_diffusion.errors import OptionError
 from tiny_diffusion.options import LARGEST_SIDE, SMALLEST_SIDE, not_one_of, problem, specs
 
 MOST_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
-OF_SOME_SETS = ("random_crop", "background", "cache_mb", "workers")  # options that only sets of image files take
+OF_SOME_SETS = tuple(dict.fromkeys(name for row in DATASETS.values() for name in row.takes))  # options not for all
 
 
 def refuse_betas(given: Mapping[str, object], schedule: str) -> None:

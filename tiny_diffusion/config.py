@@ -5,8 +5,7 @@ so that one which would be ignored can be refused.  The frozen Config is the JSO
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tiny_diffusion.checks import OF_SOME_SETS, check, check_values, refuse_ignored
@@ -16,6 +15,7 @@ from tiny_diffusion.core.timesteps import TIMESTEP_DISTRIBUTIONS
 from tiny_diffusion.core.weights import WEIGHTS
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.image_sizes import default_channel_mult, default_patch_size, default_shift, height_and_width, square
 from tiny_diffusion.options import (
     BACKGROUND_HELP,
     COLOUR,
@@ -36,7 +36,6 @@ OLDER = {
     "logsnr_shift": 0.0, "checkpoint_activations": False, "auto_batch": False, "eval_interval": None,
     "eval_images": None, "keep_best": False,
 }  # fmt: skip
-REFERENCE_SIDE = 32  # up to here the schedules are as their papers have them
 
 
 @dataclass(frozen=True)
@@ -226,8 +225,8 @@ def resolve(given: Mapping[str, object]) -> Config:
     fill("cache_mb", CACHE_MB if "cache_mb" in dataset.takes else None)
     fill("background", "white" if "background" in dataset.takes else None)
     fill("logsnr_shift", default_shift(size))
-    fill("patch_size", _patch_size(size))
-    fill("channel_mult", _channel_mult([side / values["patch_size"] for side in size]))
+    fill("patch_size", default_patch_size(size))
+    fill("channel_mult", default_channel_mult([side / values["patch_size"] for side in size]))
     fill("eval_images", 1000 if values["eval_interval"] else None)
     fill("time_emb_dim", 4 * values["base_channels"])
     fill("attention_levels", (max(0, len(values["channel_mult"]) - 1),))
@@ -270,38 +269,5 @@ def as_given(config: Config) -> dict[str, object]:
     return values
 
 
-def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Of an image_size, which is the side alone for square images."""
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def square(size: object) -> object:
-    """(64, 64) as 64: one image size, one value."""
-    return size[0] if isinstance(size, tuple) and len(size) == 2 and size[0] == size[1] else size
-
-
 def from_json(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
-
-
-def default_shift(size: tuple[int, int]) -> float:
-    """ln(32 / side): the same noise hides less of a larger image, whose pixels repeat each other.
-
-    Hoogeboom et al. (2023), eq. 4, have twice this, for pixels that repeat each other exactly; in minutes of training
-    at 64 pixels less was better (benchmarks/RESULTS.md).
-    """
-    side = math.sqrt(size[0] * size[1])
-    return math.log(REFERENCE_SIDE / side) if side > REFERENCE_SIDE else 0.0
-
-
-def _patch_size(size: tuple[int, int]) -> int:
-    """4 from 128 pixels on and 2 below, as far as they divide height and width."""
-    wanted = 4 if max(size) >= 128 else 2
-    return next(patch for patch in (wanted, 2, 1) if not any(side % patch or side // patch < 2 for side in size))
-
-
-def _channel_mult(sides: Sequence[float]) -> tuple[int, ...]:
-    """As many levels as bring the coarsest to about 8 pixels, where attention is cheap, and leave it at least 2."""
-    wanted = (1, 2) if max(sides) <= 16 else (1, 2, 2) if max(sides) <= 32 else (1, 2, 2, 2)
-    halvings = max(0, math.ceil(math.log2(min(sides))) - 1)
-    return wanted[: halvings + 1]

@@ -5,7 +5,7 @@ import dataclasses
 import textwrap
 from difflib import get_close_matches
 
-from tiny_diffusion.config import square
+from tiny_diffusion.image_sizes import square
 from tiny_diffusion.options import COLOUR, SIZE, Spec, problem, specs
 
 GROUPS = {

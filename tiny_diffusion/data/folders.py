@@ -143,14 +143,13 @@ def _walk(root: Path) -> tuple[list[tuple[str, tuple[int, int, int]]], int]:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
                         continue
-                    about = _stat(entry)
+                    about = status(entry)
                     if about is not None and stat.S_ISDIR(about.st_mode):
                         waiting.append((entry.path, f"{prefix}{entry.name}/", above | {here}))
                     elif not entry.name.lower().endswith(ENDINGS) or about and not stat.S_ISREG(about.st_mode):
                         others += 1
                     else:  # also a link to nothing: the scan will say so
-                        stats = (about.st_size, about.st_mtime_ns, about.st_ctime_ns) if about else NO_STATS
-                        found.append((prefix + entry.name, stats))
+                        found.append((prefix + entry.name, stats_of(about)))
     except OSError as error:
         raise FileError(f"--data_dir {root} cannot be read: {error.filename}: {error.strerror}.") from error
     return sorted(found, key=lambda file: [_natural(part) for part in file[0].split("/")]), others
@@ -161,8 +160,13 @@ def _identity(folder: str | Path) -> tuple[int, int]:
     return about.st_dev, about.st_ino
 
 
-def _stat(entry: os.DirEntry) -> os.stat_result | None:
-    """What the entry or the link leads to; None where that is nothing, or the link itself."""
+def stats_of(about: os.stat_result | None) -> tuple[int, int, int]:
+    """(size, mtime_ns, ctime_ns): what changes when a file does."""
+    return (about.st_size, about.st_mtime_ns, about.st_ctime_ns) if about else NO_STATS
+
+
+def status(entry: os.DirEntry | Path) -> os.stat_result | None:
+    """Of what the entry or the link leads to; None where that is nothing, or the link itself."""
     try:
         return entry.stat()
     except OSError:

@@ -10,7 +10,7 @@ import torch
 from tiny_diffusion.data.catalog import background_colour
 from tiny_diffusion.data.decode import Look, covering
 from tiny_diffusion.data.downloads import download
-from tiny_diffusion.data.folders import NO_STATS, ImageFiles, list_images
+from tiny_diffusion.data.folders import ImageFiles, list_images, stats_of, status
 from tiny_diffusion.data.image_set import ImageSet, Opening
 from tiny_diffusion.data.pictures import OnDisk, Ragged, decode_all
 from tiny_diffusion.data.scans import Scan, refuse_unreadable, report, scan
@@ -36,31 +36,22 @@ def flowers102(opening: Opening) -> ImageSet:
             ) from error
         names += [f"jpg/{Path(path).name}" for path in data._image_files]
         labels += data._labels
-    stats = [_stats(root / place / name) for name in names]
+    stats = [stats_of(status(root / place / name)) for name in names]
     files = ImageFiles(root / place, tuple(names), tuple(labels), opening.dataset.classes, tuple(stats))
     return open_files(opening, files)
-
-
-def _stats(path: Path) -> tuple[int, int, int]:
-    try:
-        about = path.stat()
-    except OSError:
-        return NO_STATS
-    return about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 def folder(opening: Opening) -> ImageSet:
     return open_files(opening, list_images(opening.folder, opening.splits, opening.heldout))
 
 
-def open_files(opening: Opening, files: ImageFiles) -> ImageSet:
-    """The images of these files, and a report of them."""
+def open_files(opening: Opening, files: ImageFiles, found: Scan | None = None) -> ImageSet:
+    """The images of these files, and a report of them.  found: what a look into them has shown, if there was one."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in a file that are no concern of who trains on it
     workers, cache = worker_count(opening.workers), opening.cache
     background, _ = background_colour(opening.background)
     if not len(files):
-        nothing = torch.empty((0, opening.channels or opening.dataset.channels, *opening.size), dtype=torch.uint8)
-        return ImageSet(nothing, torch.empty(0, dtype=torch.int64), files.class_names)
+        return ImageSet.empty(opening.channels or opening.dataset.channels, opening.size, files.class_names)
     if opening.heldout and opening.channels is not None:  # a few of them will be looked at
         look = Look(opening.size, opening.channels, background)
         return ImageSet(OnDisk(files, look, workers), _labels(files), files.class_names)
@@ -68,8 +59,8 @@ def open_files(opening: Opening, files: ImageFiles) -> ImageSet:
     size = 3 * opening.size[0] * opening.size[1] * len(files) * (1.5 if opening.random_crop else 1)
     whole = size <= opening.cache_bytes and cache.folder is not None
     signature = cache.key(files.signature(), opening.size, opening.random_crop, background)
-    remembered = cache.note(signature)
-    found = Scan.from_json(remembered) if remembered else None
+    if found is None and (remembered := cache.note(signature)):
+        found = Scan.from_json(remembered)
     if found is None or (whole and not found.content):
         found = scan(files, workers, whole=whole, background=background, progress=opening.progress)
     if opening.random_crop and all(covering(sides, opening.size) == opening.size for sides in found.sizes):

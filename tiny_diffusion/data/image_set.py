@@ -25,6 +25,12 @@ class ImageSet:
     class_names: tuple[str, ...]
     report: tuple[str, ...] = ()
 
+    @classmethod
+    def empty(cls, channels: int, size: tuple[int, int], class_names: tuple[str, ...]) -> "ImageSet":
+        """Of no images: what is held out of a set that trains whole.  size: height and width they would have."""
+        images = torch.empty((0, channels, *size), dtype=torch.uint8)
+        return cls(images, torch.empty(0, dtype=torch.int64), class_names)
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -8,8 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_files import flowers102, folder
 from tiny_diffusion.data.image_set import ImageSet, Opening
@@ -37,8 +35,7 @@ def open_dataset(
     splits = dataset.train if splits is None else tuple(splits)
     opening = Opening(dataset, splits, heldout, data_folder(data_dir), height_width, **options)
     if dataset.splits and not opening.parts:
-        nothing = torch.empty((0, dataset.channels, *height_width), dtype=torch.uint8)
-        return ImageSet(nothing, torch.empty(0, dtype=torch.int64), dataset.classes)
+        return ImageSet.empty(dataset.channels, height_width, dataset.classes)
     return OPENERS[dataset.format](opening)
 
 

@@ -5,7 +5,7 @@ score in the same place.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
@@ -28,9 +28,9 @@ NEIGHBOURS = 1000  # drawn images whose nearest training image is looked for
 ENOUGH = 10  # images a dimension, below which a Frechet distance is mostly bias
 
 
-def scores(reference: Reference, drawn: Pictures, features: Features, vectors: Tensor | None = None) -> dict:
+def scores(reference: Reference, drawn: Pictures, features: Features) -> dict[str, float]:
     """Every number of these images, by name.  Two images at least; fewer than FEWEST have no neighbourhoods."""
-    vectors = features.of(drawn.images) if vectors is None else vectors
+    vectors = features.of(drawn.images)
     n = len(vectors)
     distance = frechet_distance(reference.moments, Moments.of(vectors))
     real, some = evenly(reference.features, MOST_COMPARED), evenly(vectors, MOST_COMPARED)
@@ -52,6 +52,30 @@ def scores(reference: Reference, drawn: Pictures, features: Features, vectors: T
     return found
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What held-out real images score where drawn ones are scored; nothing where none are held out.
+
+    count: of images that the scores, by their short names, were taken of.  near: how near to a training image only 1 %
+    of the held-out ones come, root mean square in grey levels.
+    """
+
+    count: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    near: float | None = None
+
+
+def floor_of(reference: Reference, features: Features, n: int) -> Floor:
+    """For n drawn images, however they are drawn."""
+    if reference.heldout is None or len(reference.heldout.images) <= 10:
+        return Floor()
+    real, near = reference.heldout.evenly(n), None
+    if len(reference.heldout.images) >= 100:
+        usual, _ = _nearest_real(reference, evenly(reference.heldout.images, NEIGHBOURS))
+        near = float(usual.quantile(0.01))
+    return Floor(len(real.images), scores(reference, real, features), near)
+
+
 @dataclass(frozen=True, eq=False)
 class Memorised:
     """looked: indices of drawn images; distances: of each to the nearest training image, root mean square in grey
@@ -67,22 +91,19 @@ class Memorised:
     share: float | None
 
 
-def memorised(reference: Reference, drawn: Pictures) -> Memorised:
+def memorised(reference: Reference, drawn: Pictures, floor: Floor) -> Memorised:
     """How near the drawn images come to training images, pixel by pixel, against what held-out real ones do."""
-    real = reference.pictures.images.float().flatten(1)
-    scale = math.sqrt(real.shape[1])
-
-    def look(images: Tensor) -> tuple[Tensor, Tensor]:
-        distances, which = nearest(images.float().flatten(1), real, exact=False)
-        return distances / scale, which
-
     looked = spread(len(drawn.images), NEIGHBOURS)
-    distances, which = look(drawn.images[looked])
-    share = None
-    if reference.heldout is not None and len(reference.heldout.images) >= 100:
-        usual, _ = look(evenly(reference.heldout.images, NEIGHBOURS))
-        share = float((distances < usual.quantile(0.01)).double().mean())
+    distances, which = _nearest_real(reference, drawn.images[looked])
+    share = None if floor.near is None else float((distances < floor.near).double().mean())
     return Memorised(looked, distances, which, share)
+
+
+def _nearest_real(reference: Reference, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each image the distance to the nearest training image, root mean square in grey levels, and which that is."""
+    real = reference.pictures.images.float().flatten(1)
+    distances, which = nearest(images.float().flatten(1), real, exact=False)
+    return distances / math.sqrt(real.shape[1]), which
 
 
 def label(metric: str, features: Features, n: int, split: str) -> str:
@@ -90,11 +111,10 @@ def label(metric: str, features: Features, n: int, split: str) -> str:
     return f"{metric}[{features.name}, n={n}, {split}]"
 
 
-def evaluate(reference: Reference, drawn: Pictures, features: Features, close: Memorised | None = None) -> dict:
-    """Scores and floor under their full names, and what is to be warned of.  close: memorised(...), if it is known."""
+def evaluate(reference: Reference, drawn: Pictures, features: Features, floor: Floor, close: Memorised) -> dict:
+    """Scores and floor under their full names, and what is to be warned of.  close: memorised(...) of these images."""
     n, dimension = len(drawn.images), reference.features.shape[1]
     found = scores(reference, drawn, features)
-    close = close or memorised(reference, drawn)
     warnings = []
     if "precision" not in found:
         warnings.append(f"precision, recall, density and coverage need {FEWEST} images of each kind and are left out")
@@ -103,13 +123,8 @@ def evaluate(reference: Reference, drawn: Pictures, features: Features, close: M
             f"{n:,} images are few for {dimension:,} features: distances come out too large. Compare with the floor, "
             f"or take {ENOUGH * dimension:,}"
         )
-    floor, count = {}, 0
-    if reference.heldout is not None and len(reference.heldout.images) > 10:
-        real = reference.heldout.evenly(n)
-        count = len(real.images)
-        floor = scores(reference, real, features)
-        if count < n:
-            warnings.append(f"the floor is that of {count:,} images, all that are held out, not of {n:,}")
+    if 0 < floor.count < n:
+        warnings.append(f"the floor is that of {floor.count:,} images, all that are held out, not of {n:,}")
     metrics = {label(name, features, n, reference.split): value for name, value in found.items()}
     looked = f"[pixels, n={len(close.distances)}, {reference.split}]"
     metrics["nearest_training_image" + looked] = float(close.distances.median())
@@ -117,7 +132,7 @@ def evaluate(reference: Reference, drawn: Pictures, features: Features, close: M
         metrics["memorised_share" + looked] = close.share
     return {
         "metrics": metrics,
-        "floor": {label(name, features, count, reference.split): value for name, value in floor.items()},
+        "floor": {label(name, features, floor.count, reference.split): v for name, v in floor.scores.items()},
         "warnings": warnings,
     }
 

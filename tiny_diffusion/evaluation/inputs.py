@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.sources import open_dataset
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data.image_set import Opening
 from tiny_diffusion.errors import FileError, OptionError
 
 
@@ -60,9 +61,11 @@ def _npz(option: str, path: Path) -> Tensor:
     try:
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             if "arr_0" not in archive.files:
-                there = ", ".join(archive.files) or "nothing"
+                there = " ".join(", ".join(archive.files).split())[:100] or "nothing"
                 raise FileError(f"--{option} {path} has no array arr_0, but {there}. Save the images under that name.")
             array = archive["arr_0"]
+            if not isinstance(array, np.ndarray):
+                raise ValueError("a member without the header of an array, which numpy hands out as bytes")
     except FileError:
         raise
     except OSError as error:
@@ -85,6 +88,7 @@ def _npz(option: str, path: Path) -> Tensor:
 def _folder(option: str, path: Path) -> Tensor:
     """Images that are all of one size, as they are: nothing is scaled, which would change the score."""
     from tiny_diffusion.data.folders import list_images
+    from tiny_diffusion.data.image_files import open_files
     from tiny_diffusion.data.scans import named, scan
 
     try:
@@ -100,7 +104,8 @@ def _folder(option: str, path: Path) -> Tensor:
             f"--{option} {path} holds images of several sizes ({some}): scaling them would change the score. "
             "Scale them yourself, all in one way."
         )
-    data = open_dataset("folder", data_dir=str(path), size=next(iter(found.sizes)))
+    opening = Opening(DATASETS["folder"], (), heldout=False, folder=path, size=next(iter(found.sizes)))
+    data = open_files(opening, files, found)
     return data.take(np.arange(len(data)))
 
 
