@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tiny_diffusion.models.attention import attend
+
 
 class TimeEmbedding(nn.Module):
     """Real-valued times (B,), about 0 to 1000, -> vectors (B, width): sinusoids, then Linear-SiLU-Linear."""
@@ -63,13 +65,9 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([start_at_zero(nn.Linear(width, width))])  # a list, for diffusers' key to_out.0
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H*W, C)
-        q, k, v = (
-            to(pixels).unflatten(2, (-1, self.head_width)).transpose(1, 2)  # (B, heads, H*W, head_width)
-            for to in (self.to_q, self.to_k, self.to_v)
-        )
-        pixels = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, H*W, C)
-        return x + self.to_out[0](pixels).transpose(1, 2).unflatten(2, x.shape[2:])
+        normed = self.group_norm(x)
+        q, k, v = (each_pixel(to, normed) for to in (self.to_q, self.to_k, self.to_v))
+        return x + each_pixel(self.to_out[0], attend(q, k, v, self.head_width))
 
 
 class Downsample(nn.Module):
@@ -92,6 +90,12 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def each_pixel(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The linear map of each pixel's channels, (B, C, H, W) -> (B, D, H, W): as a 1x1 convolution, which CPUs compute
+    twice as fast as the matrix product that it is."""
+    return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
 
 
 def start_at_zero(layer: nn.Module) -> nn.Module:

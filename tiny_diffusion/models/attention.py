@@ -1,0 +1,71 @@
+"""Attention between the pixels of an image: softmax(q k^T / sqrt(d)) v.
+
+On a CPU torch's kernel is slow where heads are narrow: it writes products of tall, thin matrices in the order that is
+slowest for them.  There the same products are made with the long side last, a few heads at a time so that the square
+matrices stay in the cache: twice as fast for heads of 8 channels (benchmarks/RESULTS.md).  Elsewhere torch's is used.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NARROW = 16  # channels of a head, at most, for which this is the faster way
+SCORES_AT_ONCE = 300_000  # numbers, about a megabyte of float32: what a core's cache holds
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:
+    """q, k, v: (B, C, H, W), of which each `head_width` channels are a head.   Returns (B, C, H, W)."""
+    exact = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+    if exact and head_width <= NARROW and not torch.compiler.is_compiling():
+        return _Attend.apply(q, k, v, head_width)
+    heads = (x.flatten(2).unflatten(1, (-1, head_width)).mT for x in (q, k, v))  # (B, heads, H*W, head_width)
+    return F.scaled_dot_product_attention(*heads).mT.flatten(1, 2).unflatten(2, q.shape[2:])
+
+
+class _Attend(torch.autograd.Function):
+    """Keeps q, k and v, and computes the scores again, as Dao et al. (2022) do."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, head_width):
+        flat = [_heads(x, head_width) for x in (q * head_width**-0.5, k, v)]
+        ctx.save_for_backward(*flat)
+        ctx.image = q.shape
+        out = torch.empty_like(flat[2])
+        for rows, (q, k, v) in _parts(*flat):
+            torch.bmm(v, _scores(q, k).mT, out=out[rows])
+        return out.view(ctx.image)
+
+    @staticmethod
+    def backward(ctx, grad):
+        flat = ctx.saved_tensors
+        grad = _heads(grad, flat[0].shape[1])
+        d_q, d_k, d_v = (torch.empty_like(x) for x in flat)
+        for rows, (q, k, v, g) in _parts(*flat, grad):
+            scores = _scores(q, k)
+            torch.bmm(g, scores, out=d_v[rows])
+            d_logits = torch._softmax_backward_data(torch.bmm(g.mT, v), scores, -1, scores.dtype)
+            torch.bmm(k, d_logits.mT, out=d_q[rows])
+            torch.bmm(q, d_logits, out=d_k[rows])
+        d_q *= flat[0].shape[1] ** -0.5
+        return *(x.view(ctx.image) for x in (d_q, d_k, d_v)), None
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """(heads, d, N) twice -> (heads, N, N): how much each pixel looks at each."""
+    return torch.bmm(q.mT, k).softmax(-1)
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Neighbouring rows of all tensors, as many at a time as keep every core's cache filled."""
+    heads, _, pixels = tensors[0].shape
+    many = max(1, SCORES_AT_ONCE * torch.get_num_threads() // pixels**2)
+    for start in range(0, heads, many):
+        rows = slice(start, start + many)
+        yield rows, [tensor[rows] for tensor in tensors]
+
+
+def _heads(x: Tensor, head_width: int) -> Tensor:
+    """(B, C, H, W) in any memory format -> (B * heads, head_width, H * W), contiguous."""
+    return x.reshape(-1, head_width, x.shape[2] * x.shape[3]).contiguous()
