@@ -1,6 +1,7 @@
 """What every test starts from."""
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -105,3 +106,15 @@ def loud(tmp_path_factory):
 
     change_tensors(folder / "model_final.pt", folder / "model_final.pt", random)
     return folder / "model_final.pt"
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """Runs commands in processes of their own: see warm_process.WarmProcess."""
+    from warm_process import WarmProcess
+
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    process = WarmProcess(tmp_path_factory.mktemp("warm"))
+    yield process
+    process.close()

@@ -16,7 +16,11 @@ from cli_helpers import call, contents
 from tiny_diffusion.checkpoint import load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.cli import session
 from tiny_diffusion.cli.run_writer import RunWriter
+from tiny_diffusion.config import Config
+from tiny_diffusion.core.predictions import PREDICTIONS
+from tiny_diffusion.core.schedules import SCHEDULES
 from tiny_diffusion.data.batches import Batches
+from tiny_diffusion.options import specs
 from tiny_diffusion.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -161,6 +165,31 @@ def test_what_the_run_is_made_of_does_not_matter(words, train, folder, runs):
     assert train(*words, "--max_steps", 4).code == 0
     assert train("--resume", "--max_steps", 10).code == 0
     assert_same_run(folder, runs(*words, "--max_steps", 10))
+
+
+PAIRS = [
+    (schedule, prediction)
+    for schedule in SCHEDULES
+    for prediction in PREDICTIONS
+    if (schedule, prediction) != ("flow", "epsilon")  # which is refused
+]
+COMBINATIONS = [  # neighbouring options take their turns at different paces, so that all come together with all
+    ["--schedule", schedule, "--prediction", prediction, "--optimizer", ("muon", "adamw", "adam")[i % 3],
+     "--ema_decay", (0.999, 0.5, 0)[i // 2 % 3], "--accumulate", (1, 2, 5)[i // 3 % 3],
+     "--dropout", (0.2, 0)[i // 4 % 2], *(["--class_cond"] if i // 5 % 2 else []), "--max_steps", 10]
+    for i, (schedule, prediction) in enumerate(PAIRS)
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", COMBINATIONS, ids=lambda words: " ".join(map(str, words[1::2])))
+def test_nor_do_its_options_together_nor_when_it_was_stopped_and_saved(words, train, folder, runs):
+    """Stopped within an epoch; the second part saves at other times than the first."""
+    stop = (1, 4, 5, 7, 8, 9)[COMBINATIONS.index(words) % 6]
+    assert stop % STEPS_AN_EPOCH
+    assert train(*words[:-1], stop, "--save_interval", 2).code == 0
+    assert train("--resume", "--max_steps", 10, "--save_interval", 1).code == 0
+    assert_same_run(folder, runs(*words))
 
 
 FREE = ["--save_interval", 1, "--sample_interval", 2, "--num_samples", 2, "--keep_last", 1]
@@ -309,29 +338,91 @@ def test_a_folder_that_cannot_be_written_is_refused_by_name(cli, tmp_path):
     assert ended.code == 1 and f"--output_dir {tmp_path / 'file' / 'run'}" in ended.err.splitlines()[-1]
 
 
-CHANGED = {
-    "lr": (1e-3, "0.001", "0.002"),
-    "batch_size": (16, "16", "250"),
-    "seed": (1, "1", "0"),
-    "schedule": ("linear", "linear", "cosine"),
-    "prediction": ("x0", "x0", "v"),
-    "dropout": (0.5, "0.5", "0"),
-    "base_channels": (8, "8", "4"),
-    "channel_mult": ("1,2", "1,2", "1"),
-    "optimizer": ("adamw", "adamw", "muon"),
-    "ema_decay": (0.9, "0.9", "0.999"),
-    "accumulate": (2, "2", "1"),
-    "dataset": ("mnist", "mnist", "digits"),
+REFUSED = {  # another value as typed, and the run's own as it is printed; nothing is typed for a switch
+    "preset": ("tiny", "(not set)"),
+    "dataset": ("mnist", "digits"),
+    "splits": ("test", "train"),
+    "image_size": ("8x6", "4"),
+    "random_crop": (None, "False"),
+    "background": ("black", "(not set)"),
+    "hflip": (None, "False"),
+    "schedule": ("linear", "cosine"),
+    "timesteps": ("999", "1000"),
+    "beta_start": ("0.001", "(not set)"),
+    "beta_end": ("0.03", "(not set)"),
+    "logsnr_shift": ("1", "0"),
+    "prediction": ("x0", "v"),
+    "loss": ("l1", "mse"),
+    "loss_weight": ("min_snr", "uniform"),
+    "timestep_distribution": ("uniform", "edm"),
+    "base_channels": ("8", "4"),
+    "channel_mult": ("1,2", "1"),
+    "layers_per_block": ("2", "1"),
+    "time_emb_dim": ("8", "16"),
+    "attention_levels": ("none", "0"),
+    "attention_heads": ("1", "2"),
+    "patch_size": ("2", "1"),
+    "dropout": ("0.5", "0"),
+    "class_cond": (None, "False"),
+    "label_dropout": ("0.2", "0.1"),
+    "epochs": ("3", "2"),
+    "minutes": ("1", "(not set)"),
+    "batch_size": ("16", "250"),
+    "accumulate": ("2", "1"),
+    "lr": ("0.001", "0.002"),
+    "optimizer": ("adamw", "muon"),
+    "ema_decay": ("0.9", "0.999"),
+    "grad_clip": ("2", "1"),
+    "precision": ("bf16", "fp32"),
+    "seed": ("1", "0"),
 }
+TAKEN = {
+    "data_dir": ["--data_dir", "elsewhere"],
+    "checkpoint_activations": ["--checkpoint_activations"],
+    "max_steps": ["--max_steps", 100],
+    "auto_batch": ["--auto_batch"],
+    "device": ["--device", "cpu"],
+    "output_dir": [],  # in every test here
+    "sample_interval": ["--sample_interval", 2],
+    "num_samples": ["--num_samples", 3],
+    "save_interval": ["--save_interval", 1],
+    "keep_last": ["--save_interval", 1, "--keep_last", 1],
+}
+TAKEN_BY_OTHERS = {  # measured runs in test_evaluate.py, image files in test_cli_folder.py; compiling takes minutes
+    "eval_interval", "eval_images", "keep_best", "cache_mb", "workers", "compile",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHANGED)
+def test_of_every_option_it_is_known_whether_a_resumed_run_takes_it():
+    free = {name for name, spec in specs(Config).items() if spec.free}
+    assert set(REFUSED) == set(specs(Config)) - free
+    assert set(TAKEN) | TAKEN_BY_OTHERS == free
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_an_option_that_would_change_the_result_is_refused_with_both_values(name, cli, folder, runs):
     copy_run(runs("--max_steps", 4), folder)
-    before, (value, given, own) = snapshot(folder), CHANGED[name]
-    argv = ["train", "--resume", "--output_dir", folder, f"--{name}", value]
-    cli.refuses(2, argv, f"--{name} {given} differs from this run's {own}")
+    before, (value, own) = snapshot(folder), REFUSED[name]
+    words = [f"--{name}"] if value is None else [f"--{name}", value]
+    argv = ["train", "--resume", "--output_dir", folder, *words]
+    cli.refuses(2, argv, f"--{name} {value or 'True'} differs from this run's {own} ")
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("words", TAKEN.values(), ids=TAKEN)
+def test_an_option_that_does_not_change_the_result_is_taken(words, cli, folder, runs):
+    copy_run(runs("--max_steps", 4), folder)
+    cli.works("train", "--resume", "--output_dir", folder, *words)
+    assert_same_run(folder, runs())
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1] != "(not set)"])
+def test_an_option_with_the_runs_own_value_is_no_change(name, cli, folder, runs):
+    if REFUSED[name][0] is None or name in ("label_dropout", "random_crop"):
+        pytest.skip("it would be ignored, or has no way to say no")
+    copy_run(runs(), folder)
+    ended = cli.works("train", "--resume", "--output_dir", folder, f"--{name}", REFUSED[name][1])
+    assert "Nothing to do" in ended.err
 
 
 @pytest.mark.parametrize("name, value", [("epochs", 3), ("minutes", 1)])

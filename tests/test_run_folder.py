@@ -78,13 +78,19 @@ def test_files_lie_where_the_contract_says(tmp_path):
 
 def test_nothing_is_made_before_the_folder_is_opened(folder):
     assert not folder.holds_a_run() and folder.newest() is None
-    folder.prune(1)
     folder.clear()
     folder.flush()
     folder.close()
     assert not folder.path.exists()
     folder.open()
     assert folder.checkpoints.is_dir() and (folder.path / "samples").is_dir() and folder.log_path.read_text() == ""
+
+
+def test_the_file_of_a_lock_is_no_run_and_is_not_cleared(folder):
+    touch(folder, ".lock")
+    assert not folder.holds_a_run()
+    folder.clear()
+    assert files_of(folder.path) == {".lock"}
 
 
 WRITTEN = ["model_final.pt", "log.jsonl", "checkpoints/latest.pt", "checkpoints/model_epoch_005.pt"]
@@ -120,9 +126,12 @@ def test_clearing_deletes_what_a_run_writes_and_nothing_else(folder):
 
 
 def test_opening_sweeps_up_what_interrupted_saves_left(folder):
-    touch(folder, ".model_final.pt-12.part", "checkpoints/.latest.pt-7.part", "checkpoints/.mine", "mine.part")
+    touch(folder, ".model_final.pt-12.part", "checkpoints/.latest.pt-7.part", "checkpoints/.model_epoch_005.pt-7.part")
+    touch(folder, ".training_loss.png.12.tmp", "samples/.epoch_005.png.7.tmp", "log.jsonl.part")
+    others = "checkpoints/.mine", "mine.part", ".generated_samples.png.9.tmp", "samples/.mine.png.9.tmp"
+    touch(folder, *others)
     folder.open()
-    assert files_of(folder.path) == {"log.jsonl", "checkpoints/.mine", "mine.part"}
+    assert files_of(folder.path) == {"log.jsonl", *others}
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "file/a/run"])
@@ -287,12 +296,26 @@ def test_pruning_keeps_the_last_epochs(epochs, keep, folder):
     others = files_of(folder.path)
     for epoch in epochs:
         save(folder.epoch_checkpoint(epoch), epoch)
-    folder.prune(keep)
+    folder.prune(keep, folder.epoch_checkpoint(epochs[-1]))
     left = {f"checkpoints/{folder.epoch_checkpoint(epoch).name}" for epoch in epochs[-keep:]}
     assert files_of(folder.path) == others | left
 
 
 def test_without_a_number_nothing_is_pruned(folder):
     touch(folder, *WRITTEN)
-    folder.prune(None)
+    folder.prune(None, folder.epoch_checkpoint(5))
     assert files_of(folder.path) == set(WRITTEN)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_pruning_never_deletes_the_last_good_one_for_later_ones_that_are_damaged(keep, folder):
+    """A run goes back to the newest readable checkpoint, and saves; beyond it still lie those that it passed over."""
+    for epoch in range(1, 7):
+        save(folder.epoch_checkpoint(epoch), epoch)
+    damage(folder.epoch_checkpoint(5))
+    damage(folder.epoch_checkpoint(6))
+    save(folder.epoch_checkpoint(4), 4)
+    folder.prune(keep, folder.epoch_checkpoint(4))
+    assert folder.newest()[0] == folder.epoch_checkpoint(4)
+    kept = {path.name for path in folder.checkpoints.iterdir()}
+    assert kept == {folder.epoch_checkpoint(epoch).name for epoch in range(max(1, 5 - keep), 7)}

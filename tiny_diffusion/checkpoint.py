@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError, OptionError
 
 FORMAT = 1
+LONGEST_REASON = 300  # characters: a file may hold names and values of any length
 KEYS = {
     "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names",
     "image_size",    "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
@@ -83,7 +85,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FileError(f"{path} {what}. Train one first: python train.py --dataset digits --output_dir outputs/digits")
     try:
         _check_zip(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a strange pickle has in it: it is refused or is none
+            content = torch.load(path, map_location="cpu", weights_only=True)
         about, tensors = _unpack(content)
         whole = about["sha256"] == _digest(about, tensors)
     except FileError:
@@ -96,13 +100,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     except Exception as error:  # whatever a hostile file makes the readers raise; weights_only keeps it from running
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason[:160]}).") from error
+        reason = reason[:LONGEST_REASON]
+        raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason}).") from error
     if not whole:
         raise FileError(f"{path} is damaged: its contents do not match its sha256. Use another checkpoint of the run.")
     try:
         config = Config.from_dict(about["config"])
     except (OptionError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} holds a configuration that this version cannot use: {error}") from error
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise FileError(f"{path} holds a configuration that this version cannot use: {reason}") from error
     if impossible := _impossible(about, config):
         raise FileError(f"{path} is not a checkpoint of this program: its {impossible[0]} cannot be.")
     return Checkpoint(about, tensors)

@@ -60,14 +60,17 @@ class RunFolder:
         try:
             for folder in (self.path, self.checkpoints, self.path / "samples"):
                 folder.mkdir(parents=True, exist_ok=True)
-            for stale in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
+            for stale in self._half_written():
                 stale.unlink(missing_ok=True)
             kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
             self._losses = [(line["step"], _number(line.get("loss"))) for line in kept]
             self._scores = [score for line in kept for score in _scores(line)]
             partial = self.log_path.with_suffix(".jsonl.part")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(partial, self.log_path)
+            try:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                os.replace(partial, self.log_path)
+            finally:
+                partial.unlink(missing_ok=True)
             self._log = open(self.log_path, "a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise FileError(
@@ -127,11 +130,26 @@ class RunFolder:
             raise failures[0]
         return max(found, key=lambda pair: pair[1].about["step"], default=None)
 
-    def prune(self, keep: int | None) -> None:
-        """Deletes all but the last `keep` numbered checkpoints; None keeps all."""
+    def prune(self, keep: int | None, newest: Path) -> None:
+        """Deletes all but the last `keep` numbered checkpoints up to this one, which has just been saved.
+
+        None keeps all.  Later ones are what a run that went back has passed over, damaged perhaps: they do not count.
+        """
         if keep is not None:
-            for path in self._numbered()[:-keep]:
+            numbered = self._numbered()
+            for path in numbered[: max(0, numbered.index(newest) + 1 - keep)]:
                 path.unlink(missing_ok=True)
+
+    def _half_written(self) -> list[Path]:
+        """What a kill has left of this run's files; `sample` may be writing others here at this moment."""
+        pictures = (self.path / "samples").glob(".epoch_*.png.*.tmp")
+        models = self.path.glob(f".{self.final.name}-*.part")
+        return [
+            *models,
+            *self.checkpoints.glob(".*.pt-*.part"),
+            *self.path.glob(f".{self.loss_plot.name}.*.tmp"),
+            *pictures,
+        ]
 
     def _numbered(self) -> list[Path]:
         """The checkpoints of epochs in their order: 1000 after 999."""

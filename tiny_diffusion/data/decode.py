@@ -4,6 +4,8 @@ Knows files and Pillow, not folders or classes.  A file that cannot be read, for
 """
 
 import io
+import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,6 +66,9 @@ def _opened(content: bytes | Path, work):
     """work(image).  Raises UnreadableImage, and FileNotFoundError where there is no file any more."""
     from PIL import Image
 
+    # What is wrong with a file is in the error, or does not matter: no warnings and no log lines between ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
             if image.size[0] * image.size[1] > MOST_PIXELS:
@@ -170,7 +175,8 @@ def _plain(image: "Image", look: Look) -> "Image":
 def _eight_bits(values: np.ndarray) -> np.ndarray:
     """16-bit, 32-bit and float greys as uint8: by what 16 bits can hold, or by what is there if that is another."""
     floats = values.dtype.kind == "f"
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    with np.errstate(invalid="ignore"):  # of signalling NaNs, which damaged files hold
+        values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     top = values.max(initial=0)
     white = next((white for white in ((1, 255, 65535) if floats else (65535,)) if top <= white), top)
     return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)

@@ -1,0 +1,166 @@
+"""Runs that are killed, at any moment: what was saved is whole, and going on from it ends where the others end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from warm_process import ONE_THREAD
+
+from tiny_diffusion.checkpoint import load_checkpoint
+from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.run_lock import NAME
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--dataset", "digits", "--image_size", 4, "--base_channels", 4, "--channel_mult", 1, "--num_samples", 1]
+RUN = ["train", *SMALL, "--attention_levels", "none", "--timesteps", 5, "--dropout", 0.1, "--device", "cpu"]
+RUN += ["--batch_size", 500, "--epochs", 3, "--sample_interval", 1, "--save_interval", 1, "--keep_last", 1]  # 9 steps
+OFTEN = (("no_plots",), ("save_every_step",))
+
+
+def log_of(folder):
+    """The whole lines of the log, without what depends on the clock."""
+    lines = []
+    for text in (folder / "log.jsonl").read_text().splitlines(keepends=True) if (folder / "log.jsonl").exists() else ():
+        if text.endswith("\n"):
+            lines.append({key: value for key, value in json.loads(text).items() if key != "images_per_second"})
+    return lines
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_ended_as(folder, whole):
+    """The same tensors bit for bit, the same log, the same files: nothing half-written is left."""
+    got, wanted = (load_checkpoint(each / "model_final.pt") for each in (folder, whole))
+    assert got.tensors.keys() == wanted.tensors.keys()
+    assert not [name for name in wanted.tensors if not torch.equal(got.tensors[name], wanted.tensors[name])]
+    assert all(got.about[key] == wanted.about[key] for key in ("step", "finished", "loss_history"))
+    assert log_of(folder) == log_of(whole)
+    assert files_in(folder) == files_in(whole)
+
+
+def assert_little_is_lost(folder):
+    """Every checkpoint is whole, and the newest is at most one logged step behind.  Returns whether there is one."""
+    for path in folder.rglob("[!.]*.pt"):
+        load_checkpoint(path)
+    newest, logged = RunFolder(folder).newest(), len(log_of(folder))
+    assert (newest[1].about["step"] if newest else 0) >= logged - 1
+    return newest is not None
+
+
+def ends_as(whole, folder, warm):
+    """Goes on to the end, or begins again where nothing had been saved."""
+    way = "--resume" if assert_little_is_lost(folder) else "--overwrite"
+    code, said = warm.run(*RUN, way, "--output_dir", folder, faults=OFTEN)
+    assert code == 0, said
+    assert_ended_as(folder, whole)
+    got, wanted = (load_checkpoint(each / "model_final.pt").about for each in (folder, whole))
+    assert got["heldout_history"] == wanted["heldout_history"]
+
+
+@pytest.fixture(scope="module")
+def whole(warm, tmp_path_factory):
+    """The folder of a run that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, said = warm.run(*RUN, "--output_dir", folder, faults=OFTEN)
+    assert code == 0, said
+    return folder
+
+
+def kill_after(lines, seconds, running, folder, warm):
+    """So long after the log has so many lines: time by itself would mean little on a busy machine.  Its exit code."""
+    log = folder / "log.jsonl"
+    try:
+        for _ in range(30_000):
+            logged = log.read_bytes().count(b"\n") if log.exists() else 0
+            if logged >= lines or any(end in running.said() for end in ("finished after", "error")):
+                break
+            time.sleep(0.002)
+        time.sleep(seconds)
+    finally:
+        code = warm.kill(running)
+    return code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(50))
+def test_a_run_that_is_killed_at_any_time_goes_on_to_the_same_end(number, whole, warm, tmp_path):
+    """On a slow disk most of the time is spent in saves, so that most of those kills fall into one."""
+    random = np.random.default_rng(number)
+    disk = (("slow_disk", 0.01),) if number % 2 else ()
+    running = warm.start(*RUN, "--output_dir", tmp_path / "run", faults=(*OFTEN, *disk))
+    kill_after(random.integers(0, 10), random.uniform(0, 0.1), running, tmp_path / "run", warm)
+    ends_as(whole, tmp_path / "run", warm)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_the_same(whole, warm, tmp_path):
+    """It gets a little further each time."""
+    random, folder, faults = np.random.default_rng(1), tmp_path / "run", (*OFTEN, ("slow_disk", 0.005))
+    kills = 0
+    for lines in (1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 99):
+        way = "--resume" if assert_little_is_lost(folder) else "--overwrite"
+        running = warm.start(*RUN, way, "--output_dir", folder, faults=faults)
+        kills += kill_after(lines, random.uniform(0, 0.03), running, folder, warm) == -signal.SIGKILL
+    assert kills >= 5
+    assert_ended_as(folder, whole)
+
+
+MOMENTS = 100  # in the life of such a run; a run that is not killed, because it had fewer, fails the test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(1, MOMENTS, 4))
+def test_a_run_that_is_killed_at_any_step_of_a_save_goes_on_to_the_same_end(moment, whole, warm, tmp_path):
+    """Half-written, written and not on the disk, on the disk and not renamed, renamed, before and after a deletion."""
+    folder = tmp_path / "run"
+    code, said = warm.run(*RUN, "--output_dir", folder, faults=(*OFTEN, ("killed_at", moment)))
+    assert code == -signal.SIGKILL, said[-300:]
+    ends_as(whole, folder, warm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(1, 12, 2))
+def test_a_run_that_is_killed_while_it_deletes_an_earlier_one_deletes_it_the_next_time(moment, warm, tmp_path):
+    folder = tmp_path / "run"
+    short = [*RUN, "--max_steps", 4, "--output_dir", folder]
+    assert warm.run(*short, faults=OFTEN)[0] == 0
+    (folder / "notes.txt").write_text("mine")
+    code, said = warm.run(*short, "--overwrite", faults=(*OFTEN, ("killed_at", moment)))
+    assert code == -signal.SIGKILL, said[-300:]
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert warm.run(*short, "--overwrite", faults=OFTEN)[0] == 0
+    assert load_checkpoint(folder / "model_final.pt").about["step"] == 4 and len(log_of(folder)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", ["checkpoints/model_epoch_001.pt", "samples/epoch_002.png", "model_final.pt"])
+def test_a_command_as_typed_that_is_killed_goes_on_to_the_same_end(sign, warm, tmp_path):
+    """A process of its own, with plots, killed as soon as a certain file is there."""
+    command = [sys.executable, ROOT / "train.py", *map(str, RUN[1:]), "--output_dir"]
+    options = {"env": {**os.environ, **ONE_THREAD}, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, tmp_path / "run"], **options)
+    try:
+        for _ in range(12_000):
+            if (tmp_path / "run" / sign).exists() or process.poll() is not None:
+                break
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "run" / sign).exists()
+    assert subprocess.run([*command, tmp_path / "run", "--resume"], **options).returncode == 0
+    code, said = warm.run(*RUN, "--output_dir", tmp_path / "whole")
+    assert code == 0, said
+    if sign == "model_final.pt":  # killed after its end, before it had tidied up
+        assert {NAME, "checkpoints/latest.pt"} >= files_in(tmp_path / "run") - files_in(tmp_path / "whole")
+    else:
+        assert_ended_as(tmp_path / "run", tmp_path / "whole")

@@ -1,0 +1,146 @@
+"""One run a folder: a lock that the operating system lets go of when its process ends, however it ends.
+
+The locked file names the process that holds it, for people to read.  Whether it is held, the system alone knows: a
+file that a killed process has left behind keeps nobody out.
+"""
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tiny_diffusion.errors import FileError, OptionError
+
+NAME = ".lock"
+HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+NOT_THERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # on this file system
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+FAR = 1 << 30  # bytes: Windows locks a part of the file, which no other process can read then; this one is behind it
+MOST_TRIES = 100
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other run out of this folder while the block lasts.  Raises OptionError if one is in there.
+
+    A folder that is missing is made, and goes again if the block leaves it empty.  Where nothing can be written there
+    is nothing to lock, and whoever writes there will be told; where the file system has no locks, a line says so.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    path, number = folder / NAME, None
+    try:
+        number = _acquire(folder)
+        yield
+    finally:
+        if number is not None:
+            _release(path, number)
+        for empty in made:
+            with suppress(OSError):
+                empty.rmdir()
+
+
+def _acquire(folder: Path) -> int | None:
+    """The locked file's number, or None where there can be none."""
+    path = folder / NAME
+    try:
+        for _ in range(MOST_TRIES):  # the run that has just ended may have taken away the file, or the folder
+            with suppress(FileNotFoundError):
+                folder.mkdir(parents=True, exist_ok=True)
+                return _take(path)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    except BlockingIOError as error:
+        raise OptionError(
+            f"--output_dir {folder} is being written by another run{_holder(path)}. "
+            "Wait until it ends, stop it, or name another folder."
+        ) from error
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            return None
+        if error.errno in NOT_THERE:
+            print(f"{folder}: no locks on this file system; start no second run there", file=sys.stderr)
+            path.unlink(missing_ok=True)
+            return None
+        raise FileError(
+            f"--output_dir {folder} cannot be written: {error.strerror or error}. Name another folder."
+        ) from error
+
+
+def _take(path: Path) -> int:
+    """Raises BlockingIOError if another process holds it, FileNotFoundError if one takes it away meanwhile."""
+    number = _open(path)
+    try:
+        _lock(number)
+        if not _is_at(path, number):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with suppress(OSError):  # a full disk, or another user's file: the lock is held all the same
+            os.ftruncate(number, 0)
+            os.lseek(number, 0, os.SEEK_SET)
+            os.write(number, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        return number
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def _release(path: Path, number: int) -> None:
+    """The name goes before the lock, lest another process locks a file that is about to go.
+
+    Windows deletes no open file, and so does not mind the other order.
+    """
+    if os.name == "nt":
+        os.close(number)
+    with suppress(OSError):
+        if os.name == "nt" or _is_at(path, number):
+            path.unlink()
+    if os.name != "nt":
+        os.close(number)
+
+
+def _open(path: Path) -> int:
+    how = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | how, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | how)  # of another user, with whom the folder is shared
+
+
+def _lock(number: int) -> None:
+    """Raises BlockingIOError if another process has it, and OSError with one of NOT_THERE where there are no locks."""
+    try:
+        try:
+            import fcntl
+        except ImportError:
+            import msvcrt
+
+            os.lseek(number, FAR, os.SEEK_SET)
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        raise
+
+
+def _is_at(path: Path, number: int) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(number))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(path: Path) -> str:
+    """The process that a locked file names, in brackets, or nothing."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            process, _, host = file.read(300).strip().partition(" ")
+    except OSError:
+        return ""
+    elsewhere = f" on {host}" if host.isprintable() and host not in ("", socket.gethostname()) else ""
+    return f" (process {process}{elsewhere})" if process.isdecimal() and len(process) < 20 else ""
