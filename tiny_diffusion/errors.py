@@ -17,3 +17,9 @@ class DivergenceError(ArithmeticError):
     """Training that has produced nothing but non-finite steps."""
 
     exit_code = 1
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the same run has ended, or can no longer be reached."""
+
+    exit_code = 1

@@ -1,10 +1,10 @@
 """From a model and a request to images: the one place that every command, and Python, draws through.
 
-Image i of a seed starts from its own stream, so it is the same picture alone and in any batch.
+Image i of a seed starts from its own stream, so it is the same picture alone, in any batch and in any process.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tiny_diffusion.core.grids import make_levels
 from tiny_diffusion.core.samplers import SAMPLERS, Step
 from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.distributed import ALONE, World
 from tiny_diffusion.randomness import stream
 
 
@@ -22,7 +23,7 @@ class Request:
     """What to draw and how.
 
     indices: which images of the seed.   classes: the labels they take in turn; empty for an unconditional model.
-    eta: for ddim only.   clip: hold estimates of x_0 in [-1, 1].   batch_size: images drawn together.
+    eta: for ddim only.   clip: hold estimates of x_0 in [-1, 1].   batch_size: images drawn together, by each process.
     """
 
     indices: Sequence[int]
@@ -36,10 +37,16 @@ class Request:
     clip: bool = True
     batch_size: int = 64
 
-    def batches(self) -> Iterator["Request"]:
-        """The same request, a batch at a time."""
-        for start in range(0, len(self.indices), self.batch_size):
-            yield replace(self, indices=self.indices[start : start + self.batch_size])
+    def batches(self, world: World = ALONE) -> Iterator["Request"]:
+        """The same request, as much at a time as all processes draw together."""
+        together = self.batch_size * world.size
+        for start in range(0, len(self.indices), together):
+            yield replace(self, indices=self.indices[start : start + together])
+
+    def share(self, world: World) -> "Request":
+        """What of it this process draws.  Where there is nothing left, the first image: `World.gather` drops it."""
+        share = self.indices[world.share(len(self.indices))]
+        return replace(self, indices=share if len(share) else self.indices[:1])
 
     def labels(self) -> list[int] | None:
         """The label of each image; None for an unconditional model.  Image i's does not depend on its neighbours."""
@@ -48,6 +55,35 @@ class Request:
     def evaluations(self) -> int:
         """Calls of the network for each batch."""
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
+
+
+def request_like(
+    usual: Mapping[str, object],
+    timesteps: int,
+    indices: Sequence[int],
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    guidance: float | None = None,
+    **more,
+) -> Request:
+    """A checkpoint's own way of sampling, with what was asked for instead; another sampler brings its own grid.
+
+    usual: the checkpoint's "sampling".  timesteps: T of its process.  more: what else a Request says.
+    """
+    sampler = sampler or usual["sampler"]
+    other = sampler != usual["sampler"]
+    return Request(
+        indices=indices,
+        sampler=sampler,
+        # A random process needs all of its steps; the others are made for few.
+        steps=steps or (timesteps if other and SAMPLERS[sampler].draws else usual["steps"]),
+        grid=grid or (SAMPLERS[sampler].grid if other else usual["grid"]),
+        guidance=usual["guidance"] if guidance is None else guidance,
+        clip=usual["clip"],
+        **more,
+    )
 
 
 def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int]) -> Iterator[Step]:
@@ -75,10 +111,15 @@ def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: t
     yield from sampler.run(denoise, noise, levels, **options)
 
 
-def sample(model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int]) -> Tensor:
-    """The images alone, all batches together: (N, C, H, W) float32 on the CPU, about in [-1, 1]."""
+def sample(
+    model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int], world: World = ALONE
+) -> Tensor:
+    """The images alone, all batches together: (N, C, H, W) float32 on the CPU, about in [-1, 1].
+
+    The processes of the world share the work, and each has all images.
+    """
     drawn = []
-    for batch in request.batches():
-        last = deque(denoising(model, diffusion, batch, shape), maxlen=1).pop()
-        drawn.append(last.x.cpu())
+    for batch in request.batches(world):
+        last = deque(denoising(model, diffusion, batch.share(world), shape), maxlen=1).pop()
+        drawn.append(world.gather(last.x, len(batch.indices)))
     return torch.cat(drawn)

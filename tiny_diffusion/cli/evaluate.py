@@ -33,13 +33,17 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.data.cache import Cache, cache_folder
     from tiny_diffusion.distributed import make_world
     from tiny_diffusion.evaluation.drawing import Drawing
-    from tiny_diffusion.evaluation.evaluate import evaluate, memorised, train_on_synthetic
+    from tiny_diffusion.evaluation.evaluate import evaluate, floor_of, memorised, train_on_synthetic
     from tiny_diffusion.evaluation.features import default_features, make_features
     from tiny_diffusion.evaluation.inputs import read_pictures
     from tiny_diffusion.evaluation.reference import make_reference, open_real
 
-    device = make_world(options.device, dict(os.environ)).device
-    model = Drawing(options, device) if options.checkpoint else None
+    world = make_world(options.device, os.environ)
+    device, model = world.device, Drawing(options, world) if options.checkpoint else None
+    if not world.first:  # the others help to draw
+        for request in model.requests() if model else []:
+            model.draw(request)
+        return 0
     images = None if model else read_pictures("images", options.images).evenly(options.num_images)
     if images is not None and len(images.images) < 2:
         raise OptionError(f"--images {options.images} holds one image, which has no spread. Name a larger set.")
@@ -58,12 +62,13 @@ def run(argv: list[str], program: str, started: float) -> int:
         f"reference: {real.pictures.name}, {real.split}, {len(real.pictures.images):,} images; "
         f"features {_named(features)}"
     )
+    floor = floor_of(reference, features, options.num_images if model else len(images.images))
     results = []
     for request in model.requests() if model else [None]:
         drawn = _draw(model, request) if model else images
         begun = time.monotonic()
-        close = memorised(reference, drawn)
-        found = evaluate(reference, drawn, features, close)
+        close = memorised(reference, drawn, floor)
+        found = evaluate(reference, drawn, features, floor, close)
         if options.train_on_synthetic:
             found["metrics"] |= train_on_synthetic(drawn, real.heldout, options.seed)
         about = model.protocol(request) if model else {"images": options.images, "images_sha256": images.sha256()}

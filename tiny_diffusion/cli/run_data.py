@@ -4,7 +4,6 @@ import os
 import sys
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.sources import open_for
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.evaluation.inputs import spread
 from tiny_diffusion.run_folder import RunFolder
 
 MEASURED_IMAGES = 256
@@ -42,16 +42,17 @@ def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> Ru
     heldout = open_for(config, heldout=True, channels=data.channels)
     # Without any, the same is measured on images that train: it tells of divergence, not of generality.
     source = heldout if len(heldout) else data
-    chosen = np.linspace(0, len(source) - 1, min(MEASURED_IMAGES, len(source))).round().astype(np.int64)
-    labels = source.labels[torch.from_numpy(chosen)].to(device)
-    measured = to_float(source.take(chosen).to(device)), labels
+    chosen = spread(len(source), MEASURED_IMAGES)
+    measured = to_float(source.take(chosen.numpy()).to(device)), source.labels[chosen].to(device)
     for line in data.report:
         print(line, file=sys.stderr)
     return RunData(data, measured, len(heldout))
 
 
-def check_memory(config: Config, device: torch.device) -> None:
-    """Refuses what would have this computer swap, or kill the process, rather than say no."""
+def check_device(config: Config, device: torch.device) -> None:
+    """Refuses what this device cannot do, and what would have it swap, or kill the process, rather than say no."""
+    if config.precision == "fp16" and device.type != "cuda":
+        raise OptionError(f"--precision fp16 needs a CUDA device, and this run is on {device.type}. Use bf16 or fp32.")
     dataset = DATASETS[config.dataset]
     with torch.device("meta"):
         model = make_model(config, dataset.channels, len(dataset.classes))

@@ -1,6 +1,6 @@
 """What a training run leaves behind: log lines, sample pictures, the loss plot, checkpoints.
 
-It is told when; `cli.session` decides when.
+It is told when; `cli.session` decides when.  Of several processes all are told, and the first one writes.
 """
 
 import math
@@ -29,12 +29,17 @@ class RunWriter:
     """Writes one run's folder.  heldout_history: [step, loss] pairs, the plot's second curve."""
 
     def __init__(self, config: Config, folder: RunFolder, trainer: Trainer, data: ImageSet):
-        self.config, self.folder, self.trainer = config, folder, trainer
+        self.config, self.folder, self.trainer, self.world = config, folder, trainer, trainer.world
         self.class_names, self.channels = data.class_names, data.channels
         self.heldout_history: list[list[float]] = []
         self.best_score: dict | None = None
         self.last_save = time.monotonic()
         self.loss = self.speed = math.nan  # averages over about the last 50 and 10 steps
+
+    def begin(self) -> None:
+        """Opens the folder, from the trainer's step on."""
+        if self.world.first:
+            self.folder.open(self.trainer.step)
 
     def write_report(self, report: StepReport, measured: dict[str, float]) -> int:
         """One line of the log; here the device is waited for.  Returns how many steps in a row were not finite.
@@ -42,15 +47,16 @@ class RunWriter:
         measured: what was measured after this step, by its full name.
         """
         loss, norm = float(report.loss), float(report.grad_norm)
-        self.folder.log(
-            step=report.step,
-            epoch=round(report.epoch, 4),
-            loss=loss,
-            grad_norm=norm,
-            lr=report.lr,
-            images_per_second=round(report.images_per_second, 1),
-            **measured,
-        )
+        if self.world.first:
+            self.folder.log(
+                step=report.step,
+                epoch=round(report.epoch, 4),
+                loss=loss,
+                grad_norm=norm,
+                lr=report.lr,
+                images_per_second=round(report.images_per_second, 1),
+                **measured,
+            )
         self.loss = _average(self.loss, loss, 0.02)
         self.speed = _average(self.speed, report.images_per_second, 0.1)
         return int(report.skipped)
@@ -73,7 +79,9 @@ class RunWriter:
         path = self.folder.sample_picture(epoch)
         request = self.request(range(self.config.num_samples))
         shape = (self.channels, *self.config.size)
-        images = sample(self.trainer.ema.model, Diffusion.of(self.config), request, shape)
+        images = sample(self.trainer.ema.model, Diffusion.of(self.config), request, shape, self.world)
+        if not self.world.first:
+            return path
         if torch.isfinite(images).all():
             captions = [self.class_names[label] for label in request.labels()] if self.config.class_cond else None
             save_png(path, grid(to_uint8(images.numpy()), captions=captions))
@@ -90,6 +98,8 @@ class RunWriter:
     def plot_losses(self) -> None:
         from tiny_diffusion.visuals.figures import save_loss_curve
 
+        if not self.world.first:
+            return
         steps, losses = self.folder.losses()
         heldout = list(zip(*self.heldout_history, strict=True)) or [(), ()]
         title = f"{self.config.dataset}: {self.config.prediction}-prediction, {self.config.schedule} schedule"
@@ -101,6 +111,8 @@ class RunWriter:
     def save(self, path: Path, elapsed: float, finished: bool = False) -> bool:
         """Writes a checkpoint.  False, with a line, if the weights are not finite; every earlier one is left alone."""
         self.last_save = time.monotonic()
+        if not self.world.first:
+            return True
         self.folder.flush()
         try:
             save_checkpoint(path, self._about(elapsed, finished), self.trainer.tensors())
@@ -113,6 +125,19 @@ class RunWriter:
             # torch's zip writer stumbles over a full disk once more while closing, and hides it behind that.
             raise FileError(f"{path} cannot be written: {error.__context__.strerror}.") from error
         return True
+
+    def save_epoch(self, epoch: int, elapsed: float) -> None:
+        """A numbered checkpoint; with --keep_last the oldest goes."""
+        path = self.folder.epoch_checkpoint(epoch)
+        if self.save(path, elapsed) and self.world.first:
+            self.folder.prune(self.config.keep_last, path)
+
+    def save_final(self, elapsed: float, finished: bool) -> bool:
+        """The last checkpoint, after which the rolling one is of no use.  False as in `save`."""
+        saved = self.save(self.folder.final, elapsed, finished)
+        if saved and self.world.first:
+            self.folder.latest.unlink(missing_ok=True)
+        return saved
 
     def _about(self, elapsed: float, finished: bool) -> dict:
         steps, losses = self.folder.losses()

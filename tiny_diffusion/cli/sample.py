@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable, run_of
-from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.options import SampleOptions, listed, not_one_of
 
@@ -38,12 +37,14 @@ def run(argv: list[str], program: str, started: float) -> int:
 
     checkpoint = load_checkpoint(options.checkpoint)
     request = _request(options, checkpoint, indices)
-    device = make_world(options.device, dict(os.environ)).device
-    model = place(load_model(checkpoint, options.weights), device)
+    world = make_world(options.device, os.environ)
+    model = place(load_model(checkpoint, options.weights), world.device)
     output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
     check_writable("output", output, folder=not ending)
     animated = options.show_intermediate or ending == ".gif"
-    images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, animated)
+    images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, animated, world)
+    if not world.first:
+        return 0
     _warn_if_constant(images)
     captions = [checkpoint.about["class_names"][label] for label in request.labels()] if request.classes else None
     try:
@@ -93,17 +94,15 @@ def _output(text: str | None) -> tuple[Path | None, str]:
 
 def _request(options: SampleOptions, checkpoint, indices):
     """The checkpoint's own way of sampling, with what was asked for instead."""
-    from tiny_diffusion.sampling import Request
+    from tiny_diffusion.sampling import request_like
 
-    default, config = checkpoint.about["sampling"], checkpoint.config
+    usual, config = checkpoint.about["sampling"], checkpoint.config
     if options.steps is not None and options.steps > config.timesteps:
         raise OptionError(
             f"--steps {options.steps} is more than this model's {config.timesteps} timesteps. "
             f"Use at most {config.timesteps}{'; 20 are usually enough' if config.timesteps > 20 else ''}."
         )
-    sampler = options.sampler or default["sampler"]
-    other = sampler != default["sampler"]
-    if options.eta is not None and sampler != "ddim":
+    if options.eta is not None and (sampler := options.sampler or usual["sampler"]) != "ddim":
         raise OptionError(
             f"--eta {options.eta:g} would be ignored by --sampler {sampler}. Leave it out, or add --sampler ddim."
         )
@@ -111,18 +110,17 @@ def _request(options: SampleOptions, checkpoint, indices):
         raise OptionError(
             f"--guidance {options.guidance:g} needs a model trained with --class_cond; this one was not. Leave it out."
         )
-    # A random process needs all of its steps; the others are made for few.
-    steps = options.steps or (config.timesteps if other and SAMPLERS[sampler].draws else default["steps"])
-    return Request(
-        indices=indices,
-        sampler=sampler,
-        steps=steps,
-        grid=options.grid or (SAMPLERS[sampler].grid if other else default["grid"]),
+    return request_like(
+        usual,
+        config.timesteps,
+        indices,
+        sampler=options.sampler,
+        steps=options.steps,
+        grid=options.grid,
+        guidance=options.guidance,
         seed=options.seed,
         classes=_classes(options.classes, checkpoint),
-        guidance=default["guidance"] if options.guidance is None else options.guidance,
         eta=options.eta,
-        clip=default["clip"],
         batch_size=options.batch_size or BATCH,
     )
 
@@ -168,10 +166,10 @@ def _at_commas(text: str, names: list[str]) -> Iterator[str]:
         rest = rest[len(word) + 1 :].lstrip()
 
 
-def _draw(model, diffusion, request, checkpoint, animated: bool):
+def _draw(model, diffusion, request, checkpoint, animated: bool, world):
     """uint8 images (N, H, W, C), and the frames of the first batch: (sampling step, time, x_t, estimate of x_0).
 
-    Raises DivergenceError if the model draws NaN.
+    The processes of the world share the drawing.  Raises DivergenceError if the model draws NaN.
     """
     import numpy as np
     from tqdm import tqdm
@@ -181,7 +179,7 @@ def _draw(model, diffusion, request, checkpoint, animated: bool):
 
     def pictures(x):
         try:
-            return to_uint8(x.cpu().numpy())
+            return to_uint8(world.gather(x, len(batch.indices)).numpy())
         except ValueError as error:
             raise DivergenceError(str(error)) from error
 
@@ -193,10 +191,11 @@ def _draw(model, diffusion, request, checkpoint, animated: bool):
     )
     drawn, frames = [], []
     with tqdm(total=len(request.indices), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        for number, batch in enumerate(request.batches()):
-            for count, step in enumerate(denoising(model, diffusion, batch, shape)):
+        for number, batch in enumerate(request.batches(world)):
+            for count, step in enumerate(denoising(model, diffusion, batch.share(world), shape)):
                 if number == 0 and count in wanted:
-                    frames.append((count, step.level.time, pictures(step.x), pictures(step.clean)))
+                    noisy, clean = (pictures(x)[: request.batch_size] for x in (step.x, step.clean))
+                    frames.append((count, step.level.time, noisy, clean))
                 bar.set_postfix_str(f"step {count}/{request.steps}", refresh=False)
                 bar.update(0)
             drawn.append(pictures(step.x))

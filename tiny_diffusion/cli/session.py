@@ -1,5 +1,6 @@
 """One training session: from the data and the network, through the trainer's reports, to the last line it prints."""
 
+import contextlib
 import math
 import os
 import signal
@@ -10,13 +11,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tiny_diffusion.checkpoint import Checkpoint, load_model, make_model
-from tiny_diffusion.cli.run_data import check_memory, open_run_data, splits_in_words
+from tiny_diffusion.cli.agreement import Agreement
+from tiny_diffusion.cli.run_data import check_device, open_run_data, splits_in_words
 from tiny_diffusion.cli.run_writer import SAMPLER, STEPS, RunWriter
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.distributed import make_world, place
+from tiny_diffusion.distributed import check_batch, make_world, place
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
+from tiny_diffusion.job_store import mark_begun
+from tiny_diffusion.options import specs
 from tiny_diffusion.presets import PRESETS
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.run_folder import RunFolder
@@ -30,31 +34,36 @@ REPORTS_AT_ONCE = 20  # on a GPU, so that it is not waited for after each step
 
 
 class Session:
-    """Everything that one call of train does, once it is known what to do."""
+    """Everything that one call of train does, once it is known what to do.
+
+    Of several processes each has one, and all do the same; what is written and printed is the first one's.
+    """
 
     def __init__(self, config: Config, folder: RunFolder, started: float):
         self.config, self.folder, self.started = config, folder, started
         self.elapsed_before = 0.0
-        self.device = make_world(config.device, dict(os.environ)).device
-        if config.precision == "fp16" and self.device.type != "cuda":
-            raise OptionError(
-                f"--precision fp16 needs a CUDA device, and this run is on {self.device.type}. Use bf16 or fp32."
-            )
-        check_memory(config, self.device)
-        run_data = open_run_data(config, folder, self.device)
+        self.world = world = make_world(config.device, os.environ)
+        self.device = world.device
+        check_batch(config.batch_size, config.accumulate, world.size)
+        check_device(config, self.device)
+        with world.first_goes_first():
+            run_data = open_run_data(config, folder, self.device)
         self.data, self.measured, self.heldout_count = run_data.images, run_data.measured, run_data.heldout_count
         seed_torch(config.seed, "weights")
         model = place(make_model(config, self.data.channels, len(self.data.class_names)), self.device)
-        self.batches = Batches(self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip)
-        self.trainer = Trainer(model, config, self.batches, self._length(), self.elapsed, len(self.data.class_names))
+        self.batches = Batches(
+            self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip, world=world
+        )
+        self.agreed = agreed = Agreement(world, self.elapsed)
+        classes = len(self.data.class_names)
+        self.trainer = Trainer(model, config, self.batches, self._length(), lambda: agreed.seconds, classes)
         self.writer = RunWriter(config, folder, self.trainer, self.data)
         self.sample_every, self.save_every = map(self._epochs_between, (config.sample_interval, config.save_interval))
         self.measure = None
         if config.eval_interval:
             from tiny_diffusion.evaluation.during_training import Measure
 
-            self.measure = Measure(config.dataset, self.data, self.device, config.splits)
-        self.stop_signal: int | None = None
+            self.measure = Measure(config.dataset, self.data, world, config.splits)
         self.pending: list[StepReport] = []
 
     def _epochs_between(self, asked: int | None) -> int:
@@ -134,20 +143,19 @@ class Session:
             ) from error
 
     def _train(self) -> int:
-        self.folder.open(self.trainer.step)
+        self._check_agreement()
+        self.writer.begin()
+        if self.world.first:
+            mark_begun(os.environ)
         self._settle_length()
-        handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with self.agreed, contextlib.closing(self.folder):
             with self._progress_bar() as bar:
                 self._loop(bar)
-            return self._stopped() if self.stop_signal is not None else self._finish()
-        finally:
-            self.folder.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            return self._finish() if self.agreed.stop_signal is None else self._stopped(self.agreed.stop_signal)
 
     def _loop(self, bar: tqdm) -> None:
         trainer = self.trainer
+        self.agreed.settle()
         epochs_done, parts = int(trainer.epoch), self.config.accumulate
         for report in trainer.run():
             self.pending.append(report)
@@ -160,17 +168,22 @@ class Session:
                 epochs_done = epoch
             elif self.device.type == "cpu" or len(self.pending) == REPORTS_AT_ONCE:
                 self._write_reports(bar)
-            if self.stop_signal is not None or trainer.step == self.config.max_steps:
+            self.agreed.settle()
+            if self.agreed.stop_signal is not None or trainer.step == self.config.max_steps:
                 break
             if time.monotonic() - self.writer.last_save > SAVE_EVERY_S:
                 self.writer.save(self.folder.latest, self.elapsed())
         self._write_reports(bar)
 
-    def _ask_to_stop(self, number: int, frame: object) -> None:
-        """The first request is granted after the step in progress; the second Ctrl-C at once."""
-        if self.stop_signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop_signal = number
+    def _check_agreement(self) -> None:
+        """Raises OptionError if the processes would train different things, for want of the same files or options."""
+        config = self.config
+        options = [getattr(config, name) for name, spec in specs(Config).items() if not spec.free]
+        if not self.world.agrees((self.trainer.step, self.trainer.length, len(self.data), options)):
+            raise OptionError(
+                "the processes of this run do not start from the same: options, images, or what --output_dir "
+                f"{config.output_dir} holds. Give all the same command, and folders that all of them see."
+            )
 
     def _settle_length(self) -> None:
         """Says what is coming, and keeps back from --minutes what the last picture and the last save will take."""
@@ -198,7 +211,7 @@ class Session:
             f"network of {parameters:.2f} M parameters on {self.device}; writes {self.folder.path}\n{coming}",
             file=sys.stderr,
         )
-        if config.preset and self.device.type == "cpu":
+        if config.preset and PRESETS[config.preset].faster and self.device.type == "cpu":
             faster = PRESETS[config.preset].faster_on(config.dataset, config.data_dir)
             print(
                 f"--preset {config.preset} is made for a GPU and slow here; faster to something to look at: {faster}",
@@ -252,8 +265,7 @@ class Session:
             what = f"held-out {loss:.4f}" if self.heldout_count else f"averaged weights {loss:.4f}"
             bar.write(f"epoch {epoch}: loss {self.writer.loss:.4f}, {what}, {spent} so far", file=sys.stderr)
         if epoch // self.save_every > before // self.save_every:
-            self.writer.save(self.folder.epoch_checkpoint(epoch), self.elapsed())
-            self.folder.prune(self.config.keep_last)
+            self.writer.save_epoch(epoch, self.elapsed())
 
     def _measure(self) -> float:
         """The held-out loss, kept; without held-out images, that of images that train.
@@ -270,15 +282,16 @@ class Session:
             self.writer.add_heldout(loss)
         return loss
 
-    def _stopped(self) -> int:
+    def _stopped(self, number: int) -> int:
         saved = self.writer.save(self.folder.latest, self.elapsed())
+        self.world.wait()  # torchrun ends all of them when the first has ended
         print(
-            f"stopped by {signal.Signals(self.stop_signal).name} at step {self.trainer.step}"
+            f"stopped by {signal.Signals(number).name} at step {self.trainer.step}"
             + (f"; saved {self.folder.latest}" if saved else "")
             + ". Go on with the same command and --resume.",
             file=sys.stderr,
         )
-        return 128 + self.stop_signal
+        return 128 + number
 
     def _finish(self) -> int:
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
@@ -288,9 +301,8 @@ class Session:
         measured = history[-1][1] if history and history[-1][0] == self.trainer.step else self._measure()
         picture = self.writer.draw_samples(epoch)
         self.writer.plot_losses()
-        if not self.writer.save(self.folder.final, self.elapsed(), finished):
+        if not self.writer.save_final(self.elapsed(), finished):
             raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")
-        self.folder.latest.unlink(missing_ok=True)
         done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume goes on;"
         print(
             f"{done} after {_duration(self.elapsed())}, step {self.trainer.step}, "

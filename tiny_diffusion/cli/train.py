@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from tiny_diffusion.checks import check_values, refuse_ignored
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import run_of
-from tiny_diffusion.config import Config, as_given, beneath, from_json, resolve, square
+from tiny_diffusion.cli.processes import after_a_restart, is_first
+from tiny_diffusion.config import Config, as_given, beneath, from_json, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.image_sizes import square
 from tiny_diffusion.options import TrainActions, not_one_of, specs
 from tiny_diffusion.presets import PRESETS
+from tiny_diffusion.run_lock import locked
 
 DESCRIPTION = """
 Train a diffusion model.  Nothing but --dataset needs to be said; what is in brackets is the default.
@@ -34,9 +38,16 @@ def run(argv: list[str], program: str, started: float) -> int:
     if actions.config is not None:
         given = _with_file(given, Path(actions.config))
     _check_actions(actions, given)
-    if actions.resume is None and not actions.extend:
-        return _start(given, actions, started)
-    return _go_on(given, actions, started)
+    actions = after_a_restart(actions, given)
+    go = _start if actions.resume is None and not actions.extend else _go_on
+    with ExitStack() as until_the_end:
+        return go(given, actions, started, until_the_end)
+
+
+def _lock(output_dir: str, actions: TrainActions, until_the_end: ExitStack) -> None:
+    """Keeps other runs out of the folder.  --dry_run writes nothing, and the first of several processes is for all."""
+    if not actions.dry_run and is_first():
+        until_the_end.enter_context(locked(Path(output_dir)))
 
 
 def _check_actions(actions: TrainActions, given: dict) -> None:
@@ -51,7 +62,7 @@ def _check_actions(actions: TrainActions, given: dict) -> None:
         raise OptionError("--extend needs the new length of the run in all, as --epochs or --minutes.")
 
 
-def _start(given: dict, actions: TrainActions, started: float) -> int:
+def _start(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack) -> int:
     source = None
     if actions.init_from is not None:
         from tiny_diffusion.checkpoint import load_checkpoint
@@ -65,13 +76,14 @@ def _start(given: dict, actions: TrainActions, started: float) -> int:
     _refuse_inside(config)
     from tiny_diffusion.run_folder import RunFolder
 
+    _lock(config.output_dir, actions, until_the_end)
     folder = RunFolder(config.output_dir)
     if folder.holds_a_run() and not (actions.overwrite or actions.dry_run):
         raise OptionError(
             f"--output_dir {config.output_dir} holds a run already. "
             "Go on with it by --resume, lengthen it by --extend, delete it by --overwrite, or name another folder."
         )
-    if actions.save_config is not None:
+    if actions.save_config is not None and is_first():
         _save_options(config, Path(actions.save_config))
     if actions.dry_run:
         return _print_options(config)
@@ -80,7 +92,7 @@ def _start(given: dict, actions: TrainActions, started: float) -> int:
     session = Session(config, folder, started)
     if source is not None:
         session.take_weights(source, actions.init_from)
-    if actions.overwrite:
+    if actions.overwrite and is_first():
         folder.clear()
     return session.train()
 
@@ -134,7 +146,7 @@ def _save_options(config: Config, path: Path) -> None:
     """Writes what --config reads; a file that holds something else already is left alone."""
     from tiny_diffusion.cli.files import check_writable
 
-    text = json.dumps({name: list(v) if isinstance(v, tuple) else v for name, v in as_given(config).items()}, indent=2)
+    text = json.dumps(as_given(config), indent=2)
     check_writable("save_config", path)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text + "\n":
         raise OptionError(f"--save_config {path} exists and holds something else. Name another file, or delete it.")
@@ -142,13 +154,15 @@ def _save_options(config: Config, path: Path) -> None:
     print(f"options: {path}", file=sys.stderr)
 
 
-def _go_on(given: dict, actions: TrainActions, started: float) -> int:
+def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack) -> int:
     from tiny_diffusion.checkpoint import load_checkpoint
     from tiny_diffusion.run_folder import RunFolder
 
     if actions.resume:
+        # Read again once the folder is this run's own: another one may just be ending in it.
+        output_dir = given.get("output_dir") or load_checkpoint(actions.resume).config.output_dir
+        _lock(output_dir, actions, until_the_end)
         path, checkpoint = Path(actions.resume), load_checkpoint(actions.resume)
-        output_dir = given.get("output_dir", checkpoint.config.output_dir)
         if run_of(path.resolve()) != Path(output_dir).resolve() and RunFolder(output_dir).holds_a_run():
             raise OptionError(
                 f"--output_dir {output_dir} holds another run than --resume {path}, which would overwrite it. "
@@ -156,6 +170,7 @@ def _go_on(given: dict, actions: TrainActions, started: float) -> int:
             )
     else:
         output_dir = given.get("output_dir", Config.output_dir)
+        _lock(output_dir, actions, until_the_end)
         if (newest := RunFolder(output_dir).newest()) is None:
             way_out = (
                 "The run there was stopped before its first one: start again by --overwrite."
@@ -227,5 +242,6 @@ def _print_options(config: Config) -> int:
     if config.preset:
         preset = PRESETS[config.preset]
         faster = preset.faster_on(config.dataset, config.data_dir)
-        print(f"{preset.title}. Without a GPU this is slow; faster: train.py {faster}", file=sys.stderr)
+        slow = f". Without a GPU this is slow; faster: train.py {faster}" if preset.faster else ""
+        print(f"{preset.title}{slow}", file=sys.stderr)
     return 0

@@ -1,16 +1,15 @@
 """visualize: how noise covers images, and the schedules side by side."""
 
-import os
 import sys
 from pathlib import Path
 
 from tiny_diffusion.checks import refuse_betas, refuse_falling_betas, refuse_no_folder, refuse_not_taken
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable, show_progress
-from tiny_diffusion.config import default_shift, height_and_width
 from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.image_sizes import default_shift, height_and_width
 from tiny_diffusion.options import FigureOptions
 
 DESCRIPTION = """
@@ -65,12 +64,12 @@ def _forward(options: FigureOptions, path: Path) -> None:
     from tiny_diffusion.data.cache import Cache, cache_folder
     from tiny_diffusion.data.sources import open_dataset
     from tiny_diffusion.diffusion import Diffusion
-    from tiny_diffusion.distributed import make_world
+    from tiny_diffusion.distributed import choose_device
     from tiny_diffusion.randomness import stream
     from tiny_diffusion.visuals.figures import save_forward_figure
     from tiny_diffusion.visuals.images import to_uint8
 
-    device = make_world(options.device, dict(os.environ)).device
+    device = choose_device(options.device)
     height, width = size = height_and_width(options.image_size or DATASETS[options.dataset].size)
     shift = default_shift(size) if options.logsnr_shift is None else options.logsnr_shift
     diffusion = Diffusion(_schedule(options, options.schedule, shift))

@@ -1,7 +1,7 @@
 """Batches: which images step k trains on, as a function of (seed, k).
 
 One endless stream of permutations, one an epoch, cut into batches across epoch ends; nothing to save and nothing to
-replay when a run resumes.
+replay when a run resumes.  Where several processes train, each has its share of the rows of every batch.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,30 @@ from torch import Tensor
 
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pictures import OnDisk
+from tiny_diffusion.distributed import ALONE, World
 from tiny_diffusion.randomness import stream
 
 AHEAD = 3  # steps
 
 
 class Batches:
-    """batch_size: images a step over all processes.  Images in memory stay on `device` as uint8 and are gathered there;
-    those that are decoded as they are read are begun AHEAD steps before they are needed."""
+    """batch_size: images a step over all processes.  rows: those of each batch that are this process's.
+
+    Images in memory stay on `device` as uint8 and are gathered there; those that are decoded as they are read are begun
+    AHEAD steps before they are needed.
+    """
 
     def __init__(
-        self, data: ImageSet, batch_size: int, seed: int, *, device: torch.device | str = "cpu", hflip: bool = False
-    ):
+        self, data: ImageSet, batch_size: int, seed: int, *, device: torch.device | str = "cpu", hflip: bool = False,
+        world: World = ALONE,
+    ):  # fmt: skip
         self.data = data.to(device)
         self.batch_size = batch_size
         self.seed = seed
         self.device = torch.device(device)
         self.hflip = hflip
+        self.world = world
+        self.rows = world.share(batch_size)
         self._orders: dict[int, np.ndarray] = {}
         self._begun: dict[int, Callable[[], Tensor]] = {}
 
@@ -37,12 +44,12 @@ class Batches:
         return len(self.data)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Step `step` (from 0): x_0 (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
-        chosen = self.indices(step)
+        """This process's rows of step `step` (from 0): x_0 (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
+        chosen = self.indices(step)[self.rows]
         clean = to_float(self._images(step, chosen).to(self.device, non_blocking=True))
         if self.hflip:
-            flipped = torch.from_numpy(stream(self.seed, "flips", step).random(len(chosen)) < 0.5).to(clean.device)
-            clean = torch.where(flipped[:, None, None, None], clean.flip(-1), clean)
+            flipped = stream(self.seed, "flips", step).random(self.batch_size)[self.rows] < 0.5
+            clean = torch.where(torch.from_numpy(flipped).to(clean.device)[:, None, None, None], clean.flip(-1), clean)
         return clean, self.data.labels[torch.from_numpy(chosen).to(self.device, non_blocking=True)]
 
     def _images(self, step: int, chosen: np.ndarray) -> Tensor:
@@ -50,7 +57,7 @@ class Batches:
             return self.data.take(chosen, self._places(step))
         for later in range(step, step + 1 + AHEAD):
             if later not in self._begun:
-                self._begun[later] = self.data.images.start(self.indices(later), self._places(later))
+                self._begun[later] = self.data.images.start(self.indices(later)[self.rows], self._places(later))
         self._begun = {later: wait for later, wait in self._begun.items() if later >= step}
         return self._begun[step]()
 
@@ -58,10 +65,10 @@ class Batches:
         """Where in its image each crop of a step lies."""
         if isinstance(self.data.images, Tensor) or self.data.images.look.cropped:
             return None
-        return stream(self.seed, "crops", step).random((self.batch_size, 2))
+        return stream(self.seed, "crops", step).random((self.batch_size, 2))[self.rows]
 
     def indices(self, step: int) -> np.ndarray:
-        """Which images: items step * B .. (step + 1) * B of the stream of permutations."""
+        """Which images, over all processes: items step * B .. (step + 1) * B of the stream of permutations."""
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(places, len(self))
         return np.concatenate([self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()])

@@ -5,26 +5,29 @@ Knows neither what the images are compared with nor how they are shown.
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from tiny_diffusion.checkpoint import load_checkpoint, load_model
-from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.diffusion import Diffusion
-from tiny_diffusion.distributed import place
+from tiny_diffusion.distributed import World, place
 from tiny_diffusion.errors import DivergenceError, OptionError
 from tiny_diffusion.evaluation.inputs import Pictures
 from tiny_diffusion.options import EvaluateOptions
-from tiny_diffusion.sampling import Request, sample
+from tiny_diffusion.sampling import Request, request_like, sample
 
 BATCH = 128
 
 
 class Drawing:
-    """The model that is asked, and how it draws.  Raises OptionError for what it cannot do, FileError."""
+    """The model that is asked, and how it draws.  Raises OptionError for what it cannot do, FileError.
 
-    def __init__(self, options: EvaluateOptions, device: torch.device):
+    The processes of the world share the drawing, and each has all images.
+    """
+
+    def __init__(self, options: EvaluateOptions, world: World):
         self.options = options
         self.checkpoint = load_checkpoint(options.checkpoint)
         self.config = config = self.checkpoint.config
@@ -42,37 +45,35 @@ class Drawing:
                 f"--steps {most[0]} is more than this model's {config.timesteps} timesteps. "
                 f"Use at most {config.timesteps}."
             )
-        self.device = device
-        self.model = place(load_model(self.checkpoint, options.weights), device)
+        self.world, self.device = world, world.device
+        self.model = place(load_model(self.checkpoint, options.weights), self.device)
         self.diffusion = Diffusion.of(config)
         self.shape = (self.checkpoint.about["channels"], *config.size)
         self.class_names = tuple(self.checkpoint.about["class_names"])
 
     def requests(self) -> Iterator[Request]:
         """Each way to draw that was asked for: what is not named is as `sample` would have it."""
-        options, usual = self.options, self.checkpoint.about["sampling"]
+        options = self.options
         classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
-        for sampler in options.sampler or (usual["sampler"],):
-            other = sampler != usual["sampler"]
-            whole = self.config.timesteps if SAMPLERS[sampler].draws else usual["steps"]
-            for steps in options.steps or (whole if other else usual["steps"],):
-                yield Request(
-                    indices=range(options.num_images),
-                    sampler=sampler,
-                    steps=steps,
-                    grid=options.grid or (SAMPLERS[sampler].grid if other else usual["grid"]),
-                    seed=options.seed,
-                    classes=classes,
-                    guidance=usual["guidance"] if options.guidance is None else options.guidance,
-                    clip=usual["clip"],
-                    batch_size=options.batch_size or BATCH,
-                )
+        for sampler, steps in product(options.sampler or (None,), options.steps or (None,)):
+            yield request_like(
+                self.checkpoint.about["sampling"],
+                self.config.timesteps,
+                range(options.num_images),
+                sampler=sampler,
+                steps=steps,
+                grid=options.grid,
+                guidance=options.guidance,
+                seed=options.seed,
+                classes=classes,
+                batch_size=options.batch_size or BATCH,
+            )
 
     def draw(self, request: Request, told: Callable[[int], object] = lambda count: None) -> Pictures:
         """The images as they would be saved.  told: after each batch how many it had.  Raises DivergenceError."""
         parts = []
-        for batch in request.batches():
-            parts.append(to_pixels(sample(self.model, self.diffusion, batch, self.shape)))
+        for batch in request.batches(self.world):
+            parts.append(to_pixels(sample(self.model, self.diffusion, batch, self.shape, self.world)))
             told(len(batch.indices))
         labels = request.labels()
         labels = None if labels is None else torch.tensor(labels)

@@ -1,6 +1,7 @@
 """The real images that others are compared with: which, of which split, which are held out, and their features."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.scans import Progress
 from tiny_diffusion.data.sources import open_dataset, open_for
+from tiny_diffusion.distributed import World
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.distances import Moments
 from tiny_diffusion.evaluation.drawing import Drawing
@@ -55,16 +57,15 @@ def open_real(
 ) -> Real:
     """--reference if it was given, drawn on the device if it is a model; otherwise the data set.
 
-    trained_on: how the model saw the data set, if it did.
-
-    shape: of the images that will be compared.  Raises OptionError if these are of another, FileError.
+    trained_on: how the model saw the data set, if it did.  shape: of the images that will be compared.  Raises
+    OptionError if these are of another, FileError.
     """
     if options.reference is not None and options.reference.endswith(".pt"):
         # From the next seed: the same noise would make the two sets of images alike.
         asked = EvaluateOptions(
             checkpoint=options.reference, num_images=options.num_images, seed=options.seed + 1, weights=options.weights
         )
-        other = Drawing(asked, device)
+        other = Drawing(asked, World(device))  # only the first process compares
         drawn = other.draw(next(other.requests()))
         real = Real(dataclasses.replace(drawn, name=options.reference), "reference model")
     elif options.reference is not None:
@@ -95,7 +96,12 @@ def _of_sets(name: str, data: ImageSet, heldout: ImageSet, splits: tuple[str, ..
         return Pictures(name, opened.take(np.arange(len(opened))), opened.labels, opened.class_names)
 
     held = pictures(f"{name}, held out", heldout) if len(heldout) else None
-    return Real(pictures(name, data), ",".join(splits) or "folder", held)
+    return Real(pictures(name, data), split_name(splits), held)
+
+
+def split_name(splits: Sequence[str]) -> str:
+    """As it stands in the name of a number: train,test; the images of a folder without parts are of the folder."""
+    return ",".join(splits) or "folder"
 
 
 def make_reference(real: Real, features: Features, cache: Cache | None = None) -> Reference:

@@ -1,7 +1,8 @@
 """The training loop: yields a report per optimiser step and knows no files, plots or progress bars.
 
 Everything random in step k is a function of (seed, k), so a trainer that is given the tensors and the step of another
-continues it bit for bit (on the CPU).
+continues it bit for bit (on the CPU).  It is drawn for the whole batch, of which each process takes its rows: several
+processes compute what one does, but for dropout.
 """
 
 import math
@@ -80,6 +81,7 @@ class Trainer:
         num_classes: int = 0,
     ):  # fmt: skip
         self.model, self.config, self.batches, self.length, self.clock = model, config, batches, length, clock
+        self.world, self.rows = batches.world, batches.rows
         self.num_classes = num_classes
         self.parts = config.accumulate
         self.diffusion = Diffusion.of(config)
@@ -120,10 +122,17 @@ class Trainer:
     @property
     def micro_batch(self) -> int:
         """The most images that go through the network at once."""
-        return math.ceil(self.config.batch_size / self.parts)
+        return math.ceil(self.own_batch / self.parts)
+
+    @property
+    def own_batch(self) -> int:
+        """Images a step that are this process's."""
+        return self.rows.stop - self.rows.start
 
     def _one_step(self, lr: float) -> tuple[Tensor, Tensor]:
         loss = self._within_memory(self._gradients)
+        # What follows sees the same numbers in all processes, so they clip, skip and step alike.
+        self.world.average_([loss, *self._held_gradients()])
         norm = self._clip()
         bad = (~torch.isfinite(loss + norm)).float()
         self.optimizer.step(lr, bad)
@@ -134,15 +143,16 @@ class Trainer:
         return loss, norm
 
     def _gradients(self) -> Tensor:
-        """Leaves the gradients of this step in place and changes nothing else.  Returns the loss."""
+        """Leaves the gradients of this process's rows in place and changes nothing else.  Returns their loss."""
         clean, label = self.batches.at(self.step)
+        whole = (self.config.batch_size, *clean.shape[1:])
         label = self._hide_some(label) if self.config.class_cond else None
-        t = self.diffusion.timesteps(stratified(stream(self.config.seed, "timesteps", self.step), len(clean)))
-        noise = torch.empty_like(clean).normal_(
-            generator=torch_stream(self.config.seed, "noise", self.step, self.device)
-        )
+        u = stratified(stream(self.config.seed, "timesteps", self.step), whole[0])
+        t = self.diffusion.timesteps(u[self.rows])
+        generator = torch_stream(self.config.seed, "noise", self.step, self.device)
+        noise = clean.new_empty(whole).normal_(generator=generator)[self.rows]
         if self.config.dropout:
-            seed_torch(self.config.seed, "dropout", self.step)
+            seed_torch(self.config.seed, "dropout", self.step + (self.world.rank << 40))
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for rows in slices(len(clean), self.parts):
@@ -170,16 +180,20 @@ class Trainer:
             # Not in the handler: until that is left, the error holds on to all that the attempt had computed.
             self.model.zero_grad(set_to_none=True)
             release(self.device)
-            self.parts = min(2 * self.parts, self.config.batch_size)
+            self.parts = min(2 * self.parts, self.own_batch)
 
     def _hide_some(self, label: Tensor) -> Tensor:
         """Labels, a share of them replaced by the null class, so that guidance has something to differ from."""
-        hidden = stream(self.config.seed, "labels", self.step).random(len(label)) < self.config.label_dropout
-        return label.masked_fill(torch.from_numpy(hidden).to(label.device), self.num_classes)
+        u = stream(self.config.seed, "labels", self.step).random(self.config.batch_size)
+        hidden = torch.from_numpy(u[self.rows] < self.config.label_dropout).to(label.device)
+        return label.masked_fill(hidden, self.num_classes)
+
+    def _held_gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
 
     def _clip(self) -> Tensor:
         """Scales the gradients to at most grad_clip in norm; the norm before."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = self._held_gradients()
         if self.config.precision == "fp16":
             torch._foreach_div_(gradients, self.loss_scale[0])
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -195,11 +209,14 @@ class Trainer:
             self.loss_scale = torch.stack([scale * (1 - 0.5 * bad) * (1 + grown), good * (1 - grown)])
 
     def seconds_per_step(self) -> float:
-        """A first estimate, from passes over one micro-batch that change nothing: the second, the first warms up."""
+        """A first estimate, from passes over one micro-batch that change nothing: the second, the first warms up.
+
+        Of several processes that of the slowest, for which the others wait.
+        """
         for _ in range(2):
             seconds = self._within_memory(self._seconds_of_a_pass)
         self.model.zero_grad(set_to_none=True)
-        return seconds
+        return self.world.largest(seconds)[0]
 
     def _seconds_of_a_pass(self) -> float:
         """Forward and backward, of a whole batch as one micro-batch tells it."""
@@ -208,7 +225,7 @@ class Trainer:
         t = self.diffusion.timesteps(np.full(len(clean), 0.5))
         self._loss(self.model, clean, clean, t, label if self.config.class_cond else None).backward()
         float(clean.sum())  # waits for the device
-        return (time.perf_counter() - started) * self.config.batch_size / len(clean)
+        return (time.perf_counter() - started) * self.own_batch / len(clean)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold for another trainer to continue."""

@@ -1,0 +1,91 @@
+"""Several processes in tests: of functions, of commands (forks of the warm process), and of commands under torchrun."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from warm_process import ONE_THREAD
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 300
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun would tell a process of one machine."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+def together(function, size: int, *arguments, folder: Path) -> list:
+    """[function(world, *arguments) of each of `size` processes]; what they return is made of tensors and plain data."""
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )
+    context.set_forkserver_preload(["torch", "sklearn.datasets", "tiny_diffusion.training.trainer"])
+    port = free_port()
+    paths = [folder / f"{function.__name__}-{rank}.pt" for rank in range(size)]
+    processes = [
+        context.Process(target=_one, args=(function, environment(rank, size, port), paths[rank], arguments))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE_S)
+    assert [process.exitcode for process in processes] == [0] * size
+    return [torch.load(path) for path in paths]
+
+
+def _one(function, told: dict[str, str], path: Path, arguments: tuple) -> None:
+    from tiny_diffusion.distributed import make_world
+
+    torch.set_num_threads(1)
+    os.environ.update(told)
+    torch.save(function(make_world("cpu", os.environ), *arguments), path)
+
+
+def started_together(warm, *argv: object, size: int = 2, faults: tuple = ()) -> list:
+    """A command begun in `size` processes that know of one another."""
+    port = free_port()
+    return [
+        warm.start(*argv, faults=(("one_of_several", environment(rank, size, port)), *faults)) for rank in range(size)
+    ]
+
+
+class Ended(NamedTuple):
+    """How a command ended in each of its processes."""
+
+    codes: list[int]
+    said: list[str]
+
+
+def ended(warm, running: list) -> Ended:
+    return Ended([warm.wait(process) for process in running], [process.said() for process in running])
+
+
+def run_together(warm, *argv: object, size: int = 2, faults: tuple = ()) -> Ended:
+    return ended(warm, started_together(warm, *argv, size=size, faults=faults))
+
+
+def torchrun(*argv: object, options: tuple = ("--standalone", "--nproc_per_node=2"), **more: str) -> subprocess.Popen:
+    """A real torchrun of a script or module of this project, both outputs in one pipe."""
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, argv)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **ONE_THREAD, **more},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
