@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from tiny_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from tiny_diffusion.cli import main
+from tiny_diffusion.cli.benchmark import SpeedOptions
 from tiny_diffusion.config import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.options import (
+    BenchmarkOptions,
     ClassifierOptions,
     EvaluateOptions,
     FigureOptions,
@@ -23,6 +25,7 @@ OPTIONS = {
     "visualize": (FigureOptions,),
     "evaluate": (EvaluateOptions,),
     "classifier": (ClassifierOptions,),
+    "benchmark": (SpeedOptions, BenchmarkOptions),
     "info": (InfoOptions,),
 }
 SOME_VALUES = {  # of the options of train; those with choices, and switches, have these

@@ -17,17 +17,22 @@ PACKAGE = ROOT / "tiny_diffusion"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-NO_TORCH = {"errors", "core", "data.catalog", "options", "presets", "checks", "config"}
+NO_TORCH = {
+    "errors", "machine", "run_lock", "core", "data.catalog", "options", "presets", "checks", "image_sizes", "config",
+}  # fmt: skip
 WITH_TORCH = NO_TORCH | {"randomness", "models", "diffusion"}
-FILES_AND_PROCESSES = WITH_TORCH | {"data", "checkpoint", "distributed", "run_folder"}
+FILES_AND_PROCESSES = WITH_TORCH | {"data", "checkpoint", "distributed", "job_store", "run_folder"}
 EVERYTHING_BUT_TRAINING = FILES_AND_PROCESSES | {"sampling"}
 MAY_IMPORT = {  # besides itself
     "errors": set(),
+    "machine": set(),
+    "run_lock": {"errors"},
     "core": set(),
     "data.catalog": {"errors"},
     "options": {"errors", "core", "data.catalog"},
     "presets": set(),
     "checks": {"errors", "core", "data.catalog", "options"},
+    "image_sizes": set(),
     "config": NO_TORCH,
     "randomness": {"errors"},
     "models": {"errors"},
@@ -35,13 +40,15 @@ MAY_IMPORT = {  # besides itself
     "data": FILES_AND_PROCESSES,
     "checkpoint": FILES_AND_PROCESSES,
     "distributed": FILES_AND_PROCESSES,
+    "job_store": set(),
     "run_folder": FILES_AND_PROCESSES,
     "sampling": FILES_AND_PROCESSES,
     "training": FILES_AND_PROCESSES | {"sampling"},
     "evaluation": EVERYTHING_BUT_TRAINING,
+    "speed": EVERYTHING_BUT_TRAINING | {"training"},
     "visuals": EVERYTHING_BUT_TRAINING,
     "export": EVERYTHING_BUT_TRAINING,
-    "cli": EVERYTHING_BUT_TRAINING | {"training", "evaluation", "visuals", "export"},
+    "cli": EVERYTHING_BUT_TRAINING | {"training", "evaluation", "speed", "visuals", "export"},
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -222,3 +222,12 @@ class EvaluateOptions:
     seed: int = option(0, "which images are drawn", int, low=0, high=2**63 - 1)
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     output: str | None = option(None, "folder for evaluation.json and the figures [evaluation/ of the run]")
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """How `benchmark` measures; what it measures are options of train."""
+
+    seconds: float = option(8.0, "how long each part is measured", float, low=0.1, high=3600)
+    num_images: int = option(64, "images drawn together", int, low=1, high=65_536)
+    json: str | None = option(None, "also write every number to this file")

@@ -10,7 +10,9 @@ import time
 from difflib import get_close_matches
 from pathlib import Path
 
-from tiny_diffusion.errors import DivergenceError, FileError, OptionError
+from tiny_diffusion import machine
+from tiny_diffusion.cli.processes import SHARED, is_first, may_say, one_voice
+from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError
 
 COMMANDS = {
     "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
@@ -18,6 +20,7 @@ COMMANDS = {
     "visualize": ("tiny_diffusion.cli.visualize", "show how noise covers images, and the schedules side by side"),
     "evaluate": ("tiny_diffusion.cli.evaluate", "measure how good a model's images are, or any other images"),
     "classifier": ("tiny_diffusion.cli.classifier", "train the small classifier that evaluate compares images in"),
+    "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and draws"),
     "info": ("tiny_diffusion.cli.info", "say what a checkpoint holds"),
 }
 
@@ -25,9 +28,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs ``COMMAND [options]`` and returns the exit code."""
     started = time.monotonic()
-    # OpenMP's threads spin while they wait for one another; beside another busy program that made a training step more
-    # than twenty times slower, and spinning briefly costs nothing (benchmarks/RESULTS.md).  Read by import torch.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    machine.settle()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name, which any console must be able to print
     argv = sys.argv[1:] if argv is None else argv
@@ -41,10 +42,15 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("tiny_diffusion", f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
     script = Path(sys.argv[0]).name
     program = script if script in SCRIPTS else f"tiny_diffusion {command}"
+    if command not in SHARED and not is_first():
+        return 0
     try:
-        return importlib.import_module(COMMANDS[command][0]).run(rest, program, started) or 0
+        with one_voice():
+            return importlib.import_module(COMMANDS[command][0]).run(rest, program, started) or 0
     except (OptionError, FileError, DivergenceError) as error:
         return _fail(program, str(error), error.exit_code)
+    except LostProcessError as error:
+        return _fail(program, str(error), error.exit_code, because_of_another=True)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
     except ModuleNotFoundError as error:
@@ -65,8 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(program, f"out of memory{reason}. {way_out}", 1)
 
 
-def _fail(program: str, message: str, code: int) -> int:
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(program: str, message: str, code: int, because_of_another: bool = False) -> int:
+    if may_say(message, because_of_another):
+        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
