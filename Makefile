@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
 	$(RUN) visualize_diffusion.py --dataset digits --num_images 6 --save_path outputs/forward_diffusion.png
@@ -21,6 +21,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(RUN) -m pytest -m slow
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
