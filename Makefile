@@ -20,10 +20,10 @@ demo: $(VENV)/installed
 	@echo "  outputs/schedules.png                  the noise schedules side by side"
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 test-slow: $(VENV)/installed-dev
-	$(RUN) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m slow
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

@@ -97,7 +97,7 @@ def test_every_image_of_a_request_is_drawn_by_one_process_and_no_more_at_once_th
 
 
 @pytest.mark.parametrize(
-    "batch_size, accumulate, processes", [(128, 1, 3), (10, 1, 4), (3, 1, 8), (12, 3, 8), (100, 10, 4), (7, 7, 2)]
+    "batch_size, accumulate, processes", [(128, 1, 3), (10, 1, 4), (3, 1, 8), (12, 3, 8), (16, 8, 4), (7, 7, 2)]
 )
 def test_a_world_that_does_not_divide_the_batch_is_refused_with_numbers_that_do(batch_size, accumulate, processes):
     with pytest.raises(OptionError, match=f"--batch_size {batch_size} .* {processes} processes") as refused:
@@ -109,6 +109,11 @@ def test_a_world_that_does_not_divide_the_batch_is_refused_with_numbers_that_do(
     for fewer in map(int, starts.split(" or ")):
         check_batch(batch_size, accumulate, fewer)
         assert 1 <= fewer < processes
+
+
+@pytest.mark.parametrize("batch_size, accumulate, processes", [(10, 4, 1), (7, 7, 1), (100, 10, 4), (9, 3, 3)])
+def test_parts_of_a_batch_need_not_be_equal_as_long_as_each_has_an_image(batch_size, accumulate, processes):
+    check_batch(batch_size, accumulate, processes)
 
 
 WHOLE = environment(0, 2, 12345)

@@ -21,7 +21,7 @@ NO_TORCH = {
     "errors", "machine", "run_lock", "core", "data.catalog", "options", "presets", "checks", "image_sizes", "config",
 }  # fmt: skip
 WITH_TORCH = NO_TORCH | {"randomness", "models", "diffusion"}
-FILES_AND_PROCESSES = WITH_TORCH | {"data", "checkpoint", "distributed", "job_store", "run_folder"}
+FILES_AND_PROCESSES = WITH_TORCH | {"data", "checkpoint", "distributed", "memory", "job_store", "run_folder"}
 EVERYTHING_BUT_TRAINING = FILES_AND_PROCESSES | {"sampling"}
 MAY_IMPORT = {  # besides itself
     "errors": set(),
@@ -36,6 +36,7 @@ MAY_IMPORT = {  # besides itself
     "config": NO_TORCH,
     "randomness": {"errors"},
     "models": {"errors"},
+    "memory": set(),
     "diffusion": NO_TORCH | {"randomness"},
     "data": FILES_AND_PROCESSES,
     "checkpoint": FILES_AND_PROCESSES,

@@ -58,12 +58,12 @@ def places(config):
 # What each promises
 
 
-def test_quick_is_mnist_for_20_epochs_at_a_quarter_of_the_default_work():
+def test_quick_is_mnist_for_20_epochs_at_an_eighth_of_the_default_work():
     config = preset("quick")
     assert (config.dataset, config.epochs) == ("mnist", 20)
     image, moment = torch.zeros(1, 1, 28, 28, device="meta"), torch.zeros(1, device="meta")
     work = [forward_gflop(network(c), image, moment) for c in (config, resolve({"dataset": "mnist"}))]
-    assert work[0] < work[1] / 4
+    assert work[0] < work[1] / 8
 
 
 def test_cifar10_is_two_down_blocks_a_bottleneck_and_skips_with_flips_on_colour_images_of_32_pixels():

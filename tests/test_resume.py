@@ -379,6 +379,7 @@ REFUSED = {  # another value as typed, and the run's own as it is printed; nothi
 TAKEN = {
     "data_dir": ["--data_dir", "elsewhere"],
     "checkpoint_activations": ["--checkpoint_activations"],
+    "deterministic": ["--deterministic"],
     "max_steps": ["--max_steps", 100],
     "auto_batch": ["--auto_batch"],
     "device": ["--device", "cpu"],

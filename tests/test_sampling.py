@@ -247,3 +247,36 @@ def test_the_default_request_is_one_that_can_be_drawn():
     request = Request(range(2))
     assert request.sampler in SAMPLERS and request.grid == SAMPLERS[request.sampler].grid
     assert sample(Recorder(), DIFFUSION, request, SHAPE).shape == (2, *SHAPE)
+
+
+class Small(nn.Module):
+    """A model on a device that holds so many images at once."""
+
+    def __init__(self, model, holds, error=torch.OutOfMemoryError("out of memory")):
+        super().__init__()
+        self.model, self.holds, self.error, self.sizes = model, holds, error, []
+
+    def forward(self, x, time, label=None):
+        self.sizes.append(len(x))
+        if len(x) > self.holds:
+            raise self.error
+        return self.model(x, time, label)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("holds", [1, 2, 3, 6])
+def test_a_batch_that_does_not_fit_is_drawn_in_parts(model, holds, guidance):
+    options = {"classes": (3, 1, 4), "guidance": guidance}
+    small = Small(model, holds)
+    drawn = draw(small, range(7), **options)
+    torch.testing.assert_close(drawn, draw(model, range(7), **options), rtol=0, atol=1e-5)
+    assert sum(size > holds for size in small.sizes) <= 3  # it is remembered what fits
+
+
+def test_one_image_that_does_not_fit_is_an_error_and_so_is_any_other_error(model):
+    with pytest.raises(torch.OutOfMemoryError):
+        draw(Small(model, 0), range(5))
+    broken = Small(model, 0, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        draw(broken, range(5))
+    assert broken.sizes == [5]

@@ -30,7 +30,8 @@ from tiny_diffusion.options import (
 from tiny_diffusion.presets import PRESETS
 
 CACHE_MB = 2048
-# What the first checkpoints, which had no presets, do not say.
+NEWER = {"deterministic": False}  # what checkpoints that are older than these options do not say
+# What the first checkpoints, which had no presets, do not say either.
 OLDER = {
     "preset": None, "splits": ("train",), "random_crop": False, "background": None, "cache_mb": None, "workers": None,
     "logsnr_shift": 0.0, "checkpoint_activations": False, "auto_batch": False, "eval_interval": None,
@@ -149,6 +150,9 @@ class Config:
     compile: bool = option(
         False, "torch.compile the network: minutes of warm-up, then faster on a GPU", bool, free=True, group="run"
     )
+    deterministic: bool = option(
+        False, "the same bits each time on CUDA too, somewhat slower; on a CPU they are", bool, free=True, group="run"
+    )
     seed: int = option(0, "what every random number derives from", int, low=0, high=2**63 - 1, group="run")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), free=True, group="run")
 
@@ -185,8 +189,7 @@ class Config:
         Options that are newer than the file get the value that the program had then.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if "preset" not in values:
-            values = {**OLDER, **values}
+        values = {**NEWER, **({} if "preset" in values else OLDER), **values}
         if set(values) != names:
             raise OptionError(f"configuration keys do not match: {', '.join(sorted(set(values) ^ names))}")
         return check(cls(**{name: from_json(value) for name, value in values.items()}))

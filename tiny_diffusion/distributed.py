@@ -6,6 +6,7 @@ One process is a World of size 1, to which every method here is an identity.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -159,12 +160,22 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def be_deterministic(device: torch.device) -> None:
+    """Has CUDA choose ways of computing that give the same bits each time.  On a CPU they do."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
 def check_batch(batch_size: int, accumulate: int, processes: int) -> None:
-    """Raises OptionError unless every process gets as many images of a batch, in as many parts."""
-    if batch_size % (unit := accumulate * processes):
-        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+    """Raises OptionError unless every process gets as many images of a batch, and an image for each of its parts."""
+    if batch_size % processes or batch_size < accumulate * processes:
+        unit = processes
+        below, above = (max(accumulate, n) * unit for n in (batch_size // unit, -(-batch_size // unit)))
+        below = below if below < batch_size else 0
         parts = f" in --accumulate {accumulate} parts each" if accumulate > 1 else ""
-        dividing = [n for n in range(1, processes) if batch_size % (accumulate * n) == 0]
+        dividing = [n for n in range(1, processes) if batch_size % n == 0 and batch_size >= accumulate * n]
         raise OptionError(
             f"--batch_size {batch_size} cannot be shared equally by {processes} processes{parts}. "
             f"Use {f'{below} or ' if below else ''}{above}, or start {' or '.join(map(str, dividing))} "

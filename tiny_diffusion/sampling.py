@@ -15,6 +15,7 @@ from tiny_diffusion.core.grids import make_levels
 from tiny_diffusion.core.samplers import SAMPLERS, Step
 from tiny_diffusion.diffusion import Diffusion
 from tiny_diffusion.distributed import ALONE, World
+from tiny_diffusion.memory import InParts
 from tiny_diffusion.randomness import stream
 
 
@@ -89,7 +90,7 @@ def request_like(
 def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int]) -> Iterator[Step]:
     """The steps of one batch from pure noise, which is the first, to the images, which are the last.
 
-    shape: (C, H, W).  Computes where the model's weights are.
+    shape: (C, H, W).  Computes where the model's weights are, and in parts where memory runs out.
     """
     device = next(model.parameters()).device
     streams = [stream(request.seed, "image", index) for index in request.indices]
@@ -104,7 +105,7 @@ def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: t
         options["eta"] = request.eta
     labels = request.labels()
     label = None if labels is None else torch.tensor(labels, device=device)
-    denoise = diffusion.denoiser(model, label, request.guidance, request.clip)
+    denoise = diffusion.denoiser(InParts(model), label, request.guidance, request.clip)
     levels = make_levels(diffusion.schedule, request.grid, request.steps)
     noise = draw() * levels[0].sigma
     yield Step(levels[0], noise, torch.zeros_like(noise))

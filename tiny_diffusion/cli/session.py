@@ -12,16 +12,16 @@ from tqdm import tqdm
 
 from tiny_diffusion.checkpoint import Checkpoint, load_model, make_model
 from tiny_diffusion.cli.agreement import Agreement
-from tiny_diffusion.cli.run_data import check_device, open_run_data, splits_in_words
+from tiny_diffusion.cli.run_data import check_device, open_run_data
+from tiny_diffusion.cli.run_words import duration, what_is_coming, what_is_faster, who_trains
 from tiny_diffusion.cli.run_writer import SAMPLER, STEPS, RunWriter
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.distributed import check_batch, make_world, place
+from tiny_diffusion.distributed import be_deterministic, check_batch, make_world, place
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.job_store import mark_begun
 from tiny_diffusion.options import specs
-from tiny_diffusion.presets import PRESETS
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.run_folder import RunFolder
 from tiny_diffusion.training.trainer import Length, StepReport, Trainer
@@ -29,7 +29,6 @@ from tiny_diffusion.training.trainer import Length, StepReport, Trainer
 SAVE_EVERY_S = 120.0  # what a kill can cost at most
 MOST_SKIPPED = 20  # non-finite steps in a row
 STEPS_BETWEEN = 200  # pictures and numbered checkpoints, where --sample_interval and --save_interval leave it open
-FEW_STEPS = 300  # too few to learn much from
 REPORTS_AT_ONCE = 20  # on a GPU, so that it is not waited for after each step
 
 
@@ -46,6 +45,8 @@ class Session:
         self.device = world.device
         check_batch(config.batch_size, config.accumulate, world.size)
         check_device(config, self.device)
+        if config.deterministic:
+            be_deterministic(self.device)
         with world.first_goes_first():
             run_data = open_run_data(config, folder, self.device)
         self.data, self.measured, self.heldout_count = run_data.images, run_data.measured, run_data.heldout_count
@@ -189,34 +190,16 @@ class Session:
         """Says what is coming, and keeps back from --minutes what the last picture and the last save will take."""
         trainer, config = self.trainer, self.config
         seconds = trainer.seconds_per_step()
-        if config.minutes is None:
-            minutes_left = (trainer.length.steps - trainer.step) * seconds / 60
-            coming = f"{trainer.length.steps:,} steps ({config.epochs} epochs), about {_duration(minutes_left * 60)}"
-            coming += "; --minutes 10 for a quick one" if minutes_left > 15 else ""
-            if trainer.length.steps < FEW_STEPS and config.max_steps is None:
-                enough = math.ceil(1000 * config.batch_size / len(self.data))
-                coming += f". Few to learn from: --epochs {enough} makes a thousand, --minutes 10 what fits"
-        else:
+        if config.minutes is not None:
             forwards = SAMPLERS[SAMPLER].evaluations(STEPS) * config.num_samples / config.batch_size
             reserve = min(2.5 + 1.3 * forwards * seconds / 3, config.minutes * 30)
             trainer.length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)
-            steps = max(0.0, trainer.length.seconds - self.elapsed()) / seconds
-            epochs = steps * config.batch_size / len(self.batches)
-            coming = f"{config.minutes:g} minutes, about {steps:,.0f} steps ({epochs:.1f} epochs)"
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
-        size = "x".join(map(str, (self.data.channels, *config.size)))
-        splits = splits_in_words(config, self.heldout_count)
-        print(
-            f"{config.dataset}: {len(self.batches):,} images of {size} train{splits}; "
-            f"network of {parameters:.2f} M parameters on {self.device}; writes {self.folder.path}\n{coming}",
-            file=sys.stderr,
+        about_it = (
+            who_trains(config, trainer, self.heldout_count, self.folder.path),
+            what_is_coming(config, trainer, seconds, self.elapsed()),
+            *what_is_faster(config, self.device),
         )
-        if config.preset and PRESETS[config.preset].faster and self.device.type == "cpu":
-            faster = PRESETS[config.preset].faster_on(config.dataset, config.data_dir)
-            print(
-                f"--preset {config.preset} is made for a GPU and slow here; faster to something to look at: {faster}",
-                file=sys.stderr,
-            )
+        print("\n".join(about_it), file=sys.stderr)
 
     def _progress_bar(self) -> tqdm:
         budget, length = self.config.minutes is not None, self.trainer.length
@@ -261,7 +244,7 @@ class Session:
         if epoch // self.sample_every > before // self.sample_every:
             self.writer.draw_samples(epoch)
             self.writer.plot_losses()
-            spent = _duration(self.elapsed())
+            spent = duration(self.elapsed())
             what = f"held-out {loss:.4f}" if self.heldout_count else f"averaged weights {loss:.4f}"
             bar.write(f"epoch {epoch}: loss {self.writer.loss:.4f}, {what}, {spent} so far", file=sys.stderr)
         if epoch // self.save_every > before // self.save_every:
@@ -305,16 +288,10 @@ class Session:
             raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")
         done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume goes on;"
         print(
-            f"{done} after {_duration(self.elapsed())}, step {self.trainer.step}, "
+            f"{done} after {duration(self.elapsed())}, step {self.trainer.step}, "
             f"{'held-out loss' if self.heldout_count else 'loss of the averaged weights'} {measured:.4f}\n"
             f"samples    {picture}\nlosses     {self.folder.loss_plot}\nmodel      {self.folder.final}\n"
             f"draw more  python sample.py --checkpoint {self.folder.final}",
             file=sys.stderr,
         )
         return 0
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

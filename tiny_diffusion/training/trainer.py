@@ -20,9 +20,9 @@ from tiny_diffusion.config import Config
 from tiny_diffusion.core.timesteps import stratified
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.diffusion import Diffusion, Model
+from tiny_diffusion.memory import ran_out_of_memory, release
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
 from tiny_diffusion.training.ema import Ema
-from tiny_diffusion.training.memory import ran_out_of_memory, release
 from tiny_diffusion.training.optimizers import Optimizer
 
 WARM_UP_STEPS = 100

@@ -1,0 +1,56 @@
+"""Memory: which errors say that it has run out, how to give back what a failed attempt leaves, how to ask for less."""
+
+import gc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SIGNS = (  # in what a RuntimeError says; an "illegal memory access" is none
+    "out of memory",  # CUDA, MPS
+    "can't allocate memory",  # the CPU on Linux and macOS
+    "not enough memory",  # the CPU on Windows
+    "bad_alloc",  # C++
+    "alloc_failed",  # cuBLAS, cuDNN
+    "invalid buffer size",  # MPS, of one tensor
+)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it was for want of memory."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in message for sign in SIGNS)
+    )
+
+
+def release(device: torch.device) -> None:
+    """Gives back to the device what no tensor holds any more."""
+    gc.collect()
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
+class InParts:
+    """A model for images of which a whole batch may not fit: where memory runs out, it goes on in twice as many parts.
+
+    Raises the model's error where a single image does not fit, and any other as it comes.
+    """
+
+    def __init__(self, model: Callable[..., Tensor]):
+        self.model, self.parts = model, 1
+
+    def __call__(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        while True:
+            try:
+                if self.parts == 1:
+                    return self.model(x, time, label)
+                labels = (None,) * self.parts if label is None else label.tensor_split(self.parts)
+                parts = zip(x.tensor_split(self.parts), time.tensor_split(self.parts), labels, strict=True)
+                return torch.cat([self.model(*part) for part in parts])
+            except (MemoryError, RuntimeError) as error:
+                if self.parts >= len(x) or not ran_out_of_memory(error):
+                    raise
+            # Not in the handler: until that is left, the error holds on to all that the attempt had computed.
+            release(x.device)
+            self.parts = min(2 * self.parts, len(x))
