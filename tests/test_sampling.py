@@ -249,10 +249,13 @@ def test_the_default_request_is_one_that_can_be_drawn():
     assert sample(Recorder(), DIFFUSION, request, SHAPE).shape == (2, *SHAPE)
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("out of memory")
+
+
 class Small(nn.Module):
     """A model on a device that holds so many images at once."""
 
-    def __init__(self, model, holds, error=torch.OutOfMemoryError("out of memory")):
+    def __init__(self, model, holds, error=OUT_OF_MEMORY):
         super().__init__()
         self.model, self.holds, self.error, self.sizes = model, holds, error, []
 
