@@ -316,7 +316,8 @@ def unpacked_cifar10(folder):
     """Thirty images of each class, train and test, of the packed folder of images."""
     with tarfile.open(DATA / "cifar10-images.tar.gz") as archive:
         few = (member for member in archive if member.isdir() or int(Path(member.name).stem, 36) < int("0030", 36))
-        archive.extractall(folder, members=few, filter="data")
+        filtered = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.3 and older have none
+        archive.extractall(folder, members=few, **filtered)
     return folder / "cifar10-images"
 
 
