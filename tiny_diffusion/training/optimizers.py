@@ -105,10 +105,11 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     gram = x @ x.mT
     identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     whole = None
-    for _ in range(iterations):
+    for left in reversed(range(iterations)):
         factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
         whole = factor if whole is None else factor @ whole
-        gram = factor @ gram @ factor
+        if left:
+            gram = factor @ gram @ factor
     x = whole @ x
     return x.mT if tall else x
 
