@@ -95,22 +95,22 @@ class Optimizer:
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """About the nearest (semi-)orthogonal matrices to (n, rows, columns): all singular values go to 0.7 .. 1.2.
 
-    A quintic Newton-Schulz iteration with Jordan et al.'s coefficients, in bfloat16 where that is fast.  Each of its
+    A quintic Newton-Schulz iteration with Jordan et al.'s coefficients.  Each of its
     steps multiplies x from the left by a polynomial of x x^T: the polynomials are multiplied up on that small square,
     and x, several times as wide as high in a convolution, is touched twice instead of ten times.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    gram = x @ x.mT
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    gram = torch.bmm(x, x.mT)
     whole = None
     for left in reversed(range(iterations)):
-        factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * gram @ gram
-        whole = factor if whole is None else factor @ whole
+        factor = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        factor.diagonal(dim1=1, dim2=2).add_(3.4445)
+        whole = factor if whole is None else torch.bmm(factor, whole)
         if left:
-            gram = factor @ gram @ factor
-    x = whole @ x
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    x = torch.bmm(whole, x)
     return x.mT if tall else x
 
 
