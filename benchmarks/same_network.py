@@ -60,7 +60,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.cpu_time and asked.threads > 1:
         parser.error(f"--cpu_time with --threads {asked.threads} would add up the threads' seconds. Use --threads 1.")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # for all of them
+    os.environ.setdefault("GOMP_SPINCOUNT", machine.SPINS_ALONE)  # for all of them
     try:
         import diffusers
     except ModuleNotFoundError:

@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.machine import SPINS_ALONE
 from tiny_diffusion.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,9 +108,9 @@ def run(arguments: Sequence[object], environment: dict[str, str]) -> Done:
 
 
 def child_environment(threads: int | None) -> dict[str, str]:
-    """The environment of every command: the package importable, the same threads, no waiting in circles."""
+    """The environment of every command: the package importable, the same threads, which wait alike."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"GOMP_SPINCOUNT": "1000", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {"GOMP_SPINCOUNT": SPINS_ALONE, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return environment | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tiny_diffusion import machine
 from tiny_diffusion.config import resolve
 from tiny_diffusion.sampling import Request
 from tiny_diffusion.speed.measure import data_speed, make_trainer, network_gflop, sampling_speed, training_speed
@@ -145,8 +146,34 @@ def _settings(**environment) -> list[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
 def test_what_the_environment_says_of_waiting_and_memory_stays():
-    assert _settings() == ["1000", "kept"]
+    spins, kept = _settings()
+    assert spins in (machine.SPINS_ALONE, machine.SPINS_IN_COMPANY) and kept == "kept"
     assert _settings(GOMP_SPINCOUNT="7", MALLOC_ARENA_MAX="2") == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("readings", "company"),
+    [
+        (["0.00 0.01 0.05 1/80 7"], False),  # this process only, whatever ran until now
+        (["2.00 2.01 2.05 3/80 7"], True),
+        (["2.00 2.01 2.05 3/80 7", "2.00 2.01 2.05 2/80 7", "2.00 2.01 2.05 1/80 7"], False),  # something brief
+        (["nothing of that kind"], True),
+        ([], True),  # another system
+    ],
+)
+def test_waiting_threads_spin_less_in_company(readings, company, monkeypatch, tmp_path):
+    told = iter([*readings, *readings[-1:] * 9])
+
+    class Load:
+        def read_text(self):
+            return next(told) if readings else (tmp_path / "none").read_text()
+
+    monkeypatch.setattr(machine, "LOAD", Load())
+    assert machine.in_company() is company
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setattr(machine, "_keep_memory", lambda: None)
+    machine.settle()
+    assert os.environ["GOMP_SPINCOUNT"] == (machine.SPINS_IN_COMPANY if company else machine.SPINS_ALONE)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")

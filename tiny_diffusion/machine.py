@@ -2,18 +2,36 @@
 
 import os
 import sys
+import time
+from pathlib import Path
 
+SPINS_ALONE, SPINS_IN_COMPANY = "5000", "1000"  # of GNU OpenMP's threads before they sleep
+LOAD = Path("/proc/loadavg")  # Linux: "0.20 0.18 0.12 1/80 11206", the fourth being running/all
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT = (2**30, 2**25)  # bytes; the second is the most that some versions of glibc take
 
 
 def settle() -> None:
     """Nothing that the environment has settled already is changed."""
-    # OpenMP's threads spin while they wait for one another; beside another busy program that made a training step more
-    # than twenty times slower, and spinning briefly costs nothing.  Read by import torch.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # OpenMP's threads spin while they wait for one another.  As long as they do by default, and a training step beside
+    # another busy program takes twenty times as long; too briefly, and waking them takes a fifth of it.  Read by import
+    # torch.
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = SPINS_IN_COMPANY if in_company() else SPINS_ALONE
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         _keep_memory()
+
+
+def in_company(readings: int = 5) -> bool:
+    """Whether other programs have been running all of the last hundredth of a second.  Where nobody tells: yes."""
+    try:
+        for _ in range(readings):
+            if int(LOAD.read_text().split()[3].split("/")[0]) <= 1:  # this process itself
+                return False
+            time.sleep(0.002)
+    except (OSError, ValueError, IndexError):
+        pass
+    return True
 
 
 def _keep_memory() -> None:
