@@ -8,7 +8,8 @@ imports included, and for ours its pictures and saves.  Ours is `train.py` as it
 other options); the recipes of the others, and where they are from, stand at the functions below.  None flips images,
 and all take their batches from memory.  Then each draws --num_images, or as many as fit into --draw_minutes (column
 n), and `evaluate` scores them all; few images score worse than many, so beside it stands what n real ones score.
-Prints a Markdown table; writes images.npz, grid.png and what was scored for each into a folder under --output_dir.
+Prints a Markdown table; writes images.npz, grid.png and what was scored for each into a folder under --output_dir,
+and there grids.png, the first of each side by side.
 """
 
 import argparse
@@ -89,11 +90,13 @@ def main() -> None:
     if asked.worker:
         return work(asked, started)
     environment = child_environment(asked.threads)
+    drawn = []
     print(headings(HEADINGS), flush=True)
     for name in asked.peers:
         folder, row = asked.output_dir / name, {"who": name}
         done = run([Path(__file__).resolve(), *sys.argv[1:], "--worker", name], environment)
         if done.said is None:
+            drawn.append(np.load(folder / IMAGES)["arr_0"])
             row |= json.loads((folder / RESULT).read_text("utf-8"))
             source = ["--images", folder / IMAGES, "--dataset", asked.dataset, "--data_dir", asked.data_dir]
             row |= score(source, row["n"], folder / "evaluation", asked.features, environment)
@@ -101,6 +104,16 @@ def main() -> None:
         else:
             row["failed"] = done.said
         print(line(HEADINGS, row), flush=True)
+    if drawn:
+        save_png(asked.output_dir / "grids.png", side_by_side(drawn))
+
+
+def side_by_side(sets: list[np.ndarray], each: int = 16) -> np.ndarray:
+    """A grid of the first images of each, (N, H, W, C) uint8, from left to right.  The picture is (H', W', 3)."""
+    grids = [grid(images[:each], columns=4, scale=2) for images in sets]
+    height, gap = max(len(one) for one in grids), 6
+    padded = [np.pad(one, ((0, height - len(one)), (0, gap), (0, 0)), constant_values=255) for one in grids]
+    return np.concatenate(padded, axis=1)[:, :-gap]
 
 
 def work(asked: argparse.Namespace, started: float) -> None:
