@@ -2,10 +2,12 @@
 
 import gc
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 SIGNS = (  # in what a RuntimeError says; an "illegal memory access" is none
     "out of memory",  # CUDA, MPS
     "can't allocate memory",  # the CPU on Linux and macOS
@@ -31,6 +33,22 @@ def release(device: torch.device) -> None:
         getattr(torch, device.type).empty_cache()
 
 
+def in_parts(attempt: Callable[[int], Result], parts: int, most: int, device: torch.device) -> Result:
+    """attempt(parts), and where memory runs out again in twice as many parts, up to `most`.
+
+    Raises the attempt's error where it is made in `most` parts, and any other as it comes.
+    """
+    while True:
+        try:
+            return attempt(parts)
+        except (MemoryError, RuntimeError) as error:
+            if parts >= most or not ran_out_of_memory(error):
+                raise
+        # Not in the handler: until that is left, the error holds on to all that the attempt had computed.
+        release(device)
+        parts = min(2 * parts, most)
+
+
 class InParts:
     """A model for images of which a whole batch may not fit: where memory runs out, it goes on in twice as many parts.
 
@@ -41,16 +59,12 @@ class InParts:
         self.model, self.parts = model, 1
 
     def __call__(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        while True:
-            try:
-                if self.parts == 1:
-                    return self.model(x, time, label)
-                labels = (None,) * self.parts if label is None else label.tensor_split(self.parts)
-                parts = zip(x.tensor_split(self.parts), time.tensor_split(self.parts), labels, strict=True)
-                return torch.cat([self.model(*part) for part in parts])
-            except (MemoryError, RuntimeError) as error:
-                if self.parts >= len(x) or not ran_out_of_memory(error):
-                    raise
-            # Not in the handler: until that is left, the error holds on to all that the attempt had computed.
-            release(x.device)
-            self.parts = min(2 * self.parts, len(x))
+        def attempt(parts: int) -> Tensor:
+            self.parts = parts
+            if parts == 1:
+                return self.model(x, time, label)
+            labels = (None,) * parts if label is None else label.tensor_split(parts)
+            rows = zip(x.tensor_split(parts), time.tensor_split(parts), labels, strict=True)
+            return torch.cat([self.model(*part) for part in rows])
+
+        return in_parts(attempt, self.parts, len(x), x.device)

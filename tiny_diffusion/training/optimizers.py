@@ -95,9 +95,9 @@ class Optimizer:
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """About the nearest (semi-)orthogonal matrices to (n, rows, columns): all singular values go to 0.7 .. 1.2.
 
-    A quintic Newton-Schulz iteration with Jordan et al.'s coefficients.  Each of its
-    steps multiplies x from the left by a polynomial of x x^T: the polynomials are multiplied up on that small square,
-    and x, several times as wide as high in a convolution, is touched twice instead of ten times.
+    A quintic Newton-Schulz iteration with Jordan et al.'s coefficients.  Each of its steps multiplies x from the left
+    by a polynomial of x x^T: the polynomials are multiplied up on that small square, and x, several times as wide as
+    high in a convolution, is touched twice instead of ten times.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

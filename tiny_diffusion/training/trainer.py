@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from tiny_diffusion.config import Config
 from tiny_diffusion.core.timesteps import stratified
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.diffusion import Diffusion, Model
-from tiny_diffusion.memory import ran_out_of_memory, release
+from tiny_diffusion.memory import Result, in_parts
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
 from tiny_diffusion.training.ema import Ema
 from tiny_diffusion.training.optimizers import Optimizer
@@ -28,7 +27,6 @@ from tiny_diffusion.training.optimizers import Optimizer
 WARM_UP_STEPS = 100
 FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE = 2.0**15, 1000
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +169,17 @@ class Trainer:
 
         Raises the attempt's error for any other reason, and when the parts are single images.
         """
-        while True:
+
+        def in_so_many(parts: int) -> Result:
+            self.parts = parts
             try:
                 return attempt()
-            except (MemoryError, RuntimeError) as error:
-                if not (self.config.auto_batch and self.micro_batch > 1 and ran_out_of_memory(error)):
-                    raise
-            # Not in the handler: until that is left, the error holds on to all that the attempt had computed.
-            self.model.zero_grad(set_to_none=True)
-            release(self.device)
-            self.parts = min(2 * self.parts, self.own_batch)
+            except (MemoryError, RuntimeError):
+                self.model.zero_grad(set_to_none=True)  # what it leaves takes memory, too
+                raise
+
+        most = self.own_batch if self.config.auto_batch else self.parts
+        return in_parts(in_so_many, self.parts, most, self.device)
 
     def _hide_some(self, label: Tensor) -> Tensor:
         """Labels, a share of them replaced by the null class, so that guidance has something to differ from."""
