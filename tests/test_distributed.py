@@ -155,6 +155,14 @@ def test_what_processes_do_not_share_the_first_does_alone(command, cli, monkeypa
     assert ended == (0, "", "") and not list(tmp_path.iterdir())
 
 
+def test_the_first_measures_speed_alone_and_waits_for_no_other(cli, monkeypatch):
+    for name, value in environment(0, 2, 12345).items():
+        monkeypatch.setenv(name, value)
+    words = ["--dataset", "digits", "--base_channels", 8, "--batch_size", 6, "--seconds", 0.1, "--num_images", 2]
+    ended = cli("benchmark", *words, "--device", "cpu")
+    assert ended.code == 0 and "first training step" in ended.out, ended
+
+
 def test_only_the_first_process_prints(cli, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

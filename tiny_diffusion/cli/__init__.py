@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tiny_diffusion import machine
-from tiny_diffusion.cli.processes import SHARED, is_first, may_say, one_voice
+from tiny_diffusion.cli.processes import SHARED, be_alone, is_first, may_say, one_voice
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError
 
 COMMANDS = {
@@ -28,7 +28,6 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs ``COMMAND [options]`` and returns the exit code."""
     started = time.monotonic()
-    machine.settle()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name, which any console must be able to print
     argv = sys.argv[1:] if argv is None else argv
@@ -40,10 +39,13 @@ def main(argv: list[str] | None = None) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return _fail("tiny_diffusion", f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
+    machine.settle()
     script = Path(sys.argv[0]).name
     program = script if script in SCRIPTS else f"tiny_diffusion {command}"
-    if command not in SHARED and not is_first():
-        return 0
+    if command not in SHARED:
+        if not is_first():
+            return 0
+        be_alone()
     try:
         with one_voice():
             return importlib.import_module(COMMANDS[command][0]).run(rest, program, started) or 0

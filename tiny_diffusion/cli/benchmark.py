@@ -52,13 +52,13 @@ def run(argv: list[str], program: str, started: float) -> int:
     import torch
 
     from tiny_diffusion.cli.run_data import check_device
-    from tiny_diffusion.distributed import make_world
+    from tiny_diffusion.distributed import choose_device
     from tiny_diffusion.sampling import Request
     from tiny_diffusion.speed.measure import data_speed, make_trainer, sampling_speed, start_up, training_speed
     from tiny_diffusion.speed.profile import profile_step
     from tiny_diffusion.speed.rates import matrix_rate
 
-    device = make_world(config.device, dict(os.environ)).device
+    device = choose_device(config.device)
     check_device(config, device)
     yardstick = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     found = {

@@ -25,6 +25,11 @@ def is_first() -> bool:
     return not is_one_of_several() or os.environ.get("RANK", "0") == "0"
 
 
+def be_alone() -> None:
+    """Forgets the other processes, here and in what is started from here: none of them will be there to be met."""
+    os.environ.pop("WORLD_SIZE", None)
+
+
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
     """In the block only the first process prints."""

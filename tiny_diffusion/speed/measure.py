@@ -1,7 +1,6 @@
 """How fast a configuration trains and draws here, with images made up: their values do not change the work."""
 
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -126,8 +125,12 @@ def _first_step() -> float:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory that this process has held, 10^6 bytes: of the GPU where it computes on one."""
+    """The most memory that this process has held, 10^6 bytes: of the GPU where it computes on one.  NaN on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows tells otherwise
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
