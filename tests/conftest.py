@@ -118,3 +118,14 @@ def warm(tmp_path_factory):
     process = WarmProcess(tmp_path_factory.mktemp("warm"))
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def whole(warm, tmp_path_factory):
+    """The folder of a run, run_helpers.RUN, that nothing befell."""
+    from run_helpers import OFTEN, RUN
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, said = warm.run(*RUN, "--output_dir", folder, faults=OFTEN)
+    assert code == 0, said
+    return folder

@@ -419,6 +419,11 @@ def test_processes_that_see_different_folders_are_refused(warm, tmp_path):
 # Drawing and measuring
 
 
+def assert_same_pictures(first, second):
+    """To within one grey level."""
+    assert first.shape == second.shape and abs(first.astype(int) - second.astype(int)).max() <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size, number", [(2, 7), (3, 2)])
 def test_processes_draw_the_images_of_one(size, number, loud, warm, tmp_path):
@@ -430,8 +435,7 @@ def test_processes_draw_the_images_of_one(size, number, loud, warm, tmp_path):
     assert draw("one.npz", warm.run)[0] == 0
     several = draw("several.npz", lambda *argv: run_together(warm, *argv, size=size))
     assert several.codes == [0] * size, several
-    first, second = (np.load(tmp_path / name)["arr_0"].astype(int) for name in ("one.npz", "several.npz"))
-    assert first.shape == second.shape and abs(first - second).max() <= 1
+    assert_same_pictures(*(np.load(tmp_path / name)["arr_0"] for name in ("one.npz", "several.npz")))
 
 
 @pytest.mark.slow
@@ -449,11 +453,8 @@ def test_processes_show_the_denoising_that_one_shows(loud, warm, tmp_path):
     frames = sorted((tmp_path / "one" / "intermediate").iterdir())
     assert len(frames) == 6
     for frame in [tmp_path / "one" / "images.png", *frames]:
-        first, second = (
-            np.asarray(Image.open(path)).astype(int)
-            for path in (frame, tmp_path / "several" / frame.relative_to(tmp_path / "one"))
-        )
-        assert first.shape == second.shape and abs(first - second).max() <= 1
+        again = tmp_path / "several" / frame.relative_to(tmp_path / "one")
+        assert_same_pictures(*(np.asarray(Image.open(path)) for path in (frame, again)))
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Runs that are killed, at any moment: what was saved is whole, and going on from it ends where the others end."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from run_helpers import OFTEN, RUN, assert_ended_as, files_in, log_of
 from warm_process import ONE_THREAD
 
 from tiny_diffusion.checkpoint import load_checkpoint
@@ -18,33 +17,6 @@ from tiny_diffusion.run_folder import RunFolder
 from tiny_diffusion.run_lock import NAME
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--dataset", "digits", "--image_size", 4, "--base_channels", 4, "--channel_mult", 1, "--num_samples", 1]
-RUN = ["train", *SMALL, "--attention_levels", "none", "--timesteps", 5, "--dropout", 0.1, "--device", "cpu"]
-RUN += ["--batch_size", 500, "--epochs", 3, "--sample_interval", 1, "--save_interval", 1, "--keep_last", 1]  # 9 steps
-OFTEN = (("no_plots",), ("save_every_step",))
-
-
-def log_of(folder):
-    """The whole lines of the log, without what depends on the clock."""
-    lines = []
-    for text in (folder / "log.jsonl").read_text().splitlines(keepends=True) if (folder / "log.jsonl").exists() else ():
-        if text.endswith("\n"):
-            lines.append({key: value for key, value in json.loads(text).items() if key != "images_per_second"})
-    return lines
-
-
-def files_in(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def assert_ended_as(folder, whole):
-    """The same tensors bit for bit, the same log, the same files: nothing half-written is left."""
-    got, wanted = (load_checkpoint(each / "model_final.pt") for each in (folder, whole))
-    assert got.tensors.keys() == wanted.tensors.keys()
-    assert not [name for name in wanted.tensors if not torch.equal(got.tensors[name], wanted.tensors[name])]
-    assert all(got.about[key] == wanted.about[key] for key in ("step", "finished", "loss_history"))
-    assert log_of(folder) == log_of(whole)
-    assert files_in(folder) == files_in(whole)
 
 
 def assert_little_is_lost(folder):
@@ -64,15 +36,6 @@ def ends_as(whole, folder, warm):
     assert_ended_as(folder, whole)
     got, wanted = (load_checkpoint(each / "model_final.pt").about for each in (folder, whole))
     assert got["heldout_history"] == wanted["heldout_history"]
-
-
-@pytest.fixture(scope="module")
-def whole(warm, tmp_path_factory):
-    """The folder of a run that nobody killed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    code, said = warm.run(*RUN, "--output_dir", folder, faults=OFTEN)
-    assert code == 0, said
-    return folder
 
 
 def kill_after(lines, seconds, running, folder, warm):

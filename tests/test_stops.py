@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import change_tensors, contents
-from test_kills import OFTEN, RUN, SMALL, assert_ended_as, files_in
+from run_helpers import OFTEN, RUN, SMALL, assert_ended_as, files_in
 from warm_process import ONE_THREAD
 
 from tiny_diffusion.checkpoint import load_checkpoint
@@ -23,14 +23,6 @@ from tiny_diffusion.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 LATEST = Path("checkpoints") / "latest.pt"
-
-
-@pytest.fixture(scope="module")
-def whole(warm, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    code, said = warm.run(*RUN, "--output_dir", folder, faults=OFTEN)
-    assert code == 0, said
-    return folder
 
 
 @pytest.fixture(scope="module")

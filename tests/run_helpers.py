@@ -1,0 +1,35 @@
+"""A small run, and whether another ended as it did: for tests that end one before its end."""
+
+import json
+
+import torch
+
+from tiny_diffusion.checkpoint import load_checkpoint
+
+SMALL = ["--dataset", "digits", "--image_size", 4, "--base_channels", 4, "--channel_mult", 1, "--num_samples", 1]
+RUN = ["train", *SMALL, "--attention_levels", "none", "--timesteps", 5, "--dropout", 0.1, "--device", "cpu"]
+RUN += ["--batch_size", 500, "--epochs", 3, "--sample_interval", 1, "--save_interval", 1, "--keep_last", 1]  # 9 steps
+OFTEN = (("no_plots",), ("save_every_step",))
+
+
+def log_of(folder):
+    """The whole lines of the log, without what depends on the clock."""
+    lines = []
+    for text in (folder / "log.jsonl").read_text().splitlines(keepends=True) if (folder / "log.jsonl").exists() else ():
+        if text.endswith("\n"):
+            lines.append({key: value for key, value in json.loads(text).items() if key != "images_per_second"})
+    return lines
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_ended_as(folder, whole):
+    """The same tensors bit for bit, the same log, the same files: nothing half-written is left."""
+    got, wanted = (load_checkpoint(each / "model_final.pt") for each in (folder, whole))
+    assert got.tensors.keys() == wanted.tensors.keys()
+    assert not [name for name in wanted.tensors if not torch.equal(got.tensors[name], wanted.tensors[name])]
+    assert all(got.about[key] == wanted.about[key] for key in ("step", "finished", "loss_history"))
+    assert log_of(folder) == log_of(whole)
+    assert files_in(folder) == files_in(whole)
