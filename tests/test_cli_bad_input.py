@@ -22,7 +22,6 @@ from cli_helpers import OPTIONS, TINY, change_tensors, contents
 from tiny_diffusion.checkpoint import load_checkpoint, make_model
 from tiny_diffusion.checks import MOST_PARAMETERS
 from tiny_diffusion.config import resolve
-from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.core.schedules import SCHEDULES
 from tiny_diffusion.data import downloads, packaged
 from tiny_diffusion.data.catalog import COLOURS, DATASETS
@@ -225,6 +224,8 @@ def test_a_model_that_draws_nan_has_diverged(cli, trained, tmp_path):
         ("--steps 1001", ["--steps 1001", "1000 timesteps", "at most 1000"]),
         ("--timesteps 1001", ["--steps 1001", "1000 timesteps"]),
         ("--sampler dpmpp_2m --eta 0.5", ["--eta 0.5", "--sampler dpmpp_2m", "--sampler ddim"]),
+        ("--sampler ddim --eta 1.5", ["--eta 1.5", "--sampler ddim", "0 to 1"]),
+        ("--eta 11", ["--eta", "11", "10"]),
         ("--sampler ddpm --eta 0", ["--eta 0", "--sampler ddpm", "--sampler ddim"]),
         ("--guidance 2", ["--guidance 2", "--class_cond"]),
         ("--classes 3", ["--classes 3", "--class_cond"]),
@@ -239,10 +240,11 @@ def test_sample_refuses_what_this_model_cannot_do_or_would_ignore(given, words, 
     assert not contents(tmp_path)
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddim"])
-def test_eta_belongs_to_ddim_alone(sampler, cli, trained):
-    argv = ["sample", "--checkpoint", trained / "model_final.pt", "--sampler", sampler, "--eta", 0.5]
-    cli.refuses(2, argv, "--eta 0.5", f"--sampler {sampler}", "ddim")
+@pytest.mark.parametrize("sampler", ["ddpm", "heun", "dpmpp_2m", "abm"])
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_eta_belongs_to_samplers_whose_noise_can_be_chosen(command, sampler, cli, trained):
+    argv = [command, "--checkpoint", trained / "model_final.pt", "--sampler", sampler, "--eta", 0.5]
+    cli.refuses(2, argv, "--eta 0.5", f"--sampler {sampler}", "ddim or sa_solver")
 
 
 @pytest.mark.parametrize(

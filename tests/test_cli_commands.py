@@ -338,6 +338,7 @@ CHANGES = {
     "weights": (["--weights", "raw"], ["--weights", "ema"]),
     "guidance": (["--guidance", 3], ["--guidance", 1]),
     "eta": (["--sampler", "ddim", "--eta", 0.5], ["--sampler", "ddim", "--eta", 0]),
+    "eta of sa_solver": (["--sampler", "sa_solver", "--eta", 1], ["--sampler", "sa_solver"]),
     "steps": (["--steps", 5], ["--steps", 4]),
     "classes": (["--classes", "1"], ["--classes", "2"]),
     "grid": (["--grid", "trailing"], ["--grid", "log_snr"]),
@@ -350,6 +351,10 @@ EQUALS = {
     "timesteps are steps": (["--timesteps", 5], ["--steps", 5]),
     "eta 0 is ddim": (["--sampler", "ddim", "--eta", 0], ["--sampler", "ddim"]),
     "eta 1 is ddpm": (["--sampler", "ddim", "--eta", 1], ["--sampler", "ddpm"]),
+    "sa_solver on turns of the angle, eta 1.5, is the default": (
+        ["--sampler", "sa_solver", "--grid", "angle", "--eta", 1.5],
+        [],
+    ),
     "all classes are the default": (["--classes", "0-9"], []),
     "classes by name and by range": (["--classes", "2,3,4"], ["--classes", "2-4"]),
     "the first images are the default": (["--indices", "0-5"], []),

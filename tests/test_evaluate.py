@@ -234,6 +234,15 @@ def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path):
     assert written == {"evaluation.json", "nearest.png", "error_by_noise.png", "sweep.png"}
 
 
+def test_fresh_noise_is_chosen_and_told(cli, loud, tmp_path):
+    argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--sampler", "ddim,sa_solver", "--steps", 3)
+    none, half = cli.works(*argv, "--output", "none", "--eta", 0), cli.works(*argv, "--output", "half", "--eta", 0.5)
+    assert "ddim, eta 0, 3 steps" in none.out and "sa_solver, eta 0.5, 3 steps" in half.out
+    for one, other in zip(report(tmp_path / "none")["results"], report(tmp_path / "half")["results"], strict=True):
+        assert (one["eta"], other["eta"]) == (0, 0.5)
+        assert one["metrics"] != other["metrics"]
+
+
 def test_a_sweep_scores_each_way_of_drawing_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(

@@ -15,7 +15,7 @@ from tiny_diffusion.core.grids import GRIDS, make_levels
 from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.diffusion import Diffusion
 from tiny_diffusion.randomness import stream
-from tiny_diffusion.sampling import Request, denoising, sample
+from tiny_diffusion.sampling import Request, denoising, request_like, sample
 from tiny_diffusion.visuals.images import to_uint8
 
 SHAPE = (1, 8, 8)
@@ -241,6 +241,29 @@ def test_the_parts_of_a_request_are_its_indices_in_order(indices, batch_size):
 def test_a_request_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Request(range(3)).steps = 4
+
+
+@pytest.mark.parametrize(
+    "told, asked, eta",
+    [
+        ({"sampler": "sa_solver", "eta": 0.7}, {}, 0.7),
+        ({"sampler": "sa_solver", "eta": 0.7}, {"sampler": "sa_solver"}, 0.7),
+        ({"sampler": "sa_solver", "eta": 0.7}, {"eta": 1.2}, 1.2),
+        ({"sampler": "sa_solver", "eta": 0.7}, {"sampler": "ddim"}, 0.0),
+        ({"sampler": "ddim"}, {}, 0.0),
+        ({"sampler": "abm"}, {}, None),
+        ({"sampler": "abm"}, {"sampler": "sa_solver"}, 1.5),
+    ],
+)
+def test_fresh_noise_is_as_asked_then_as_the_checkpoint_tells_then_the_samplers(told, asked, eta):
+    usual = {"steps": 20, "grid": "angle", "guidance": 1.0, "clip": True, **told}
+    assert request_like(usual, 1000, range(2), **asked).eta == eta
+
+
+@every_sampler
+def test_only_ddpm_takes_every_step_unless_told_otherwise(sampler):
+    usual = {"sampler": "abm", "steps": 20, "grid": "angle", "guidance": 1.0, "clip": True}
+    assert request_like(usual, 1000, range(2), sampler=sampler).steps == (1000 if sampler == "ddpm" else 20)
 
 
 def test_the_default_request_is_one_that_can_be_drawn():

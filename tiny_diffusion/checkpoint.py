@@ -217,6 +217,7 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
         and number(sampling.get("steps"), int)
         and 1 <= sampling["steps"] <= config.timesteps
         and number(sampling.get("guidance"), int, float)
+        and (sampling.get("eta") is None or number(sampling["eta"], int, float))
         and type(sampling.get("clip")) is bool,
     }
     return [key for key, fine in possible.items() if not fine]

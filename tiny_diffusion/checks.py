@@ -5,9 +5,10 @@ and a way out.  To add a rule: a few lines in the function of its subject.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tiny_diffusion.core.predictions import determinant
+from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.core.schedules import SCHEDULES
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
@@ -46,6 +47,29 @@ def refuse_not_taken(given: Mapping[str, object], dataset: str) -> None:
                 f"--{name}{value} would be ignored: it is for image files ({taking}), and --dataset {dataset} has "
                 "none" + (" with transparency" if name == "background" else "") + ". Leave it out."
             )
+
+
+def refuse_drawing(
+    config, *, samplers: Sequence[str], steps: Sequence[int], eta: float | None, guidance: float | None
+) -> None:
+    """Raises OptionError if a model of this Config cannot be drawn from so, or if what was asked would be ignored."""
+    if steps and (most := max(steps)) > config.timesteps:
+        raise OptionError(
+            f"--steps {most} is more than this model's {config.timesteps} timesteps. "
+            f"Use at most {config.timesteps}{'; 20 are usually enough' if config.timesteps > 20 else ''}."
+        )
+    for name in samplers if eta is not None else ():
+        if SAMPLERS[name].etas is None:
+            taking = " or ".join(key for key, row in SAMPLERS.items() if row.etas)
+            raise OptionError(
+                f"--eta {eta:g} would be ignored by --sampler {name}. Leave it out, or add --sampler {taking}."
+            )
+        if eta > (most := SAMPLERS[name].etas[1]):
+            raise OptionError(f"--eta {eta:g} is more than --sampler {name} can take. Use 0 to {most:g}.")
+    if guidance is not None and not config.class_cond:
+        raise OptionError(
+            f"--guidance {guidance:g} needs a model trained with --class_cond; this one was not. Leave it out."
+        )
 
 
 def refuse_no_folder(data_dir: str | None, dataset: str) -> None:

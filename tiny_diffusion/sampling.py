@@ -24,11 +24,12 @@ class Request:
     """What to draw and how.
 
     indices: which images of the seed.   classes: the labels they take in turn; empty for an unconditional model.
-    eta: for ddim only.   clip: hold estimates of x_0 in [-1, 1].   batch_size: images drawn together, by each process.
+    eta: how much noise is fresh, where that can be chosen.   clip: hold estimates of x_0 in [-1, 1].
+    batch_size: images drawn together, by each process.
     """
 
     indices: Sequence[int]
-    sampler: str = "abm"
+    sampler: str = "sa_solver"
     steps: int = 20
     grid: str = "angle"
     seed: int = 0
@@ -67,6 +68,7 @@ def request_like(
     steps: int | None = None,
     grid: str | None = None,
     guidance: float | None = None,
+    eta: float | None = None,
     **more,
 ) -> Request:
     """A checkpoint's own way of sampling, with what was asked for instead; another sampler brings its own grid.
@@ -74,14 +76,16 @@ def request_like(
     usual: the checkpoint's "sampling".  timesteps: T of its process.  more: what else a Request says.
     """
     sampler = sampler or usual["sampler"]
-    other = sampler != usual["sampler"]
+    other, row = sampler != usual["sampler"], SAMPLERS[sampler]
+    if eta is None and row.etas:
+        eta = row.etas[0] if other else usual.get("eta", row.etas[0])  # the first checkpoints do not tell
     return Request(
         indices=indices,
         sampler=sampler,
-        # A random process needs all of its steps; the others are made for few.
-        steps=steps or (timesteps if other and SAMPLERS[sampler].draws else usual["steps"]),
-        grid=grid or (SAMPLERS[sampler].grid if other else usual["grid"]),
+        steps=steps or (usual["steps"] if row.few or not other else timesteps),
+        grid=grid or (row.grid if other else usual["grid"]),
         guidance=usual["guidance"] if guidance is None else guidance,
+        eta=eta,
         clip=usual["clip"],
         **more,
     )

@@ -17,11 +17,13 @@ Measure how good a model's images are.  Each number says the features, the count
 beside it stands the floor: what as many real images, held out, score.
 
   python -m tiny_diffusion evaluate --checkpoint outputs/mnist/model_final.pt
-  python -m tiny_diffusion evaluate --checkpoint outputs/mnist/model_final.pt --sampler abm,ddim --steps 5,10,20,50
+  python -m tiny_diffusion evaluate --checkpoint outputs/mnist/model_final.pt --sampler sa_solver,abm --steps 5,10,20
   python -m tiny_diffusion evaluate --images samples.npz --dataset mnist
   python -m tiny_diffusion evaluate --images drawn/ --reference real/ --features pixels
 """
-OF_A_MODEL = ("sampler", "steps", "grid", "guidance", "weights", "train_on_synthetic", "bits_per_dim", "batch_size")
+OF_A_MODEL = (
+    "sampler", "steps", "grid", "guidance", "eta", "weights", "train_on_synthetic", "bits_per_dim", "batch_size",
+)  # fmt: skip
 LIKELIHOOD_IMAGES = 256
 
 
@@ -153,7 +155,8 @@ def _named(features) -> str:
 
 def _print(found: dict, request) -> None:
     if request is not None:
-        print(f"\n{request.sampler}, {request.steps} steps on the {request.grid} grid, seed {request.seed}")
+        fresh = "" if request.eta is None else f", eta {request.eta:g}"
+        print(f"\n{request.sampler}{fresh}, {request.steps} steps on the {request.grid} grid, seed {request.seed}")
     floors = {name.split("[")[0]: value for name, value in found["floor"].items()}
     for name, value in found["metrics"].items():
         floor = floors.get(name.split("[")[0])

@@ -22,7 +22,7 @@ from tiny_diffusion.run_folder import RunFolder
 from tiny_diffusion.sampling import Request, sample
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
-SAMPLER, STEPS = "abm", 20
+SAMPLER, STEPS = "sa_solver", 20
 
 
 class RunWriter:
@@ -93,7 +93,8 @@ class RunWriter:
         """How this run draws: what its checkpoints say, too."""
         classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
         steps = min(STEPS, self.config.timesteps)
-        return Request(indices, SAMPLER, steps, SAMPLERS[SAMPLER].grid, self.config.seed, classes)
+        row = SAMPLERS[SAMPLER]
+        return Request(indices, SAMPLER, steps, row.grid, self.config.seed, classes, eta=row.etas and row.etas[0])
 
     def plot_losses(self) -> None:
         from tiny_diffusion.visuals.figures import save_loss_curve
@@ -158,11 +159,7 @@ class RunWriter:
             "channels": self.channels,
             "background": self.config.background,
             "sampling": {
-                "sampler": request.sampler,
-                "steps": request.steps,
-                "grid": request.grid,
-                "guidance": request.guidance,
-                "clip": request.clip,
+                name: getattr(request, name) for name in ("sampler", "steps", "grid", "guidance", "eta", "clip")
             },
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]},
         }

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from tiny_diffusion.checks import refuse_drawing
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable, run_of
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
@@ -97,19 +98,13 @@ def _request(options: SampleOptions, checkpoint, indices):
     from tiny_diffusion.sampling import request_like
 
     usual, config = checkpoint.about["sampling"], checkpoint.config
-    if options.steps is not None and options.steps > config.timesteps:
-        raise OptionError(
-            f"--steps {options.steps} is more than this model's {config.timesteps} timesteps. "
-            f"Use at most {config.timesteps}{'; 20 are usually enough' if config.timesteps > 20 else ''}."
-        )
-    if options.eta is not None and (sampler := options.sampler or usual["sampler"]) != "ddim":
-        raise OptionError(
-            f"--eta {options.eta:g} would be ignored by --sampler {sampler}. Leave it out, or add --sampler ddim."
-        )
-    if options.guidance is not None and not config.class_cond:
-        raise OptionError(
-            f"--guidance {options.guidance:g} needs a model trained with --class_cond; this one was not. Leave it out."
-        )
+    refuse_drawing(
+        config,
+        samplers=[options.sampler or usual["sampler"]],
+        steps=[options.steps] if options.steps else [],
+        eta=options.eta,
+        guidance=options.guidance,
+    )
     return request_like(
         usual,
         config.timesteps,

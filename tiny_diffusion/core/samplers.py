@@ -21,6 +21,7 @@ Denoise = Callable[[Array, Level], tuple[Array, Array]]
 Draw = Callable[[], Array]
 
 GAUSS_PLACES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(12)  # integrals over [-1, 1], here to rounding
+ETA = 1.5  # of sa_solver: the best of 0.6 to 3 at 5 to 50 evaluations, see benchmarks/RESULTS.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +106,73 @@ def abm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 3) -> 
         yield Step(following, x, clean)
 
 
-def _turned(past: Sequence[tuple[float, Array, Array]], start: float, end: float) -> Array:
-    """The integral of cos(angle) * noise - sin(angle) * clean from start to end, both as polynomials through the past.
+def sa_solver(
+    denoise: Denoise, x: Array, levels: Sequence[Level], draw: Draw | None = None, eta: float = ETA, order: int = 2
+) -> Iterator:
+    """Adams-Bashforth for the reverse of the noising process: SA-Solver's predictor, Xue et al. (2023), eq. 14 and 15.
 
-    Estimates that lie within half of the step from one another are left out: extrapolated from, the network's errors
-    would be multiplied.
+    eta: how much noise is drawn afresh and taken away again on the way, their tau: 0 is the probability flow, 1 the
+    process itself in reverse.  What the network got wrong before is forgotten with the old noise.  Theirs but for the
+    polynomial of past estimates, which is one in Heun's angle, so that levels without any image are fine.
+    draw: standard normal noise of x's shape, called once a step where eta > 0.
     """
-    known = list(past[:1])
-    for estimate in past[1:]:
-        if 2 * abs(estimate[0] - known[-1][0]) <= abs(end - start):
-            break
-        known.append(estimate)
+    past: list[tuple[float, Array]] = []  # (angle, clean), the newest first
+    for level, following in pairwise(levels):
+        clean, _ = denoise(x, level)
+        if following.sigma == 0:
+            yield Step(following, clean, clean)
+            continue
+        past = [(_angle(level), clean), *past[: order - 1]]
+        shrink = level.alpha * following.sigma / (level.sigma * following.alpha)  # e^-h of the log-SNR's half
+        x = following.sigma / level.sigma * shrink ** (eta**2) * x + _pulled(past, shrink, following, eta)
+        if eta:
+            x = x + following.sigma * math.sqrt(1 - shrink ** (2 * eta**2)) * draw()
+        yield Step(following, x, clean)
+
+
+def _pulled(past: Sequence[tuple[float, Array]], shrink: float, end: Level, eta: float) -> Array:
+    """What a step of sa_solver adds of the image, which is a polynomial through the past: eq. 15's integral.
+
+    With w, the last level's sigma/alpha over that on the way, from shrink to 1: alpha * (1 + eta^2) * w^(eta^2) dw.
+    """
+    known = _apart(past, abs(past[0][0] - _angle(end)))
+    ratios = shrink + (1 - shrink) * (1 + GAUSS_PLACES) / 2
+    angles = np.arctan2(end.sigma, end.alpha * ratios)
+    weights = GAUSS_WEIGHTS * ratios ** (eta**2)
+    weights = weights / weights.sum() * end.alpha * (1 - shrink ** (1 + eta**2))
+    shares = [float(np.sum(share * weights)) for share in _shares(known, angles)]
+    return sum(share * clean for share, (_, clean) in zip(shares, known, strict=True))
+
+
+def _turned(past: Sequence[tuple[float, Array, Array]], start: float, end: float) -> Array:
+    """The integral of cos(angle) * noise - sin(angle) * clean from start to end, both polynomials through the past."""
+    known = _apart(past, abs(end - start))
     angles = start + (end - start) * (1 + GAUSS_PLACES) / 2
     total = 0.0
-    for here, clean, noise in known:
-        others = [other for other, _, _ in known if other != here]
-        share = np.prod([(angles - other) / (here - other) for other in others], axis=0)  # Lagrange's polynomial
+    for share, (_, clean, noise) in zip(_shares(known, angles), known, strict=True):
         share = share * GAUSS_WEIGHTS * (end - start) / 2
         total = total + float(np.sum(share * np.cos(angles))) * noise - float(np.sum(share * np.sin(angles))) * clean
     return total
+
+
+def _apart(past: Sequence[tuple], step: float) -> list[tuple]:
+    """Of the estimates (angle, ...) those more than half of the step from one another: extrapolated from the others,
+    the network's errors would be multiplied."""
+    known = list(past[:1])
+    for estimate in past[1:]:
+        if 2 * abs(estimate[0] - known[-1][0]) <= step:
+            break
+        known.append(estimate)
+    return known
+
+
+def _shares(known: Sequence[tuple], angles: np.ndarray) -> list[np.ndarray]:
+    """Lagrange's polynomials: the share that each estimate (angle, ...) has in what lies at these angles."""
+    places = [estimate[0] for estimate in known]
+    return [
+        np.prod([(angles - other) / (here - other) for other in places if other != here] or [angles**0], axis=0)
+        for here in places
+    ]
 
 
 def _angle(level: Level) -> float:
@@ -143,21 +192,25 @@ def _velocity(level: Level, clean: Array, noise: Array) -> Array:
 class Sampler:
     """run: the generator.  order: of convergence, None for a random process.  draws: whether it needs `draw`.
 
-    grid: the levels that suit it, unless others are asked for.  evaluations: of the network for n steps.
+    grid: the levels that suit it, unless others are asked for.  etas: the usual `eta` and the largest that makes
+    sense, where it can be chosen.  few: whether few steps will do.  evaluations: of the network for n steps.
     """
 
     run: Callable[..., Iterator[Step]]
     order: int | None
     grid: str
     draws: bool = False
+    etas: tuple[float, float] | None = None
+    few: bool = True
     evaluations: Callable[[int], int] = lambda steps: steps
 
 
 SAMPLERS = {
     #                   generator               order  grid
-    "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True),
-    "ddim": Sampler(ddim, 1, "trailing"),
+    "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True, few=False),
+    "ddim": Sampler(ddim, 1, "trailing", etas=(0.0, 1.0)),
     "heun": Sampler(heun, 2, "angle", evaluations=lambda steps: 2 * steps - 1),
     "dpmpp_2m": Sampler(dpmpp_2m, 2, "rho"),
     "abm": Sampler(abm, 3, "angle"),
+    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, etas=(ETA, 10.0)),
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.checkpoint import load_checkpoint, load_model
+from tiny_diffusion.checks import refuse_drawing
 from tiny_diffusion.diffusion import Diffusion
 from tiny_diffusion.distributed import World, place
 from tiny_diffusion.errors import DivergenceError, OptionError
@@ -35,16 +36,13 @@ class Drawing:
             raise OptionError(
                 "--train_on_synthetic needs a model trained with --class_cond; this one was not. Leave it out."
             )
-        if options.guidance is not None and not config.class_cond:
-            raise OptionError(
-                f"--guidance {options.guidance:g} needs a model trained with --class_cond; this one was not. "
-                "Leave it out."
-            )
-        if most := [steps for steps in options.steps or () if steps > config.timesteps]:
-            raise OptionError(
-                f"--steps {most[0]} is more than this model's {config.timesteps} timesteps. "
-                f"Use at most {config.timesteps}."
-            )
+        refuse_drawing(
+            config,
+            samplers=options.sampler or [self.checkpoint.about["sampling"]["sampler"]],
+            steps=options.steps or [],
+            eta=options.eta,
+            guidance=options.guidance,
+        )
         self.world, self.device = world, world.device
         self.model = place(load_model(self.checkpoint, options.weights), self.device)
         self.diffusion = Diffusion.of(config)
@@ -64,6 +62,7 @@ class Drawing:
                 steps=steps,
                 grid=options.grid,
                 guidance=options.guidance,
+                eta=options.eta,
                 seed=options.seed,
                 classes=classes,
                 batch_size=options.batch_size or BATCH,
