@@ -24,6 +24,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    SASolverScheduler,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of torch's tensors, in diffusers
@@ -203,6 +204,33 @@ def test_dpmpp_2m_is_diffusers_second_order_multistep_solver(prediction, name, t
     expected = draw_theirs(scheduler, x, steps)
     ours = draw_ours("dpmpp_2m", name, timesteps, prediction, "trailing", x, steps)
     assert_same_pictures(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0, 1.5])
+@pytest.mark.parametrize("timesteps, steps", [(10, 7), (200, 13), (1000, 37)])
+@schedules_with_betas
+@every_shared_prediction
+def test_sa_solver_of_order_one_takes_the_steps_of_diffusers(
+    prediction, name, timesteps, steps, eta, noise, monkeypatch
+):
+    """Its predictor alone, all steps but the last, which diffusers takes to a level above clean.  Of order two the
+    polynomials are others: theirs go over lambda, which is infinite without an image."""
+    x, *fresh = noise(steps + 1)
+    theirs_draw, ours_draw = iter(fresh), iter(fresh)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_sasolver.randn_tensor", lambda *_, **__: next(theirs_draw))
+    scheduler = theirs(
+        SASolverScheduler, name, timesteps, prediction, predictor_order=1, tau_func=lambda t: eta,
+        timestep_spacing="trailing",
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    schedule = make_schedule(name, timesteps)
+    levels = make_levels(schedule, "trailing", steps)
+    denoise = Diffusion(schedule, prediction).denoiser(network, clip=False)
+    ours = SAMPLERS["sa_solver"].run(denoise, x, levels, draw=lambda: next(ours_draw), eta=eta, order=1)
+    for t, step in zip(scheduler.timesteps[:-1], ours, strict=False):
+        scheduler.last_sample = None  # without which it does not correct
+        x = scheduler.step(network(x, t), t, x).prev_sample
+        assert_same_pictures(step.x, x, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, beta_schedule", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
