@@ -492,6 +492,7 @@ def test_info_says_what_a_checkpoint_holds(cli, run):
         shown = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
         assert re.search(rf"^  --{name} +{re.escape(shown)}$", text, re.MULTILINE), name
     assert "1 x 8 x 8" in text and "unconditional" in text and "step 6" in text and "(finished)" in text
+    assert "sa_solver, eta 1.5, 20 steps on the angle grid" in text
     assert ", ".join(DATASETS["digits"].classes) in text and ended.err == ""
 
 

@@ -120,6 +120,14 @@ def test_class_names_travel_in_the_checkpoint_and_info_shows_them(wide, cli):
     assert re.search(r"--image_size +16x24\n", text) and re.search(r"--data_dir +photos\n", text)
 
 
+def test_photographs_are_drawn_without_fresh_noise_unless_asked(wide, cli):
+    """As the catalogue has it; the checkpoint tells, and info shows."""
+    folder, _ = wide
+    about = load_checkpoint(folder / "model_final.pt").about
+    assert (about["sampling"]["sampler"], about["sampling"]["eta"]) == ("abm", None)
+    assert "abm, 20 steps" in cli.works("info", "--checkpoint", folder / "model_final.pt").out
+
+
 def test_info_is_printed_by_a_console_that_knows_no_other_letters(wide, monkeypatch):
     page = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", page)

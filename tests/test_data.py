@@ -11,6 +11,7 @@ import torch
 import torchvision
 from set_helpers import FILES, IDX_SETS, content, idx, make_set, write_cifar10, write_idx
 
+from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.data import packaged
 from tiny_diffusion.data.batches import Batches, to_float
 from tiny_diffusion.data.catalog import DATASETS
@@ -74,6 +75,7 @@ def test_a_sets_row_in_the_catalogue_says_what_is_opened(heldout, name):
     assert data.images.shape == (row.images(splits), row.channels, row.size, row.size)
     assert data.channels == row.channels
     assert data.class_names == row.classes
+    assert row.sampler in SAMPLERS
     assert data.labels.unique().tolist() == (list(range(len(row.classes))) if splits else [])
 
 

@@ -29,7 +29,7 @@ class Request:
     """
 
     indices: Sequence[int]
-    sampler: str = "sa_solver"
+    sampler: str = "abm"
     steps: int = 20
     grid: str = "angle"
     seed: int = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable
 from tiny_diffusion.config import Config, resolve
+from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.options import BenchmarkOptions, specs
 
@@ -74,7 +75,8 @@ def run(argv: list[str], program: str, started: float) -> int:
     trainer = make_trainer(config, device)
     found["training"] = training_speed(trainer, options.seconds)
     found["matrix_product_gflops"] = matrix_rate(device, yardstick, options.seconds / 4)
-    request = Request(range(options.num_images), steps=min(20, config.timesteps), seed=config.seed)
+    sampler = DATASETS[config.dataset].sampler
+    request = Request(range(options.num_images), sampler, min(20, config.timesteps), seed=config.seed)
     found["sampling"] = sampling_speed(trainer, request, options.seconds)
     found["data"] = data_speed(trainer, options.seconds / 4)
     profiled = profile_step(trainer, steps=math.ceil(options.seconds / (4 * found["training"]["step_seconds"])))

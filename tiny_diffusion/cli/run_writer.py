@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tiny_diffusion.checkpoint import save_checkpoint
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.diffusion import Diffusion
 from tiny_diffusion.errors import FileError
@@ -22,7 +23,7 @@ from tiny_diffusion.run_folder import RunFolder
 from tiny_diffusion.sampling import Request, sample
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
-SAMPLER, STEPS = "sa_solver", 20
+STEPS = 20
 
 
 class RunWriter:
@@ -93,8 +94,9 @@ class RunWriter:
         """How this run draws: what its checkpoints say, too."""
         classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
         steps = min(STEPS, self.config.timesteps)
-        row = SAMPLERS[SAMPLER]
-        return Request(indices, SAMPLER, steps, row.grid, self.config.seed, classes, eta=row.etas and row.etas[0])
+        sampler = DATASETS[self.config.dataset].sampler
+        row = SAMPLERS[sampler]
+        return Request(indices, sampler, steps, row.grid, self.config.seed, classes, eta=row.etas and row.etas[0])
 
     def plot_losses(self) -> None:
         from tiny_diffusion.visuals.figures import save_loss_curve

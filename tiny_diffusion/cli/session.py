@@ -14,9 +14,8 @@ from tiny_diffusion.checkpoint import Checkpoint, load_model, make_model
 from tiny_diffusion.cli.agreement import Agreement
 from tiny_diffusion.cli.run_data import check_device, open_run_data
 from tiny_diffusion.cli.run_words import duration, what_is_coming, what_is_faster, who_trains
-from tiny_diffusion.cli.run_writer import SAMPLER, STEPS, RunWriter
+from tiny_diffusion.cli.run_writer import RunWriter
 from tiny_diffusion.config import Config
-from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.distributed import be_deterministic, check_batch, make_world, place
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
@@ -191,7 +190,7 @@ class Session:
         trainer, config = self.trainer, self.config
         seconds = trainer.seconds_per_step()
         if config.minutes is not None:
-            forwards = SAMPLERS[SAMPLER].evaluations(STEPS) * config.num_samples / config.batch_size
+            forwards = self.writer.request(()).evaluations() * config.num_samples / config.batch_size
             reserve = min(2.5 + 1.3 * forwards * seconds / 3, config.minutes * 30)
             trainer.length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)
         about_it = (
