@@ -382,8 +382,8 @@ def test_ddim_of_a_single_image_has_exactly_the_marginal_of_every_level_for_ever
 @every_grid
 @every_schedule
 def test_sa_solver_of_a_single_image_is_the_process_of_every_eta_at_every_level(name, grid, eta):
-    """Xue et al. (2023), proposition 4.2: the marginal, and that what is left of the first noise falls as
-    (sigma/alpha)^(1 + eta^2) over alpha's own growth, however many steps it takes."""
+    """The marginal, and how much of a level's noise is still the first one: (sigma/alpha)^(eta^2) over what that was
+    at first, however many steps it took."""
     levels = make_levels(make_schedule(name), grid, 20)
     unit, start, *fresh = np.eye(22)
     image = 0.4
@@ -551,7 +551,7 @@ def test_sa_solver_of_order_one_is_ddim_without_fresh_noise_and_with_ddpms(name,
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("ratio", [0.2, 0.6, 0.95])
 def test_the_pull_is_exact_for_an_image_that_is_a_polynomial_of_the_angle(ratio, count, eta):
-    """Xue et al. (2023), eq. 14, over lambda, the logarithm of alpha/sigma; the integral is scipy's."""
+    """The integral as Xue et al. (2023) write it, over lambda, the logarithm of alpha/sigma, and done by scipy."""
     end = Level(0, 0.8, 0.6)
     image = np.polynomial.Polynomial([0.3, -1.0][:count])
     start = math.atan2(end.sigma, end.alpha * ratio)

@@ -109,7 +109,7 @@ def abm(denoise: Denoise, x: Array, levels: Sequence[Level], order: int = 3) -> 
 def sa_solver(
     denoise: Denoise, x: Array, levels: Sequence[Level], draw: Draw | None = None, eta: float = ETA, order: int = 2
 ) -> Iterator:
-    """Adams-Bashforth for the reverse of the noising process: SA-Solver's predictor, Xue et al. (2023), eq. 14 and 15.
+    """Adams-Bashforth for the reverse of the noising process: the predictor of SA-Solver, Xue et al. (2023).
 
     eta: how much noise is drawn afresh and taken away again on the way, their tau: 0 is the probability flow, 1 the
     process itself in reverse.  What the network got wrong before is forgotten with the old noise.  Theirs but for the
@@ -123,7 +123,7 @@ def sa_solver(
             yield Step(following, clean, clean)
             continue
         past = [(_angle(level), clean), *past[: order - 1]]
-        shrink = level.alpha * following.sigma / (level.sigma * following.alpha)  # e^-h of the log-SNR's half
+        shrink = level.alpha * following.sigma / (level.sigma * following.alpha)  # e^-h, 0 where alpha is
         x = following.sigma / level.sigma * shrink ** (eta**2) * x + _pulled(past, shrink, following, eta)
         if eta:
             x = x + following.sigma * math.sqrt(1 - shrink ** (2 * eta**2)) * draw()
@@ -131,9 +131,9 @@ def sa_solver(
 
 
 def _pulled(past: Sequence[tuple[float, Array]], shrink: float, end: Level, eta: float) -> Array:
-    """What a step of sa_solver adds of the image, which is a polynomial through the past: eq. 15's integral.
+    """What a step of sa_solver adds of the image, which is a polynomial through the past.
 
-    With w, the last level's sigma/alpha over that on the way, from shrink to 1: alpha * (1 + eta^2) * w^(eta^2) dw.
+    Its integral of alpha * (1 + eta^2) * image * w^(eta^2) dw, w being the end's sigma/alpha over that on the way.
     """
     known = _apart(past, abs(past[0][0] - _angle(end)))
     ratios = shrink + (1 - shrink) * (1 + GAUSS_PLACES) / 2
