@@ -22,6 +22,7 @@ from cli_helpers import OPTIONS, TINY, change_tensors, contents
 from tiny_diffusion.checkpoint import load_checkpoint, make_model
 from tiny_diffusion.checks import MOST_PARAMETERS
 from tiny_diffusion.config import resolve
+from tiny_diffusion.core.samplers import SAMPLERS
 from tiny_diffusion.core.schedules import SCHEDULES
 from tiny_diffusion.data import downloads, packaged
 from tiny_diffusion.data.catalog import COLOURS, DATASETS
@@ -240,7 +241,7 @@ def test_sample_refuses_what_this_model_cannot_do_or_would_ignore(given, words, 
     assert not contents(tmp_path)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "heun", "dpmpp_2m", "abm"])
+@pytest.mark.parametrize("sampler", [name for name, row in SAMPLERS.items() if row.eta is None])
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_eta_belongs_to_samplers_whose_noise_can_be_chosen(command, sampler, cli, trained):
     argv = [command, "--checkpoint", trained / "model_final.pt", "--sampler", sampler, "--eta", 0.5]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tiny_diffusion.config import Config
 from tiny_diffusion.core.grids import GRIDS
-from tiny_diffusion.core.samplers import SAMPLERS
+from tiny_diffusion.core.samplers import SAMPLERS, Sampler
 from tiny_diffusion.errors import FileError, OptionError
 
 FORMAT = 1
@@ -196,6 +196,9 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
             for pair in values
         )
 
+    def fresh(eta: object, row: Sampler) -> bool:
+        return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.most_eta)
+
     names, stretch, sampling = about["class_names"], about["stretch"], about["sampling"]
     best = about["best_score"]
     possible = {
@@ -217,7 +220,7 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
         and number(sampling.get("steps"), int)
         and 1 <= sampling["steps"] <= config.timesteps
         and number(sampling.get("guidance"), int, float)
-        and (sampling.get("eta") is None or number(sampling["eta"], int, float))
+        and fresh(sampling.get("eta"), SAMPLERS[sampling["sampler"]])
         and type(sampling.get("clip")) is bool,
     }
     return [key for key, fine in possible.items() if not fine]

@@ -59,13 +59,15 @@ def refuse_drawing(
             f"Use at most {config.timesteps}{'; 20 are usually enough' if config.timesteps > 20 else ''}."
         )
     for name in samplers if eta is not None else ():
-        if SAMPLERS[name].etas is None:
-            taking = " or ".join(key for key, row in SAMPLERS.items() if row.etas)
+        if SAMPLERS[name].eta is None:
+            taking = " or ".join(key for key, row in SAMPLERS.items() if row.eta is not None)
             raise OptionError(
                 f"--eta {eta:g} would be ignored by --sampler {name}. Leave it out, or add --sampler {taking}."
             )
-        if eta > (most := SAMPLERS[name].etas[1]):
-            raise OptionError(f"--eta {eta:g} is more than --sampler {name} can take. Use 0 to {most:g}.")
+        if eta > SAMPLERS[name].most_eta:
+            raise OptionError(
+                f"--eta {eta:g} is more than --sampler {name} can take. Use 0 to {SAMPLERS[name].most_eta:g}."
+            )
     if guidance is not None and not config.class_cond:
         raise OptionError(
             f"--guidance {guidance:g} needs a model trained with --class_cond; this one was not. Leave it out."

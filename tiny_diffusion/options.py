@@ -95,7 +95,11 @@ def listed(choices) -> str:
 DATA_DIR_HELP = "where data sets lie [$TINY_DIFFUSION_DATA, then data]; for folder, the folder of images"
 IMAGE_SIZE_HELP = "side in pixels, or HEIGHTxWIDTH; images are scaled to cover it and cropped [the data set's own]"
 BACKGROUND_HELP = "what transparent images lie on: white, black, grey or #rrggbb [white]"
-ETA_HELP = "how much noise is fresh: for ddim from 0 (none) to 1 (as ddpm) [0], for sa_solver from 0 to 10 [1.5]"
+FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}
+ETA_HELP = "how much noise is fresh, 1 being the process's own: " + ", ".join(
+    f"{name} 0 to {row.most_eta:g} [{row.eta:g}]" for name, row in FRESH.items()
+)
+MOST_ETA = max(row.most_eta for row in FRESH.values())
 LOGSNR_SHIFT_HELP = "added to the log-SNR of each level; large images need more noise [ln(32 / side) above 32 pixels]"
 
 
@@ -131,7 +135,7 @@ class SampleOptions:
         None, "sampling steps, at most the model's T (--timesteps means the same)", int, low=1, high=100_000
     )
     grid: str | None = option(None, "which noise levels to visit [the checkpoint's]", choices=GRIDS)
-    eta: float | None = option(None, ETA_HELP, float, low=0, high=10)
+    eta: float | None = option(None, ETA_HELP, float, low=0, high=MOST_ETA)
     classes: str | None = option(None, "classes to draw, by name or number: 3,5 or 0-9 [all]", metavar="LIST")
     guidance: float | None = option(None, "how strongly to follow the class; 1 is plain", float, low=0, high=100)
     indices: str | None = option(
@@ -214,7 +218,7 @@ class EvaluateOptions:
     )
     grid: str | None = option(None, "which noise levels to visit [the checkpoint's]", choices=GRIDS)
     guidance: float | None = option(None, "how strongly to follow the class; 1 is plain", float, low=0, high=100)
-    eta: float | None = option(None, ETA_HELP, float, low=0, high=10)
+    eta: float | None = option(None, ETA_HELP, float, low=0, high=MOST_ETA)
     weights: str = option("ema", "averaged weights or the last ones", choices=("ema", "raw"))
     train_on_synthetic: bool = option(
         False, "also train a classifier on drawn images and try it on real ones; needs --class_cond models", bool

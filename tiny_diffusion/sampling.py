@@ -54,6 +54,11 @@ class Request:
         """The label of each image; None for an unconditional model.  Image i's does not depend on its neighbours."""
         return [self.classes[i % len(self.classes)] for i in self.indices] if self.classes else None
 
+    def way(self) -> str:
+        """In words, how it steps from noise to image."""
+        fresh = "" if self.eta is None else f", eta {self.eta:g}"
+        return f"{self.sampler}{fresh}, {self.steps} steps on the {self.grid} grid"
+
     def evaluations(self) -> int:
         """Calls of the network for each batch."""
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
@@ -77,8 +82,8 @@ def request_like(
     """
     sampler = sampler or usual["sampler"]
     other, row = sampler != usual["sampler"], SAMPLERS[sampler]
-    if eta is None and row.etas:
-        eta = row.etas[0] if other else usual.get("eta", row.etas[0])  # the first checkpoints do not tell
+    if eta is None:
+        eta = row.eta if other else usual.get("eta", row.eta)  # the first checkpoints do not tell
     return Request(
         indices=indices,
         sampler=sampler,

@@ -155,8 +155,7 @@ def _named(features) -> str:
 
 def _print(found: dict, request) -> None:
     if request is not None:
-        fresh = "" if request.eta is None else f", eta {request.eta:g}"
-        print(f"\n{request.sampler}{fresh}, {request.steps} steps on the {request.grid} grid, seed {request.seed}")
+        print(f"\n{request.way()}, seed {request.seed}")
     floors = {name.split("[")[0]: value for name, value in found["floor"].items()}
     for name, value in found["metrics"].items():
         floor = floors.get(name.split("[")[0])

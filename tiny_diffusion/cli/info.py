@@ -13,13 +13,12 @@ def run(argv: list[str], program: str, started: float) -> int:
         raise OptionError("--checkpoint is required: the file to describe, for example outputs/model_final.pt")
 
     from tiny_diffusion.checkpoint import load_checkpoint, load_model
+    from tiny_diffusion.sampling import request_like
 
     checkpoint = load_checkpoint(options.checkpoint)
     about, config = checkpoint.about, checkpoint.config
     parameters = sum(tensor.numel() for tensor in load_model(checkpoint).parameters())
     height, width = about["image_size"]
-    sampling = about["sampling"]
-    fresh = "" if sampling.get("eta") is None else f", eta {sampling['eta']:g}"
     heldout = f", held-out loss {about['heldout_history'][-1][1]:.4f}" if about["heldout_history"] else ""
     state = "finished" if about["finished"] else "not finished; --resume goes on"
     rows = {
@@ -27,7 +26,7 @@ def run(argv: list[str], program: str, started: float) -> int:
         "images": f"{about['channels']} x {height} x {width}, classes {', '.join(about['class_names']) or 'none'}",
         "network": f"{parameters:,} parameters, {'class-conditional' if config.class_cond else 'unconditional'}",
         "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",
-        "sampling": f"{sampling['sampler']}{fresh}, {sampling['steps']} steps on the {sampling['grid']} grid",
+        "sampling": request_like(about["sampling"], config.timesteps, ()).way(),
     }
     for name, text in rows.items():
         print(f"{name:<12}{text}")

@@ -96,7 +96,7 @@ class RunWriter:
         steps = min(STEPS, self.config.timesteps)
         sampler = DATASETS[self.config.dataset].sampler
         row = SAMPLERS[sampler]
-        return Request(indices, sampler, steps, row.grid, self.config.seed, classes, eta=row.etas and row.etas[0])
+        return Request(indices, sampler, steps, row.grid, self.config.seed, classes, eta=row.eta)
 
     def plot_losses(self) -> None:
         from tiny_diffusion.visuals.figures import save_loss_curve

@@ -192,15 +192,16 @@ def _velocity(level: Level, clean: Array, noise: Array) -> Array:
 class Sampler:
     """run: the generator.  order: of convergence, None for a random process.  draws: whether it needs `draw`.
 
-    grid: the levels that suit it, unless others are asked for.  etas: the usual `eta` and the largest that makes
-    sense, where it can be chosen.  few: whether few steps will do.  evaluations: of the network for n steps.
+    grid: the levels that suit it, unless others are asked for.  eta: its usual one where that can be chosen, and
+    most_eta: the largest.  few: whether few steps will do.  evaluations: of the network for n steps.
     """
 
     run: Callable[..., Iterator[Step]]
     order: int | None
     grid: str
     draws: bool = False
-    etas: tuple[float, float] | None = None
+    eta: float | None = None
+    most_eta: float = 0.0
     few: bool = True
     evaluations: Callable[[int], int] = lambda steps: steps
 
@@ -208,9 +209,9 @@ class Sampler:
 SAMPLERS = {
     #                   generator               order  grid
     "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True, few=False),
-    "ddim": Sampler(ddim, 1, "trailing", etas=(0.0, 1.0)),
+    "ddim": Sampler(ddim, 1, "trailing", eta=0.0, most_eta=1.0),
     "heun": Sampler(heun, 2, "angle", evaluations=lambda steps: 2 * steps - 1),
     "dpmpp_2m": Sampler(dpmpp_2m, 2, "rho"),
     "abm": Sampler(abm, 3, "angle"),
-    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, etas=(ETA, 10.0)),
+    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, eta=ETA, most_eta=10.0),
 }
