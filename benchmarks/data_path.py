@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from tiny_diffusion.checkpoint import make_model
-from tiny_diffusion.config import resolve
+from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.data.cache import Cache
+from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.sources import open_for
-from tiny_diffusion.distributed import place
+from tiny_diffusion.runs.checkpoint import make_model
+from tiny_diffusion.runtime.world import place
 from tiny_diffusion.training.trainer import Length, Trainer
 
 

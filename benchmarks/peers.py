@@ -46,7 +46,7 @@ from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
-from tiny_diffusion.evaluation.drawing import to_pixels
+from tiny_diffusion.evaluation.generate import to_pixels
 from tiny_diffusion.visuals.images import grid, save_png
 
 STEPS = 20  # evaluations of the network for an image, in the samplers that leave the choice
@@ -202,11 +202,11 @@ class Square:
 
 def ours(asked: argparse.Namespace, started: float) -> Trained:
     """train.py with --ours, by default all its defaults, and the sampler of its checkpoint."""
-    from tiny_diffusion.checkpoint import load_checkpoint, load_model
-    from tiny_diffusion.diffusion import Diffusion
-    from tiny_diffusion.distributed import place
-    from tiny_diffusion.run_folder import RunFolder
-    from tiny_diffusion.sampling import request_like, sample
+    from tiny_diffusion.diffusion.process import Diffusion
+    from tiny_diffusion.diffusion.sampling import request_like, sample
+    from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+    from tiny_diffusion.runs.folder import RunFolder
+    from tiny_diffusion.runtime.world import place
 
     folder = RunFolder(asked.output_dir / asked.worker / "run")
     done = run(

@@ -2,10 +2,10 @@
 
 Needs diffusers (pip install diffusers).  Each side trains as usual: ours with its loss and its optimizers, in the
 memory format of train.py; diffusers' UNet2DModel with add_noise, mean squared error and torch.optim.AdamW, as it comes
-and in channels_last.  Each is a process of its own, ours with the settings of memory that train.py makes (machine.py).
+and in channels_last.  Each is a process of its own, ours with the settings of memory that train.py makes (cpu.py).
 First both networks must give the same output.  Then they take turns of a few steps each, one at a time, so that what
 else runs on the machine slows all of them.  A ratio is how many times as fast the row is, as the median
-over the rounds (and the extremes).  --cpu_time counts the process's own seconds, for one thread on a busy machine.
+over the rounds (and the extremes).  --cpu_time counts the process's own seconds, for one thread on a busy cpu.
 """
 
 import argparse
@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from time_to_quality import count, headings
 from torch import Tensor, nn
 
-from tiny_diffusion import machine
-from tiny_diffusion.config import resolve
-from tiny_diffusion.diffusion import Diffusion
-from tiny_diffusion.distributed import place
+from tiny_diffusion.config.training import resolve
+from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.models.unet import UNet
+from tiny_diffusion.runtime import cpu
+from tiny_diffusion.runtime.world import place
 from tiny_diffusion.training.optimizers import Optimizer
 
 Clock = Callable[[], float]  # seconds
@@ -60,7 +60,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.cpu_time and asked.threads > 1:
         parser.error(f"--cpu_time with --threads {asked.threads} would add up the threads' seconds. Use --threads 1.")
-    os.environ.setdefault("GOMP_SPINCOUNT", machine.SPINS_ALONE)  # for all of them
+    os.environ.setdefault("GOMP_SPINCOUNT", cpu.SPINS_ALONE)  # for all of them
     try:
         import diffusers
     except ModuleNotFoundError:
@@ -95,7 +95,7 @@ def serve(name: str, key: str, size: int, threads: int, cpu_time: bool, pipe: Co
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if key in OURS:
-        machine.settle()
+        cpu.settle()
     network, twin = pair(*WIDTHS[name])
     if key in OURS:
         step = our_step(network, OURS[key], size, clock)

@@ -23,8 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.machine import SPINS_ALONE
-from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runtime.cpu import SPINS_ALONE
 
 ROOT = Path(__file__).resolve().parent.parent
 LATEST = 1.05  # of its minutes, after which a command should have returned

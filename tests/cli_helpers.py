@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tiny_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from tiny_diffusion.cli import main
 from tiny_diffusion.cli.benchmark import SpeedOptions
-from tiny_diffusion.config import Config
-from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.options import (
+from tiny_diffusion.config.option import (
     BenchmarkOptions,
     ClassifierOptions,
     EvaluateOptions,
@@ -18,6 +15,9 @@ from tiny_diffusion.options import (
     SampleOptions,
     TrainActions,
 )
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
 
 OPTIONS = {
     "train": (Config, TrainActions),

@@ -27,13 +27,13 @@ def nothing_from_outside(monkeypatch):
     import urllib.error
     import urllib.request
 
-    from tiny_diffusion.data import packaged
+    from tiny_diffusion.data import arrays
 
     def unreachable(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {})
+    monkeypatch.setattr(arrays, "SYSTEM_FOLDERS", {})
     monkeypatch.delenv("TINY_DIFFUSION_DATA", raising=False)
 
 
@@ -54,11 +54,11 @@ def digits():
 @pytest.fixture(scope="session")
 def make_trainer(digits):
     """make_trainer(steps, **options) -> a new trainer of a tiny network on the digits, on the CPU."""
-    from tiny_diffusion.checkpoint import make_model
-    from tiny_diffusion.config import resolve
+    from tiny_diffusion.config.training import resolve
     from tiny_diffusion.data.batches import Batches
-    from tiny_diffusion.distributed import place
     from tiny_diffusion.randomness import seed_torch
+    from tiny_diffusion.runs.checkpoint import make_model
+    from tiny_diffusion.runtime.world import place
     from tiny_diffusion.training.trainer import Length, Trainer
 
     def make(steps=10, length=None, clock=lambda: 0.0, **options):

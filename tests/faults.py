@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from tiny_diffusion.cli import session
-from tiny_diffusion.cli.run_writer import RunWriter
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.runs import session
+from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.writer import RunWriter
 from tiny_diffusion.training.trainer import Trainer
 
 

@@ -48,7 +48,7 @@ def together(function, size: int, *arguments, folder: Path) -> list:
 
 
 def _one(function, told: dict[str, str], path: Path, arguments: tuple) -> None:
-    from tiny_diffusion.distributed import make_world
+    from tiny_diffusion.runtime.world import make_world
 
     torch.set_num_threads(1)
     os.environ.update(told)

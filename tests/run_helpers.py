@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from tiny_diffusion.checkpoint import load_checkpoint
+from tiny_diffusion.runs.checkpoint import load_checkpoint
 
 SMALL = ["--dataset", "digits", "--image_size", 4, "--base_channels", 4, "--channel_mult", 1, "--num_samples", 1]
 RUN = ["train", *SMALL, "--attention_levels", "none", "--timesteps", 5, "--dropout", 0.1, "--device", "cpu"]

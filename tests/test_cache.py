@@ -14,10 +14,12 @@ import pytest
 import torch
 from image_helpers import encoded, open_folder, plain, smooth, write
 
-from tiny_diffusion.data import cache as caches
-from tiny_diffusion.data import decode, pictures, scans
-from tiny_diffusion.data.cache import Cache, cache_folder
-from tiny_diffusion.data.pictures import OnDisk, Ragged
+from tiny_diffusion.data.files import cache as caches
+from tiny_diffusion.data.files import decode
+from tiny_diffusion.data.files import scan as scans
+from tiny_diffusion.data.files import stores as pictures
+from tiny_diffusion.data.files.cache import Cache, cache_folder
+from tiny_diffusion.data.files.stores import OnDisk, Ragged
 
 COUNT = 12
 
@@ -375,7 +377,7 @@ def test_two_threads_that_fill_it_at_once_both_succeed(photographs, cache, looks
 FILL = """
 import sys
 from pathlib import Path
-from tiny_diffusion.data.cache import Cache, cache_folder
+from tiny_diffusion.data.files.cache import Cache, cache_folder
 from tiny_diffusion.data.sources import open_dataset
 data = open_dataset("folder", data_dir=sys.argv[1], size=8, cache=Cache(cache_folder(Path("nowhere"))))
 print(len(data), int(data.images.sum()))

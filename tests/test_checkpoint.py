@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny_diffusion.checkpoint import FORMAT, KEYS, _digest, load_checkpoint, load_model, save_checkpoint
-from tiny_diffusion.cli.run_writer import RunWriter
-from tiny_diffusion.config import resolve
-from tiny_diffusion.distributed import place
+from tiny_diffusion.config.training import resolve
 from tiny_diffusion.errors import FileError
-from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, _digest, load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.writer import RunWriter
+from tiny_diffusion.runtime.world import place
 from tiny_diffusion.training.trainer import Trainer
 
 CPU = torch.device("cpu")

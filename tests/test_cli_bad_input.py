@@ -19,16 +19,17 @@ import pytest
 import torch
 from cli_helpers import OPTIONS, TINY, change_tensors, contents
 
-from tiny_diffusion.checkpoint import load_checkpoint, make_model
-from tiny_diffusion.checks import MOST_PARAMETERS
-from tiny_diffusion.config import resolve
-from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.core.schedules import SCHEDULES
-from tiny_diffusion.data import downloads, packaged
+from tiny_diffusion.config.option import COLOUR, SIZE, specs
+from tiny_diffusion.config.rules import MOST_PARAMETERS
+from tiny_diffusion.config.training import resolve
+from tiny_diffusion.data import arrays
+from tiny_diffusion.data import downloads
 from tiny_diffusion.data.catalog import COLOURS, DATASETS
-from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.diffusion.samplers import SAMPLERS
+from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import COLOUR, SIZE, specs
+from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
 
 EVERY_OPTION = [
     (command, name, spec)
@@ -344,7 +345,7 @@ def test_a_disk_that_fills_up_ends_training_with_one_line_and_leaves_what_was_sa
 ):
     shutil.copytree(trained, tmp_path / "run")
     good = (tmp_path / "run/model_final.pt").read_bytes()
-    monkeypatch.setattr("tiny_diffusion.cli.run_writer.save_checkpoint", fault)
+    monkeypatch.setattr("tiny_diffusion.runs.writer.save_checkpoint", fault)
     ended = cli("train", "--output_dir", "run", "--resume", "--max_steps", 5)
     assert ended.code == 1 and "cannot be written: No space left on device" in ended.err.splitlines()[-1]
     assert (tmp_path / "run/model_final.pt").read_bytes() == good
@@ -485,7 +486,7 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
     monkeypatch.setattr(downloads, "NETWORK_PATIENCE_S", 2.0)
-    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {})
+    monkeypatch.setattr(arrays, "SYSTEM_FOLDERS", {})
     monkeypatch.delenv("TINY_DIFFUSION_DATA", raising=False)
 
 
@@ -615,7 +616,7 @@ def test_an_absurd_rate_trains_or_says_that_it_diverged(given, cli):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_saves_and_says_how_to_go_on(number, code, cli, tmp_path, monkeypatch):
-    from tiny_diffusion.cli.run_writer import RunWriter
+    from tiny_diffusion.runs.writer import RunWriter
 
     write = RunWriter.write_report
 

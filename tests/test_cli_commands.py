@@ -16,13 +16,13 @@ import pytest
 from cli_helpers import TINY, call, contents
 from PIL import Image, ImageSequence
 
-from tiny_diffusion.checkpoint import load_checkpoint, make_model
-from tiny_diffusion.config import Config, resolve
-from tiny_diffusion.core.grids import GRIDS
-from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.core.schedules import SCHEDULES
+from tiny_diffusion.config.option import specs
+from tiny_diffusion.config.training import Config, resolve
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.options import specs
+from tiny_diffusion.diffusion.grids import GRIDS
+from tiny_diffusion.diffusion.samplers import SAMPLERS
+from tiny_diffusion.diffusion.schedules import SCHEDULES
+from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
 
 ROOT = Path(__file__).parent.parent
 SMALLEST = [*TINY, "--base_channels", 4, "--channel_mult", 1, "--attention_levels", "none", "--batch_size", 750]

@@ -14,9 +14,9 @@ from cli_helpers import call, contents
 from image_helpers import plain, png, smooth, write
 from PIL import Image, ImageSequence
 
-from tiny_diffusion.checkpoint import load_checkpoint, load_model
-from tiny_diffusion.cli.run_writer import RunWriter
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+from tiny_diffusion.runs.writer import RunWriter
 
 NAMES = ["café", "cats, dogs", "кошки", "الزهور", "猫"]  # in the order that they have as text
 SMALL = ["--base_channels", 4, "--channel_mult", 1, "--attention_levels", "none", "--num_samples", 5, "--device", "cpu"]

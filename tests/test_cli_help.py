@@ -10,8 +10,8 @@ from cli_helpers import OPTIONS
 
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.options import COLOUR, SIZE, specs
-from tiny_diffusion.presets import PRESETS
+from tiny_diffusion.config.option import COLOUR, SIZE, specs
+from tiny_diffusion.config.presets import PRESETS
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
 EVERY_OPTION = [(c, name) for c, option_sets in OPTIONS.items() for options in option_sets for name in specs(options)]

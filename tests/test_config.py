@@ -11,15 +11,15 @@ import pytest
 import torch
 from cli_helpers import SOME_VALUES, call, typed
 
-from tiny_diffusion.checkpoint import make_model
-from tiny_diffusion.checks import check
 from tiny_diffusion.cli import main
-from tiny_diffusion.config import CACHE_MB, NEWER, OLDER, Config, as_given, resolve
-from tiny_diffusion.core.predictions import PREDICTIONS
-from tiny_diffusion.core.schedules import SCHEDULES
+from tiny_diffusion.config.option import COLOUR, MOST_NAMED, SIZE, Spec, TrainActions, not_one_of, problem, specs
+from tiny_diffusion.config.rules import check
+from tiny_diffusion.config.training import CACHE_MB, NEWER, OLDER, Config, as_given, resolve
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.diffusion.predictions import PREDICTIONS
+from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import COLOUR, MOST_NAMED, SIZE, Spec, TrainActions, not_one_of, problem, specs
+from tiny_diffusion.runs.checkpoint import make_model
 
 every_dataset = pytest.mark.parametrize("dataset", DATASETS)
 every_option = pytest.mark.parametrize("name", specs(Config))

@@ -6,11 +6,11 @@ import json
 import pytest
 from cli_helpers import SOME_VALUES, TINY, contents, typed
 
-from tiny_diffusion.checkpoint import load_checkpoint
-from tiny_diffusion.config import Config, as_given, resolve
+from tiny_diffusion.config.option import specs
+from tiny_diffusion.config.presets import PRESETS
+from tiny_diffusion.config.training import Config, as_given, resolve
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import specs
-from tiny_diffusion.presets import PRESETS
+from tiny_diffusion.runs.checkpoint import load_checkpoint
 
 RUNS = {
     "nothing": {},
@@ -93,7 +93,7 @@ def test_a_run_saves_the_options_that_it_trains_by_and_they_train_the_same(cli, 
 
 def test_the_same_command_with_resume_goes_on(cli, write, tmp_path, monkeypatch):
     """And with --extend and --overwrite, as without a file."""
-    monkeypatch.setattr("tiny_diffusion.cli.run_writer.RunWriter.plot_losses", lambda self: None)  # they take long
+    monkeypatch.setattr("tiny_diffusion.runs.writer.RunWriter.plot_losses", lambda self: None)  # they take long
     config = write({"dataset": "digits", "base_channels": 4, "channel_mult": [1], "batch_size": 750, "epochs": 2})
     argv = ["train", "--config", config, "--output_dir", "run", "--num_samples", 1]
     cli.works(*argv, "--max_steps", 2)

@@ -11,18 +11,18 @@ import torch
 import torchvision
 from set_helpers import FILES, IDX_SETS, content, idx, make_set, write_cifar10, write_idx
 
-from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.data import packaged
+from tiny_diffusion.data import arrays
 from tiny_diffusion.data.batches import Batches, to_float
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.sources import data_folder, open_dataset
+from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError
 
 pytestmark = pytest.mark.usefixtures("nothing_from_outside")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-DEBIANS = packaged.SYSTEM_FOLDERS
+DEBIANS = arrays.SYSTEM_FOLDERS
 PLACES = {
     "mnist": "MNIST",
     "fashion_mnist": "FashionMNIST",
@@ -352,7 +352,7 @@ def test_data_dir_comes_before_the_environment_and_that_before_the_working_folde
 
 @pytest.mark.parametrize("heldout, count", [(False, 20), (True, 7)])
 def test_the_systems_fashion_mnist_is_used_where_it_is_installed(heldout, count, tmp_path, monkeypatch):
-    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
+    monkeypatch.setattr(arrays, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
     write_idx(tmp_path / "usr", "train", *make_set(20), compressed=True)
     write_idx(tmp_path / "usr", "t10k", *make_set(7, 1), compressed=True)
     data = open_dataset("fashion_mnist", heldout=heldout, data_dir=str(tmp_path / "data"))
@@ -361,7 +361,7 @@ def test_the_systems_fashion_mnist_is_used_where_it_is_installed(heldout, count,
 
 
 def test_the_users_own_fashion_mnist_comes_before_the_systems(tmp_path, monkeypatch):
-    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
+    monkeypatch.setattr(arrays, "SYSTEM_FOLDERS", {"FashionMNIST": tmp_path / "usr"})
     write_idx(tmp_path / "usr", "train", *make_set(20), compressed=True)
     write_idx(tmp_path / "FashionMNIST" / "raw", "train", *make_set(3))
     assert len(open_dataset("fashion_mnist", data_dir=str(tmp_path)).images) == 3
@@ -370,7 +370,7 @@ def test_the_users_own_fashion_mnist_comes_before_the_systems(tmp_path, monkeypa
 def test_debians_own_fashion_mnist_opens(tmp_path, monkeypatch):
     if not DEBIANS["FashionMNIST"].is_dir():
         pytest.skip(f"{DEBIANS['FashionMNIST']} is not there: apt install dataset-fashion-mnist")
-    monkeypatch.setattr(packaged, "SYSTEM_FOLDERS", DEBIANS)
+    monkeypatch.setattr(arrays, "SYSTEM_FOLDERS", DEBIANS)
     assert len(open_dataset("fashion_mnist", data_dir=str(tmp_path)).images) == 60_000
 
 

@@ -15,8 +15,8 @@ from image_helpers import FORMATS, chunk, encoded, plain, png, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.catalog import COLOURS, background_colour
-from tiny_diffusion.data.decode import ENDINGS, LONGEST, Look, UnreadableImage, decode, read_header
-from tiny_diffusion.data.folders import list_images
+from tiny_diffusion.data.files.decode import ENDINGS, LONGEST, Look, UnreadableImage, decode, read_header
+from tiny_diffusion.data.files.folders import list_images
 
 every_format = pytest.mark.parametrize("ending", FORMATS)
 rng = np.random.default_rng  # each test seeds its own
@@ -619,7 +619,7 @@ def test_a_header_that_claims_too_many_pixels_is_refused_at_once(ending):
 
 MEASURE = """
 import resource, sys
-from tiny_diffusion.data.decode import Look, UnreadableImage, decode
+from tiny_diffusion.data.files.decode import Look, UnreadableImage, decode
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     decode(open(sys.argv[1], "rb").read(), Look((64, 64), 3))

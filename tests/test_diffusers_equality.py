@@ -12,11 +12,11 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tiny_diffusion.core.grids import make_levels
-from tiny_diffusion.core.predictions import PREDICTIONS
-from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
-from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.diffusion.grids import make_levels
+from tiny_diffusion.diffusion.predictions import PREDICTIONS
+from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.diffusion.samplers import SAMPLERS
+from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 
 pytest.importorskip("diffusers")
 from diffusers import (

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_diffusion.config import resolve
-from tiny_diffusion.core.grids import make_levels
-from tiny_diffusion.core.predictions import PREDICTIONS
-from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
-from tiny_diffusion.core.timesteps import TIMESTEP_DISTRIBUTIONS
-from tiny_diffusion.core.weights import WEIGHTS, output_weight
-from tiny_diffusion.diffusion import LOSSES, Diffusion
+from tiny_diffusion.config.training import resolve
+from tiny_diffusion.diffusion.grids import make_levels
+from tiny_diffusion.diffusion.loss_weights import WEIGHTS, output_weight
+from tiny_diffusion.diffusion.predictions import PREDICTIONS
+from tiny_diffusion.diffusion.process import LOSSES, Diffusion
+from tiny_diffusion.diffusion.samplers import SAMPLERS
+from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 
 PAIRS = [pair for pair in itertools.product(PREDICTIONS, SCHEDULES) if pair != ("epsilon", "flow")]
 pairs = pytest.mark.parametrize("prediction, name", PAIRS)

@@ -19,15 +19,15 @@ import torch
 from cli_helpers import TINY, contents
 from process_helpers import ended, environment, free_port, run_together, started_together, together, torchrun
 
-from tiny_diffusion.checkpoint import load_checkpoint, make_model
-from tiny_diffusion.config import resolve
+from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.sources import open_dataset
-from tiny_diffusion.distributed import ALONE, World, check_batch, make_world, place
+from tiny_diffusion.diffusion.sampling import Request
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.job_store import meet
 from tiny_diffusion.randomness import seed_torch
-from tiny_diffusion.sampling import Request
+from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
+from tiny_diffusion.runtime.torchrun_store import meet
+from tiny_diffusion.runtime.world import ALONE, World, check_batch, make_world, place
 from tiny_diffusion.training.trainer import Length, Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from cli_helpers import TINY, call, contents
 
-from tiny_diffusion.checkpoint import load_checkpoint
 from tiny_diffusion.data.sources import open_dataset
-from tiny_diffusion.evaluation.evaluate import evaluate, floor_of, memorised, scores
 from tiny_diffusion.evaluation.features import make_features
-from tiny_diffusion.evaluation.inputs import Pictures, evenly, read_pictures
+from tiny_diffusion.evaluation.images import Pictures, evenly, read_pictures
+from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, scores
 from tiny_diffusion.evaluation.reference import Real, make_reference
+from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.visuals.images import save_folder, save_npz
 
 SHAPE = (1, 8, 8)
@@ -246,7 +246,7 @@ def test_fresh_noise_is_chosen_and_told(cli, loud, tmp_path):
 def test_a_sweep_scores_each_way_of_drawing_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(
-        "tiny_diffusion.evaluation.evaluate.scores",
+        "tiny_diffusion.evaluation.protocol.scores",
         lambda reference, pictures, features: taken.append(pictures.name) or scores(reference, pictures, features),
     )
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--output", "out", "--sampler")
@@ -485,8 +485,8 @@ def test_measurements_survive_a_resume(cli, runs, tmp_path):
 
 
 def test_the_curve_is_drawn_beside_the_loss(runs, monkeypatch, make_trainer, digits):
-    from tiny_diffusion.cli.run_writer import RunWriter
-    from tiny_diffusion.run_folder import RunFolder
+    from tiny_diffusion.runs.folder import RunFolder
+    from tiny_diffusion.runs.writer import RunWriter
     from tiny_diffusion.visuals import figures
 
     asked = {}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny_diffusion.data.cache import Cache
+from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.evaluation.classifier import WEIGHTS, accuracy, load_classifier, weights_path
 from tiny_diffusion.evaluation.features import default_features, file_hash, make_features
-from tiny_diffusion.evaluation.inputs import Pictures
+from tiny_diffusion.evaluation.images import Pictures
 from tiny_diffusion.evaluation.reference import Real, make_reference
 
 CPU, DIGIT = torch.device("cpu"), (1, 8, 8)

@@ -14,9 +14,9 @@ from image_helpers import encoded, means, open_folder, plain, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.data.folders import list_images
+from tiny_diffusion.data.files.folders import list_images
+from tiny_diffusion.data.files.stores import OnDisk, Ragged
 from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.data.pictures import OnDisk, Ragged
 from tiny_diffusion.errors import FileError, OptionError
 
 PNG = encoded(plain(100))  # where it does not matter what an image shows

@@ -20,11 +20,11 @@ import pytest
 import torch
 from image_helpers import FORMATS, encoded, smooth
 
-from tiny_diffusion.checkpoint import Checkpoint, _digest, load_checkpoint, load_model, save_checkpoint
-from tiny_diffusion.config import Config
-from tiny_diffusion.data.decode import Look, UnreadableImage, decode, read_header
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.data.files.decode import Look, UnreadableImage, decode, read_header
 from tiny_diffusion.errors import FileError, OptionError
-from tiny_diffusion.evaluation.inputs import read_pictures
+from tiny_diffusion.evaluation.images import read_pictures
+from tiny_diffusion.runs.checkpoint import Checkpoint, _digest, load_checkpoint, load_model, save_checkpoint
 
 CPU_SECONDS = 10  # that one file may take; each takes about a thousandth of one
 MEMORY = 200e6  # bytes that all of them together may

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tiny_diffusion.core.grids import GRIDS, NOISIEST_RATIO, make_levels
-from tiny_diffusion.core.schedules import CLEAN, SCHEDULES, make_schedule
+from tiny_diffusion.diffusion.grids import GRIDS, NOISIEST_RATIO, make_levels
+from tiny_diffusion.diffusion.schedules import CLEAN, SCHEDULES, make_schedule
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_grid = pytest.mark.parametrize("grid", GRIDS)

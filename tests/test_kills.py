@@ -12,9 +12,9 @@ import pytest
 from run_helpers import OFTEN, RUN, assert_ended_as, files_in, log_of
 from warm_process import ONE_THREAD
 
-from tiny_diffusion.checkpoint import load_checkpoint
-from tiny_diffusion.run_folder import RunFolder
-from tiny_diffusion.run_lock import NAME
+from tiny_diffusion.runs.checkpoint import load_checkpoint
+from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.lock import NAME
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from tiny_diffusion.core.predictions import PREDICTIONS
-from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
-from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.diffusion.predictions import PREDICTIONS
+from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.evaluation.likelihood import bits_per_dimension, log_likelihood
 
 MEAN, STD = 0.2, 0.4  # of every pixel, independently

@@ -9,9 +9,9 @@ import socket
 import pytest
 from cli_helpers import TINY, contents
 
-from tiny_diffusion import run_lock
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.run_lock import locked
+from tiny_diffusion.runs import lock as run_lock
+from tiny_diffusion.runs.lock import locked
 
 RUN = ["train", *TINY, "--device", "cpu", "--num_samples", 1]
 LONG = [*RUN, "--epochs", 1000]
@@ -112,7 +112,7 @@ def test_a_run_that_is_interrupted_before_it_begins_leaves_nothing_new(cli, tmp_
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tiny_diffusion.cli.session.open_run_data", interrupt)
+    monkeypatch.setattr("tiny_diffusion.runs.session.open_run_data", interrupt)
     assert cli(*RUN, "--output_dir", "some/run").code == 130
     assert not list(tmp_path.iterdir())
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_diffusion.checkpoint import make_model
-from tiny_diffusion.config import resolve
+from tiny_diffusion.config.training import resolve
+from tiny_diffusion.runs.checkpoint import make_model
 from tiny_diffusion.training.optimizers import MUON_MOMENTUM, MUON_RATE, OPTIMIZERS, Optimizer, orthogonalise
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from tiny_diffusion.core.predictions import PREDICTIONS, determinant, recover, target
-from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.diffusion.predictions import PREDICTIONS, determinant, recover, target
+from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from cli_helpers import SOME_VALUES, typed
 
-from tiny_diffusion.checkpoint import load_checkpoint, make_model
-from tiny_diffusion.config import Config, as_given, resolve
-from tiny_diffusion.core.schedules import SCHEDULES
+from tiny_diffusion.benchmarking.rates import forward_gflop
+from tiny_diffusion.config.option import problem, specs
+from tiny_diffusion.config.presets import PRESETS
+from tiny_diffusion.config.training import Config, as_given, resolve
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.layers import Attention, Downsample, ResidualBlock, TimeEmbedding
-from tiny_diffusion.options import problem, specs
-from tiny_diffusion.presets import PRESETS
-from tiny_diffusion.speed.rates import forward_gflop
+from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared/data"
@@ -155,7 +155,7 @@ def test_tiny_is_about_two_million_parameters_of_base_64_and_embedding_256():
 
 @every_preset
 def test_checkpoints_draw_in_fewer_steps_than_they_were_trained_on_and_final_weights_are_one_of_them(name):
-    from tiny_diffusion.cli.run_writer import STEPS
+    from tiny_diffusion.runs.writer import STEPS
 
     assert STEPS < preset(name).timesteps / 10
     assert preset(name).save_interval <= preset(name).epochs

@@ -13,15 +13,15 @@ import pytest
 import torch
 from cli_helpers import call, contents
 
-from tiny_diffusion.checkpoint import load_checkpoint, load_model, save_checkpoint
-from tiny_diffusion.cli import session
-from tiny_diffusion.cli.run_writer import RunWriter
-from tiny_diffusion.config import Config
-from tiny_diffusion.core.predictions import PREDICTIONS
-from tiny_diffusion.core.schedules import SCHEDULES
+from tiny_diffusion.config.option import specs
+from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.options import specs
-from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.diffusion.predictions import PREDICTIONS
+from tiny_diffusion.diffusion.schedules import SCHEDULES
+from tiny_diffusion.runs import session
+from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.writer import RunWriter
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "digits", "--image_size", 4, "--num_samples", 1, "--device", "cpu"]

@@ -7,10 +7,10 @@ import os
 import pytest
 import torch
 
-from tiny_diffusion.checkpoint import save_checkpoint
-from tiny_diffusion.config import resolve
+from tiny_diffusion.config.training import resolve
 from tiny_diffusion.errors import FileError
-from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.runs.checkpoint import save_checkpoint
+from tiny_diffusion.runs.folder import RunFolder
 
 ABOUT = {
     "config": resolve({"dataset": "digits", "base_channels": 8}).to_dict(),

@@ -10,9 +10,9 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.integrate import quad
 
-from tiny_diffusion.core.grids import GRIDS, make_levels
-from tiny_diffusion.core.samplers import SAMPLERS, _pulled, _turned, abm, ddim, dpmpp_2m, heun, sa_solver
-from tiny_diffusion.core.schedules import CLEAN, SCHEDULES, Level, make_schedule
+from tiny_diffusion.diffusion.grids import GRIDS, make_levels
+from tiny_diffusion.diffusion.samplers import SAMPLERS, _pulled, _turned, abm, ddim, dpmpp_2m, heun, sa_solver
+from tiny_diffusion.diffusion.schedules import CLEAN, SCHEDULES, Level, make_schedule
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_grid = pytest.mark.parametrize("grid", GRIDS)

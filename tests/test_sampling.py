@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_diffusion.checkpoint import make_model
-from tiny_diffusion.config import resolve
-from tiny_diffusion.core.grids import GRIDS, make_levels
-from tiny_diffusion.core.samplers import SAMPLERS
-from tiny_diffusion.diffusion import Diffusion
+from tiny_diffusion.config.training import resolve
+from tiny_diffusion.diffusion.grids import GRIDS, make_levels
+from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.diffusion.samplers import SAMPLERS
+from tiny_diffusion.diffusion.sampling import Request, denoising, request_like, sample
 from tiny_diffusion.randomness import stream
-from tiny_diffusion.sampling import Request, denoising, request_like, sample
+from tiny_diffusion.runs.checkpoint import make_model
 from tiny_diffusion.visuals.images import to_uint8
 
 SHAPE = (1, 8, 8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tiny_diffusion.core.schedules import CLEAN, LARGEST_BETA, SCHEDULES, Level, make_schedule
+from tiny_diffusion.diffusion.schedules import CLEAN, LARGEST_BETA, SCHEDULES, Level, make_schedule
 
 WITH_BETAS = [name for name, row in SCHEDULES.items() if row.betas]
 WITH_ENDS = [name for name, row in SCHEDULES.items() if row.ends]

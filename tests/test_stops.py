@@ -17,9 +17,9 @@ from cli_helpers import change_tensors, contents
 from run_helpers import OFTEN, RUN, SMALL, assert_ended_as, files_in
 from warm_process import ONE_THREAD
 
-from tiny_diffusion.checkpoint import load_checkpoint
-from tiny_diffusion.cli import session
-from tiny_diffusion.run_folder import RunFolder
+from tiny_diffusion.runs import session
+from tiny_diffusion.runs.checkpoint import load_checkpoint
+from tiny_diffusion.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 LATEST = Path("checkpoints") / "latest.pt"

@@ -8,19 +8,19 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Config": "tiny_diffusion.config",
-    "resolve": "tiny_diffusion.config",
-    "Level": "tiny_diffusion.core.schedules",
-    "make_schedule": "tiny_diffusion.core.schedules",
-    "make_levels": "tiny_diffusion.core.grids",
-    "SAMPLERS": "tiny_diffusion.core.samplers",
-    "Diffusion": "tiny_diffusion.diffusion",
+    "Config": "tiny_diffusion.config.training",
+    "resolve": "tiny_diffusion.config.training",
+    "Level": "tiny_diffusion.diffusion.schedules",
+    "make_schedule": "tiny_diffusion.diffusion.schedules",
+    "make_levels": "tiny_diffusion.diffusion.grids",
+    "SAMPLERS": "tiny_diffusion.diffusion.samplers",
+    "Diffusion": "tiny_diffusion.diffusion.process",
     "UNet": "tiny_diffusion.models.unet",
     "open_dataset": "tiny_diffusion.data.sources",
-    "load_checkpoint": "tiny_diffusion.checkpoint",
-    "load_model": "tiny_diffusion.checkpoint",
-    "Request": "tiny_diffusion.sampling",
-    "sample": "tiny_diffusion.sampling",
+    "load_checkpoint": "tiny_diffusion.runs.checkpoint",
+    "load_model": "tiny_diffusion.runs.checkpoint",
+    "Request": "tiny_diffusion.diffusion.sampling",
+    "sample": "tiny_diffusion.diffusion.sampling",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

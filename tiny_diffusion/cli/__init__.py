@@ -10,9 +10,9 @@ import time
 from difflib import get_close_matches
 from pathlib import Path
 
-from tiny_diffusion import machine
-from tiny_diffusion.cli.processes import SHARED, be_alone, is_first, may_say, one_voice
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError
+from tiny_diffusion.runtime import cpu
+from tiny_diffusion.runtime.ranks import SHARED, be_alone, is_first, may_say, one_voice
 
 COMMANDS = {
     "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return _fail("tiny_diffusion", f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
-    machine.settle()
+    cpu.settle()
     script = Path(sys.argv[0]).name
     program = script if script in SCRIPTS else f"tiny_diffusion {command}"
     if command not in SHARED:

@@ -5,8 +5,8 @@ import dataclasses
 import textwrap
 from difflib import get_close_matches
 
-from tiny_diffusion.image_sizes import square
-from tiny_diffusion.options import COLOUR, SIZE, Spec, problem, specs
+from tiny_diffusion.config.image_size import square
+from tiny_diffusion.config.option import COLOUR, SIZE, Spec, problem, specs
 
 GROUPS = {
     "data": "data",

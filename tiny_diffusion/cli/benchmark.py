@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable
-from tiny_diffusion.config import Config, resolve
+from tiny_diffusion.config.option import BenchmarkOptions, specs
+from tiny_diffusion.config.training import Config, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import BenchmarkOptions, specs
 
 DESCRIPTION = """
 Measure speed: training, drawing, the data path, start-up, and where the time of a training step goes.  Images are made
@@ -52,12 +52,12 @@ def run(argv: list[str], program: str, started: float) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of a missing GPU as an error
     import torch
 
-    from tiny_diffusion.cli.run_data import check_device
-    from tiny_diffusion.distributed import choose_device
-    from tiny_diffusion.sampling import Request
-    from tiny_diffusion.speed.measure import data_speed, make_trainer, sampling_speed, start_up, training_speed
-    from tiny_diffusion.speed.profile import profile_step
-    from tiny_diffusion.speed.rates import matrix_rate
+    from tiny_diffusion.benchmarking.measure import data_speed, make_trainer, sampling_speed, start_up, training_speed
+    from tiny_diffusion.benchmarking.profile import profile_step
+    from tiny_diffusion.benchmarking.rates import matrix_rate
+    from tiny_diffusion.diffusion.sampling import Request
+    from tiny_diffusion.runs.images import check_device
+    from tiny_diffusion.runtime.world import choose_device
 
     device = choose_device(config.device)
     check_device(config, device)

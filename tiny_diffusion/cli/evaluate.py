@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable, run_of, show_progress
+from tiny_diffusion.config.option import EvaluateOptions
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import EvaluateOptions
 
 DESCRIPTION = """
 Measure how good a model's images are.  Each number says the features, the count and the split it was taken with, and
@@ -32,13 +32,13 @@ def run(argv: list[str], program: str, started: float) -> int:
     options = EvaluateOptions(**given)
     _check(options, given)
 
-    from tiny_diffusion.data.cache import Cache, cache_folder
-    from tiny_diffusion.distributed import make_world
-    from tiny_diffusion.evaluation.drawing import Drawing
-    from tiny_diffusion.evaluation.evaluate import evaluate, floor_of, memorised, train_on_synthetic
+    from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.evaluation.features import default_features, make_features
-    from tiny_diffusion.evaluation.inputs import read_pictures
+    from tiny_diffusion.evaluation.generate import Drawing
+    from tiny_diffusion.evaluation.images import read_pictures
+    from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, train_on_synthetic
     from tiny_diffusion.evaluation.reference import make_reference, open_real
+    from tiny_diffusion.runtime.world import make_world
 
     world = make_world(options.device, os.environ)
     device, model = world.device, Drawing(options, world) if options.checkpoint else None
@@ -207,7 +207,7 @@ def _bits(model, heldout, seed: int) -> dict:
 
 def _draw_figures(folder: Path, model, drawn, close, real, results: list[dict], features) -> None:
     """The pictures beside the numbers; those of images are of the last way of drawing."""
-    from tiny_diffusion.evaluation.levels import LOG_SNRS
+    from tiny_diffusion.evaluation.error_by_noise import LOG_SNRS
     from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep
     from tiny_diffusion.visuals.images import save_png
 
@@ -229,7 +229,7 @@ def _draw_figures(folder: Path, model, drawn, close, real, results: list[dict], 
 
 def _by_level(model, real, seed: int) -> dict[str, list[float]]:
     """The error at each noise level, of real images and of those held out."""
-    from tiny_diffusion.evaluation.levels import error_by_level
+    from tiny_diffusion.evaluation.error_by_noise import error_by_level
 
     sets = {f"{real.pictures.name}, {real.split}": real.pictures}
     sets |= {} if real.heldout is None else {"held out": real.heldout}

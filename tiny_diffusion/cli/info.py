@@ -1,8 +1,8 @@
 """info: what a checkpoint holds, on standard output."""
 
 from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.config.option import InfoOptions, specs
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.options import InfoOptions, specs
 
 DESCRIPTION = "Say what a checkpoint holds: the network, the data, the run, how it samples.  Nothing in it is executed."
 
@@ -12,8 +12,8 @@ def run(argv: list[str], program: str, started: float) -> int:
     if options.checkpoint is None:
         raise OptionError("--checkpoint is required: the file to describe, for example outputs/model_final.pt")
 
-    from tiny_diffusion.checkpoint import load_checkpoint, load_model
-    from tiny_diffusion.sampling import request_like
+    from tiny_diffusion.diffusion.sampling import request_like
+    from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
 
     checkpoint = load_checkpoint(options.checkpoint)
     about, config = checkpoint.about, checkpoint.config

@@ -6,11 +6,11 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from tiny_diffusion.checks import refuse_drawing
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable, run_of
+from tiny_diffusion.config.option import SampleOptions, listed, not_one_of
+from tiny_diffusion.config.rules import refuse_drawing
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
-from tiny_diffusion.options import SampleOptions, listed, not_one_of
 
 DESCRIPTION = """
 Draw images from a trained model.  The checkpoint says how; options change it.
@@ -32,9 +32,9 @@ def run(argv: list[str], program: str, started: float) -> int:
     indices = _indices(options, given)
     output, ending = _output(options.output)
 
-    from tiny_diffusion.checkpoint import load_checkpoint, load_model
-    from tiny_diffusion.diffusion import Diffusion
-    from tiny_diffusion.distributed import make_world, place
+    from tiny_diffusion.diffusion.process import Diffusion
+    from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+    from tiny_diffusion.runtime.world import make_world, place
 
     checkpoint = load_checkpoint(options.checkpoint)
     request = _request(options, checkpoint, indices)
@@ -95,7 +95,7 @@ def _output(text: str | None) -> tuple[Path | None, str]:
 
 def _request(options: SampleOptions, checkpoint, indices):
     """The checkpoint's own way of sampling, with what was asked for instead."""
-    from tiny_diffusion.sampling import request_like
+    from tiny_diffusion.diffusion.sampling import request_like
 
     usual, config = checkpoint.about["sampling"], checkpoint.config
     refuse_drawing(
@@ -169,7 +169,7 @@ def _draw(model, diffusion, request, checkpoint, animated: bool, world):
     import numpy as np
     from tqdm import tqdm
 
-    from tiny_diffusion.sampling import denoising
+    from tiny_diffusion.diffusion.sampling import denoising
     from tiny_diffusion.visuals.images import to_uint8
 
     def pictures(x):

@@ -6,17 +6,17 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from tiny_diffusion.checks import check_values, refuse_ignored
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import run_of
-from tiny_diffusion.cli.processes import after_a_restart, is_first
-from tiny_diffusion.config import Config, as_given, beneath, from_json, resolve
+from tiny_diffusion.config.image_size import square
+from tiny_diffusion.config.option import TrainActions, not_one_of, specs
+from tiny_diffusion.config.presets import PRESETS
+from tiny_diffusion.config.rules import check_values, refuse_ignored
+from tiny_diffusion.config.training import Config, as_given, beneath, from_json, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import FileError, OptionError
-from tiny_diffusion.image_sizes import square
-from tiny_diffusion.options import TrainActions, not_one_of, specs
-from tiny_diffusion.presets import PRESETS
-from tiny_diffusion.run_lock import locked
+from tiny_diffusion.runs.lock import locked
+from tiny_diffusion.runtime.ranks import after_a_restart, is_first
 
 DESCRIPTION = """
 Train a diffusion model.  Nothing but --dataset needs to be said; what is in brackets is the default.
@@ -65,7 +65,7 @@ def _check_actions(actions: TrainActions, given: dict) -> None:
 def _start(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack) -> int:
     source = None
     if actions.init_from is not None:
-        from tiny_diffusion.checkpoint import load_checkpoint
+        from tiny_diffusion.runs.checkpoint import load_checkpoint
 
         source = load_checkpoint(actions.init_from)
         given = {**beneath(given, _network_of(source.config, "preset" not in given)), **given}
@@ -74,7 +74,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
     except OptionError as error:
         raise error if actions.config is None else OptionError(f"with --config {actions.config}: {error}") from error
     _refuse_inside(config)
-    from tiny_diffusion.run_folder import RunFolder
+    from tiny_diffusion.runs.folder import RunFolder
 
     _lock(config.output_dir, actions, until_the_end)
     folder = RunFolder(config.output_dir)
@@ -87,7 +87,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         _save_options(config, Path(actions.save_config))
     if actions.dry_run:
         return _print_options(config)
-    from tiny_diffusion.cli.session import Session
+    from tiny_diffusion.runs.session import Session
 
     session = Session(config, folder, started)
     if source is not None:
@@ -155,8 +155,8 @@ def _save_options(config: Config, path: Path) -> None:
 
 
 def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack) -> int:
-    from tiny_diffusion.checkpoint import load_checkpoint
-    from tiny_diffusion.run_folder import RunFolder
+    from tiny_diffusion.runs.checkpoint import load_checkpoint
+    from tiny_diffusion.runs.folder import RunFolder
 
     if actions.resume:
         # Read again once the folder is this run's own: another one may just be ending in it.
@@ -191,7 +191,7 @@ def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: Ex
             file=sys.stderr,
         )
         return 0
-    from tiny_diffusion.cli.session import Session
+    from tiny_diffusion.runs.session import Session
 
     session = Session(config, RunFolder(config.output_dir), started)
     session.resume(path, checkpoint, actions.extend)
@@ -230,7 +230,7 @@ def _print_options(config: Config) -> int:
     """The options as JSON on standard output; on standard error what they come to."""
     import torch
 
-    from tiny_diffusion.checkpoint import make_model
+    from tiny_diffusion.runs.checkpoint import make_model
 
     dataset = DATASETS[config.dataset]
     with torch.device("meta"):

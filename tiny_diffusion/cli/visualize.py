@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from tiny_diffusion.checks import refuse_betas, refuse_falling_betas, refuse_no_folder, refuse_not_taken
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.files import check_writable, show_progress
-from tiny_diffusion.core.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.config.image_size import default_shift, height_and_width
+from tiny_diffusion.config.option import FigureOptions
+from tiny_diffusion.config.rules import refuse_betas, refuse_falling_betas, refuse_no_folder, refuse_not_taken
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.image_sizes import default_shift, height_and_width
-from tiny_diffusion.options import FigureOptions
 
 DESCRIPTION = """
 Show how noise covers images, or the noise schedules side by side.
@@ -61,11 +61,11 @@ def _forward(options: FigureOptions, path: Path) -> None:
     import torch
 
     from tiny_diffusion.data.batches import to_float
-    from tiny_diffusion.data.cache import Cache, cache_folder
+    from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.data.sources import open_dataset
-    from tiny_diffusion.diffusion import Diffusion
-    from tiny_diffusion.distributed import choose_device
+    from tiny_diffusion.diffusion.process import Diffusion
     from tiny_diffusion.randomness import stream
+    from tiny_diffusion.runtime.world import choose_device
     from tiny_diffusion.visuals.figures import save_forward_figure
     from tiny_diffusion.visuals.images import to_uint8
 

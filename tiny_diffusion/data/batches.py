@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiny_diffusion.data.files.stores import OnDisk
 from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.data.pictures import OnDisk
-from tiny_diffusion.distributed import ALONE, World
 from tiny_diffusion.randomness import stream
+from tiny_diffusion.runtime.world import ALONE, World
 
 AHEAD = 3  # steps
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.cache import Cache
 from tiny_diffusion.data.catalog import Dataset
-from tiny_diffusion.data.pictures import OnDisk, Ragged
-from tiny_diffusion.data.scans import Progress
+from tiny_diffusion.data.files.cache import Cache
+from tiny_diffusion.data.files.scan import Progress
+from tiny_diffusion.data.files.stores import OnDisk, Ragged
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tiny_diffusion.data.arrays import cifar10, idx, sklearn_digits
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.data.image_files import flowers102, folder
+from tiny_diffusion.data.files.open import flowers102, folder
 from tiny_diffusion.data.image_set import ImageSet, Opening
-from tiny_diffusion.data.packaged import cifar10, idx, sklearn_digits
 
 
 def open_dataset(

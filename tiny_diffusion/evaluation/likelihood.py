@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.core.grids import angle
-from tiny_diffusion.core.predictions import recover
-from tiny_diffusion.diffusion import Diffusion, Model
+from tiny_diffusion.diffusion.grids import angle
+from tiny_diffusion.diffusion.predictions import recover
+from tiny_diffusion.diffusion.process import Diffusion, Model
 from tiny_diffusion.randomness import stream
 
 

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.config import Config
-from tiny_diffusion.data.cache import Cache
+from tiny_diffusion.config.option import EvaluateOptions
+from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data.files.cache import Cache
+from tiny_diffusion.data.files.scan import Progress
 from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.data.scans import Progress
 from tiny_diffusion.data.sources import open_dataset, open_for
-from tiny_diffusion.distributed import World
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.distances import Moments
-from tiny_diffusion.evaluation.drawing import Drawing
 from tiny_diffusion.evaluation.features import Features
-from tiny_diffusion.evaluation.inputs import Pictures, read_pictures
-from tiny_diffusion.options import EvaluateOptions
+from tiny_diffusion.evaluation.generate import Drawing
+from tiny_diffusion.evaluation.images import Pictures, read_pictures
+from tiny_diffusion.runtime.world import World
 
 OF_ANY_SIZE = ("flowers102", "folder")  # formats of images that have no size of their own
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tiny_diffusion.checkpoint import part_of
-from tiny_diffusion.config import Config
-from tiny_diffusion.core.timesteps import stratified
+from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.diffusion import Diffusion, Model
-from tiny_diffusion.memory import Result, in_parts
+from tiny_diffusion.diffusion.process import Diffusion, Model
+from tiny_diffusion.diffusion.timesteps import stratified
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
+from tiny_diffusion.runs.checkpoint import part_of
+from tiny_diffusion.runtime.memory import Result, in_parts
 from tiny_diffusion.training.ema import Ema
 from tiny_diffusion.training.optimizers import Optimizer
 

@@ -1,0 +1,37 @@
+"""Loss weights: how much an error counts at each noise level.
+
+``uniform`` counts errors of the network's output.  Every other weight is stated on the error of the clean image, and
+`output_weight` turns it into one on the output: an output error e is an error of ``sigma / det * e`` in x_0.
+To add one: a function of (alpha, sigma), a row in WEIGHTS.
+"""
+
+import numpy as np
+
+from tiny_diffusion.diffusion.predictions import determinant
+
+GAMMA = 5.0  # Hang et al. (2023), table 1
+SIGMA_DATA = 0.5  # Karras et al. (2022), table 1: standard deviation of images in [-1, 1]
+
+
+def min_snr(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """min(SNR, gamma) on x_0.  Hang et al. (2023), section 3.4."""
+    return np.minimum((alpha / sigma) ** 2, GAMMA)
+
+
+def edm(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """(s^2 + d^2) / (s d)^2 on x_0 with s = sigma / alpha, d = sigma_data.  Karras et al. (2022), table 1.
+
+    Written with alpha multiplied out, so that it holds at alpha = 0 too.
+    """
+    return (sigma**2 + (SIGMA_DATA * alpha) ** 2) / (SIGMA_DATA * sigma) ** 2
+
+
+def output_weight(name: str, prediction: str, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """The named weight as it applies to the squared error of the network's output."""
+    weight = WEIGHTS[name]
+    if weight is None:
+        return np.ones_like(alpha)
+    return weight(alpha, sigma) * (sigma / determinant(prediction, alpha, sigma)) ** 2
+
+
+WEIGHTS = {"uniform": None, "min_snr": min_snr, "edm": edm}

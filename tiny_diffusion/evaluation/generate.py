@@ -1,0 +1,112 @@
+"""A checkpoint as a source of images to score: every way of drawing that is asked for, and the protocol of each.
+
+Knows neither what the images are compared with nor how they are shown.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from tiny_diffusion.config.option import EvaluateOptions
+from tiny_diffusion.config.rules import refuse_drawing
+from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.diffusion.sampling import Request, request_like, sample
+from tiny_diffusion.errors import DivergenceError, OptionError
+from tiny_diffusion.evaluation.images import Pictures
+from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+from tiny_diffusion.runtime.world import World, place
+
+BATCH = 128
+
+
+class Drawing:
+    """The model that is asked, and how it draws.  Raises OptionError for what it cannot do, FileError.
+
+    The processes of the world share the drawing, and each has all images.
+    """
+
+    def __init__(self, options: EvaluateOptions, world: World):
+        self.options = options
+        self.checkpoint = load_checkpoint(options.checkpoint)
+        self.config = config = self.checkpoint.config
+        if options.train_on_synthetic and not config.class_cond:
+            raise OptionError(
+                "--train_on_synthetic needs a model trained with --class_cond; this one was not. Leave it out."
+            )
+        refuse_drawing(
+            config,
+            samplers=options.sampler or [self.checkpoint.about["sampling"]["sampler"]],
+            steps=options.steps or [],
+            eta=options.eta,
+            guidance=options.guidance,
+        )
+        self.world, self.device = world, world.device
+        self.model = place(load_model(self.checkpoint, options.weights), self.device)
+        self.diffusion = Diffusion.of(config)
+        self.shape = (self.checkpoint.about["channels"], *config.size)
+        self.class_names = tuple(self.checkpoint.about["class_names"])
+
+    def requests(self) -> Iterator[Request]:
+        """Each way to draw that was asked for: what is not named is as `sample` would have it."""
+        options = self.options
+        classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
+        for sampler, steps in product(options.sampler or (None,), options.steps or (None,)):
+            yield request_like(
+                self.checkpoint.about["sampling"],
+                self.config.timesteps,
+                range(options.num_images),
+                sampler=sampler,
+                steps=steps,
+                grid=options.grid,
+                guidance=options.guidance,
+                eta=options.eta,
+                seed=options.seed,
+                classes=classes,
+                batch_size=options.batch_size or BATCH,
+            )
+
+    def draw(self, request: Request, told: Callable[[int], object] = lambda count: None) -> Pictures:
+        """The images as they would be saved.  told: after each batch how many it had.  Raises DivergenceError."""
+        parts = []
+        for batch in request.batches(self.world):
+            parts.append(to_pixels(sample(self.model, self.diffusion, batch, self.shape, self.world)))
+            told(len(batch.indices))
+        labels = request.labels()
+        labels = None if labels is None else torch.tensor(labels)
+        return Pictures("drawn", torch.cat(parts), labels, self.class_names)
+
+    def protocol(self, request: Request) -> dict:
+        """All that the images follow from, as plain JSON."""
+        drawn_by = {
+            name: getattr(request, name) for name in ("sampler", "steps", "grid", "seed", "guidance", "eta", "clip")
+        }
+        return {
+            "checkpoint": self.options.checkpoint,
+            "checkpoint_sha256": self.checkpoint.about["sha256"],
+            "step": self.checkpoint.about["step"],
+            "weights": self.options.weights,
+            **drawn_by,
+            "evaluations": request.evaluations(),
+        }
+
+    def training_config(self):
+        """The configuration whose images trained it, each of them whole: no random crops."""
+        return dataclasses.replace(
+            self.config, random_crop=False, data_dir=self.options.data_dir or self.config.data_dir
+        )
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Float images about in [-1, 1] as uint8 of the same shape, as they would be saved.
+
+    Raises DivergenceError if any is NaN: a grey level would hide it.
+    """
+    if bad := int(torch.isnan(images).flatten(1).any(1).sum()):
+        raise DivergenceError(
+            f"{bad} of {len(images)} images contain NaN: the model that drew them has probably diverged. "
+            "Try an earlier checkpoint."
+        )
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

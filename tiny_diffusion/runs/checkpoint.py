@@ -1,0 +1,237 @@
+"""Checkpoints: self-describing files of tensors and plain JSON that cannot run code.
+
+A file is a torch zip holding one JSON text and one flat table of tensors, named by path ("model/conv_in.weight").
+Saving is atomic: a temporary file beside the target, flushed to disk, renamed.  Loading trusts nothing: the zip's
+directory, sizes and checksums, then the sha256 of the contents, then the configuration, before any memory is spent.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.diffusion.grids import GRIDS
+from tiny_diffusion.diffusion.samplers import SAMPLERS, Sampler
+from tiny_diffusion.errors import FileError, OptionError
+
+FORMAT = 1
+LONGEST_REASON = 300  # characters: a file may hold names and values of any length
+KEYS = {
+    "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names",
+    "image_size",    "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """about: the JSON (see KEYS).  tensors: by path; the first part is model, ema, optimizer or scaler."""
+
+    about: dict
+    tensors: dict[str, Tensor]
+
+    @property
+    def config(self) -> Config:
+        return Config.from_dict(self.about["config"])
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one part, without its name."""
+        return part_of(self.tensors, name)
+
+
+def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose paths start with this name, without it."""
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -> None:
+    """Writes the file whole or not at all.
+
+    What was there stays where FloatingPointError (a tensor holds NaN or infinity) or OSError is raised.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} holds NaN or infinity; {path} is not written")
+    about = {"format": FORMAT, **about}
+    about["sha256"] = _digest(about, tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}-{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"about": json.dumps(about), "tensors": tensors}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads and verifies a checkpoint, on the CPU.  Raises FileError, naming the file and the reason."""
+    path = Path(path)
+    if not path.is_file():
+        if path.is_dir():
+            raise FileError(f"{path} is a folder. Name a checkpoint in it, such as {path / 'model_final.pt'}")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise FileError(f"{path} {what}. Train one first: python train.py --dataset digits --output_dir outputs/digits")
+    try:
+        _check_zip(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a strange pickle has in it: it is refused or is none
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        about, tensors = _unpack(content)
+        whole = about["sha256"] == _digest(about, tensors)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise FileError(
+            f"{path} is not a checkpoint of this program: it holds more than tensors. Nothing in it was run."
+        ) from error
+    except Exception as error:  # whatever a hostile file makes the readers raise; weights_only keeps it from running
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason[:LONGEST_REASON]
+        raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason}).") from error
+    if not whole:
+        raise FileError(f"{path} is damaged: its contents do not match its sha256. Use another checkpoint of the run.")
+    try:
+        config = Config.from_dict(about["config"])
+    except (OptionError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise FileError(f"{path} holds a configuration that this version cannot use: {reason}") from error
+    if impossible := _impossible(about, config):
+        raise FileError(f"{path} is not a checkpoint of this program: its {impossible[0]} cannot be.")
+    return Checkpoint(about, tensors)
+
+
+def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
+    """The network of a checkpoint, on the CPU, in evaluation mode.  Raises FileError if its tensors do not fit."""
+    state = checkpoint.part("ema" if weights == "ema" else "model")
+    with torch.device("meta"):  # shapes before memory
+        model = make_model(checkpoint.config, checkpoint.about["channels"], len(checkpoint.about["class_names"]))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    held = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if wanted != held or any(tensor.dtype != torch.float32 for tensor in state.values()):
+        name = next(
+            (name for name in sorted({*wanted, *held}) if wanted.get(name) != held.get(name)), "a tensor's type"
+        )
+        raise FileError(f"the checkpoint's {weights} weights do not fit its configuration (first difference: {name}).")
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def make_model(config: Config, channels: int, num_classes: int) -> nn.Module:
+    """The network that a configuration describes.  num_classes matters to class-conditional ones only."""
+    from tiny_diffusion.models.unet import UNet
+
+    return UNet(
+        channels,
+        base_channels=config.base_channels,
+        channel_mult=config.channel_mult,
+        layers_per_block=config.layers_per_block,
+        time_emb_dim=config.time_emb_dim,
+        attention_levels=config.attention_levels,
+        attention_heads=config.attention_heads,
+        patch_size=config.patch_size,
+        dropout=config.dropout,
+        num_classes=num_classes if config.class_cond else 0,
+        checkpoint_activations=config.checkpoint_activations,
+    )
+
+
+def _check_zip(path: Path) -> None:
+    """Raises ValueError unless this is a whole zip of stored (uncompressed) entries with right checksums."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not a zip file, or cut short")
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("compressed entries, which this program never writes")
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its entries claim more bytes than the file has")
+        if (broken := archive.testzip()) is not None:
+            raise ValueError(f"wrong checksum of {broken}")
+
+
+def _unpack(content: object) -> tuple[dict, dict[str, Tensor]]:
+    """Raises ValueError, TypeError or KeyError unless the contents have the shape that `save_checkpoint` gives them."""
+    if not isinstance(content, dict) or set(content) != {"about", "tensors"}:
+        raise ValueError("it holds something else, perhaps another program's weights")
+    about, tensors = json.loads(content["about"]), content["tensors"]
+    if about.get("format") != FORMAT:
+        raise ValueError(f"format {about.get('format')!r}; this version reads format {FORMAT}")
+    if set(about) != KEYS:
+        raise ValueError(f"keys {sorted(set(about) ^ KEYS)} do not belong to format {FORMAT}")
+    for name, tensor in tensors.items():
+        if (
+            not isinstance(name, str)
+            or not isinstance(tensor, Tensor)
+            or tensor.device.type != "cpu"
+            or not tensor.is_contiguous()
+        ):
+            raise ValueError(f"{name!r} is not a plain tensor")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+    return about, tensors
+
+
+def _impossible(about: Mapping, config: Config) -> list[str]:
+    """The facts that no run can have written, by key: commands rely on them once the file is loaded."""
+
+    def number(value: object, *kinds: type) -> bool:
+        return type(value) in kinds and 0 <= value < 2**63
+
+    def pairs(values: object, *losses: type) -> bool:
+        return isinstance(values, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and number(pair[0], int) and type(pair[1]) in losses
+            for pair in values
+        )
+
+    def fresh(eta: object, row: Sampler) -> bool:
+        return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.most_eta)
+
+    names, stretch, sampling = about["class_names"], about["stretch"], about["sampling"]
+    best = about["best_score"]
+    possible = {
+        "step": number(about["step"], int),
+        "elapsed_seconds": number(about["elapsed_seconds"], int, float),
+        "finished": type(about["finished"]) is bool,
+        "stretch": isinstance(stretch, list) and len(stretch) == 2 and all(number(x, int, float) for x in stretch),
+        "loss_history": pairs(about["loss_history"], float, type(None)),
+        "heldout_history": pairs(about["heldout_history"], float),
+        "channels": type(about["channels"]) is int and 1 <= about["channels"] <= 4,
+        "image_size": about["image_size"] == list(config.size),
+        "best_score": best is None
+        or (isinstance(best, dict) and isinstance(best.get("name"), str) and number(best.get("value"), int, float)),
+        "background": about["background"] == config.background,
+        "class_names": isinstance(names, list) and len(names) <= 100_000 and all(isinstance(n, str) for n in names),
+        "sampling": isinstance(sampling, dict)
+        and sampling.get("sampler") in list(SAMPLERS)
+        and sampling.get("grid") in list(GRIDS)
+        and number(sampling.get("steps"), int)
+        and 1 <= sampling["steps"] <= config.timesteps
+        and number(sampling.get("guidance"), int, float)
+        and fresh(sampling.get("eta"), SAMPLERS[sampling["sampler"]])
+        and type(sampling.get("clip")) is bool,
+    }
+    return [key for key, fine in possible.items() if not fine]
+
+
+def _digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the JSON without itself and every tensor's name, type, shape and bytes."""
+    rest = {key: value for key, value in about.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

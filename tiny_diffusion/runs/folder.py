@@ -1,0 +1,165 @@
+"""The folder that a run writes: which file lies where, and what of it survives a resume.
+
+samples/epoch_XXX.png            drawn from the averaged weights
+checkpoints/model_epoch_XXX.pt   every --save_interval epochs
+checkpoints/latest.pt            rolling, while the run lasts
+checkpoints/best.pt              with --keep_best: the one that measured best
+training_loss.png   log.jsonl    a line a step
+model_final.pt                   at the end
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from tiny_diffusion.errors import FileError
+from tiny_diffusion.runs.checkpoint import Checkpoint, load_checkpoint
+
+
+class RunFolder:
+    """Paths and the log of one run.  Nothing is created before `open`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.final = self.path / "model_final.pt"
+        self.checkpoints = self.path / "checkpoints"
+        self.latest = self.checkpoints / "latest.pt"
+        self.best = self.checkpoints / "best.pt"
+        self.loss_plot = self.path / "training_loss.png"
+        self.log_path = self.path / "log.jsonl"
+        self._log = None
+        self._losses: list[tuple[int, float]] = []
+        self._scores: list[tuple[int, str, float]] = []
+
+    def sample_picture(self, epoch: int) -> Path:
+        return self.path / "samples" / f"epoch_{epoch:03d}.png"
+
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        return self.checkpoints / f"model_epoch_{epoch:03d}.pt"
+
+    def holds_a_run(self) -> bool:
+        return any(path.exists() for path in (self.final, self.log_path, self.latest, *self._numbered()))
+
+    def clear(self) -> None:
+        """Deletes what an earlier run wrote here, and nothing else."""
+        written = [
+            self.final,
+            self.loss_plot,
+            self.log_path,
+            self.latest,
+            self.best,
+            *self._numbered(),
+            *self.path.glob("samples/epoch_*.png"),
+        ]
+        for path in written:
+            path.unlink(missing_ok=True)
+
+    def open(self, from_step: int = 0) -> None:
+        """Makes the folders and opens the log, cut back to the steps that the run goes on from."""
+        try:
+            for folder in (self.path, self.checkpoints, self.path / "samples"):
+                folder.mkdir(parents=True, exist_ok=True)
+            for stale in self._half_written():
+                stale.unlink(missing_ok=True)
+            kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
+            self._losses = [(line["step"], _number(line.get("loss"))) for line in kept]
+            self._scores = [score for line in kept for score in _scores(line)]
+            partial = self.log_path.with_suffix(".jsonl.part")
+            try:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                os.replace(partial, self.log_path)
+            finally:
+                partial.unlink(missing_ok=True)
+            self._log = open(self.log_path, "a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise FileError(
+                f"--output_dir {self.path} cannot be written: {error.strerror or error}. Name another folder."
+            ) from error
+
+    def _lines(self) -> list[dict]:
+        """The log's lines, without what a kill left half-written."""
+        lines = []
+        if self.log_path.exists():
+            for text in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    line = json.loads(text)
+                    if isinstance(line, dict) and isinstance(line.get("step"), int):
+                        lines.append(line)
+                except ValueError:
+                    continue
+        return lines
+
+    def log(self, **values) -> None:
+        """One line of JSON; what is not finite becomes null."""
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        self._log.write(json.dumps(plain) + "\n")
+        self._losses.append((plain["step"], _number(plain["loss"])))
+        self._scores += _scores(plain)
+
+    def flush(self) -> None:
+        if self._log is not None:
+            self._log.flush()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def losses(self) -> tuple[list[int], list[float]]:
+        """Steps and losses in the log, NaN where a step was skipped."""
+        return [step for step, _ in self._losses], [loss for _, loss in self._losses]
+
+    def scores(self) -> list[tuple[int, str, float]]:
+        """(step, name, value) of each measurement in the log."""
+        return self._scores
+
+    def newest(self) -> tuple[Path, Checkpoint] | None:
+        """The readable checkpoint that went furthest, or None.  Raises FileError if there are but unreadable ones."""
+        found, failures = [], []
+        for paths in ([self.final], [self.latest], reversed(self._numbered())):
+            for path in filter(Path.is_file, paths):
+                try:
+                    found.append((path, load_checkpoint(path)))
+                    break
+                except FileError as error:
+                    failures.append(error)
+        if failures and not found:
+            raise failures[0]
+        return max(found, key=lambda pair: pair[1].about["step"], default=None)
+
+    def prune(self, keep: int | None, newest: Path) -> None:
+        """Deletes all but the last `keep` numbered checkpoints up to this one, which has just been saved.
+
+        None keeps all.  Later ones are what a run that went back has passed over, damaged perhaps: they do not count.
+        """
+        if keep is not None:
+            numbered = self._numbered()
+            for path in numbered[: max(0, numbered.index(newest) + 1 - keep)]:
+                path.unlink(missing_ok=True)
+
+    def _half_written(self) -> list[Path]:
+        """What a kill has left of this run's files; `sample` may be writing others here at this moment."""
+        pictures = (self.path / "samples").glob(".epoch_*.png.*.tmp")
+        models = self.path.glob(f".{self.final.name}-*.part")
+        return [
+            *models,
+            *self.checkpoints.glob(".*.pt-*.part"),
+            *self.path.glob(f".{self.loss_plot.name}.*.tmp"),
+            *pictures,
+        ]
+
+    def _numbered(self) -> list[Path]:
+        """The checkpoints of epochs in their order: 1000 after 999."""
+        return sorted(self.checkpoints.glob("model_epoch_*.pt"), key=lambda path: (len(path.name), path.name))
+
+
+def _number(loss: float | None) -> float:
+    return math.nan if loss is None else loss
+
+
+def _scores(line: dict) -> list[tuple[int, str, float]]:
+    """The measurements in a line of the log: what has brackets in its name, as evaluate prints it."""
+    return [(line["step"], name, value) for name, value in line.items() if "[" in name and value is not None]

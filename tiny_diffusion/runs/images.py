@@ -1,0 +1,77 @@
+"""The images of a run: opened and reported, with the few that are measured after each epoch."""
+
+import os
+import sys
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tiny_diffusion.cli.files import show_progress
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.data.batches import to_float
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data.files.cache import Cache, cache_folder
+from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.sources import open_for
+from tiny_diffusion.errors import OptionError
+from tiny_diffusion.evaluation.images import spread
+from tiny_diffusion.runs.checkpoint import make_model
+from tiny_diffusion.runs.folder import RunFolder
+
+MEASURED_IMAGES = 256
+COPIES = 4  # of the weights, at least, while training: themselves, gradients, momenta, their average
+
+
+class RunData(NamedTuple):
+    """images: those that train.  measured: images (N, C, H, W) in [-1, 1] and labels, held out if any are."""
+
+    images: ImageSet
+    measured: tuple[Tensor, Tensor]
+    heldout_count: int
+
+
+def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> RunData:
+    """Opens the sets of a configuration and prints what was found."""
+    data = open_for(config, cache=Cache(cache_folder(folder.path)), progress=show_progress)
+    if config.class_cond and not data.class_names:
+        raise OptionError(
+            f"--class_cond needs classes, and {config.data_dir} has no sub-folders that hold all of its images. "
+            "Leave it out, or sort the images into a sub-folder for each class."
+        )
+    heldout = open_for(config, heldout=True, channels=data.channels)
+    # Without any, the same is measured on images that train: it tells of divergence, not of generality.
+    source = heldout if len(heldout) else data
+    chosen = spread(len(source), MEASURED_IMAGES)
+    measured = to_float(source.take(chosen.numpy()).to(device)), source.labels[chosen].to(device)
+    for line in data.report:
+        print(line, file=sys.stderr)
+    return RunData(data, measured, len(heldout))
+
+
+def check_device(config: Config, device: torch.device) -> None:
+    """Refuses what this device cannot do, and what would have it swap, or kill the process, rather than say no."""
+    if config.precision == "fp16" and device.type != "cuda":
+        raise OptionError(f"--precision fp16 needs a CUDA device, and this run is on {device.type}. Use bf16 or fp32.")
+    dataset = DATASETS[config.dataset]
+    with torch.device("meta"):
+        model = make_model(config, dataset.channels, len(dataset.classes))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    height, width = config.size
+    images = dataset.images(config.splits)
+    needed = 4 * COPIES * parameters + images * dataset.channels * height * width
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > there:
+            raise MemoryError(
+                f"a network of {parameters / 1e6:,.1f} M parameters and {images:,} images of {height}x{width} take "
+                f"{needed / 1e9:,.0f} GB or more, and this computer has {there / 1e9:,.0f}"
+            )
+
+
+def splits_in_words(config: Config, heldout: int) -> str:
+    """Which parts of the set train and which are held out, in words."""
+    having = DATASETS[config.dataset].splits
+    parts = f" ({', '.join(config.splits)})" if config.splits else ""
+    rest = ", ".join(split for split in having if split not in config.splits)
+    return f"{parts}, {heldout:,} are held out{f' ({rest})' if rest else ''}" if heldout else f"{parts}, none held out"

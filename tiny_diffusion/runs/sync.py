@@ -1,0 +1,47 @@
+"""What the processes of a run agree on after each step, so that they take the same steps: the time, whether to stop.
+
+One process agrees with itself.
+"""
+
+import signal
+from collections.abc import Callable
+from types import TracebackType
+
+from tiny_diffusion.runtime.world import World
+
+
+class Agreement:
+    """seconds: the first process's clock, as of the last `settle`.  stop_signal: one that any process has received.
+
+    A context manager, inside which Ctrl-C and SIGTERM ask to stop and do nothing else.
+    """
+
+    def __init__(self, world: World, clock: Callable[[], float]):
+        self.world, self.clock = world, clock
+        self.seconds = 0.0
+        self.stop_signal: int | None = None
+        self._asked: int | None = None  # this process
+        self._handlers: dict[int, object] = {}
+
+    def settle(self) -> None:
+        """All processes meet here."""
+        seconds = self.clock() if self.world.first else 0.0
+        self.seconds, stop = self.world.largest(seconds, self._asked or 0)
+        self.stop_signal = int(stop) or None
+
+    def __enter__(self) -> "Agreement":
+        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        """The first request is granted after the step in progress; the second Ctrl-C at once.
+
+        Not of several processes: torchrun sends each a Ctrl-C that the terminal has sent it already.
+        """
+        if self._asked is not None and number == signal.SIGINT and self.world.size == 1:
+            raise KeyboardInterrupt
+        self._asked = number

@@ -1,0 +1,221 @@
+"""Where this process computes, and with which others: the one place besides the command line that chooses a device.
+
+`torchrun` starts several processes and says in the environment who each of them is.  All run the same commands on the
+same numbers, and differ only in their share of the images; what one may do alone, such as writing, the first does.
+One process is a World of size 1, to which every method here is an identity.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from tiny_diffusion.errors import LostProcessError, OptionError
+from tiny_diffusion.runtime.torchrun_store import meet, open_store
+
+PATIENCE = timedelta(hours=6)  # with a process that others wait for: the first may be downloading or evaluating
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes, and the device of this one.  All of them must call its methods, and in the same order.
+
+    Raises LostProcessError from any method if another process has gone.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes, prints and downloads."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` rows: neighbours, and as many as the others have, or one less."""
+        return self._shares(count)[self.rank]
+
+    def _shares(self, count: int) -> list[slice]:
+        ends = [-(-count * rank // self.size) for rank in range(self.size + 1)]
+        return [slice(start, end) for start, end in pairwise(ends)]
+
+    def average_(self, tensors: list[Tensor]) -> None:
+        """Each tensor, in place, becomes its mean over the processes: one message for all of them.
+
+        For gradients, after the backward pass.  DistributedDataParallel sends them during it; then a process could not
+        begin its pass again, in smaller parts, when memory runs out.
+        """
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with _together() as dist:
+            dist.all_reduce(flat)
+        parts = flat.div_(self.size).split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+    def gather(self, rows: Tensor, count: int) -> Tensor:
+        """The `count` rows of which each process holds its share, in order, on all of them and on the CPU.
+
+        Whose share is empty may bring any row.
+        """
+        rows = rows.cpu()
+        if self.size == 1:
+            return rows
+        shares = self._shares(count)
+        longest = max(share.stop - share.start for share in shares)
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        everyones = [torch.empty_like(padded) for _ in shares]
+        with _together() as dist:
+            dist.all_gather(everyones, padded)
+        return torch.cat([held[: share.stop - share.start] for held, share in zip(everyones, shares, strict=True)])
+
+    def largest(self, *values: float) -> list[float]:
+        """Of each value the largest over the processes.  The CPUs agree on it; no GPU is waited for."""
+        if self.size == 1:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        with _together() as dist:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
+    def wait(self) -> None:
+        """For all to have come this far."""
+        self.largest(0.0)
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """The first process does what follows alone, then the others do: they find what it downloaded or decoded."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def agrees(self, about: object) -> bool:
+        """Whether all processes say the same, by its repr."""
+        digest = int.from_bytes(hashlib.sha256(repr(about).encode()).digest()[:6], "big")  # exact as a float
+        largest, negated = self.largest(digest, -digest)
+        return largest == -negated
+
+
+ALONE = World(torch.device("cpu"))
+
+
+def make_world(device: str, environment: Mapping[str, str]) -> World:
+    """This process among those that torchrun has started, which it waits for; alone without torchrun.
+
+    Raises OptionError for a device that this machine lacks, or an environment that is not torchrun's.
+    """
+    size, rank, local_rank, local_size = _numbers(environment)
+    if size == 1:
+        return World(choose_device(device))
+    if device == "mps":
+        raise OptionError("--device mps is one GPU, which several processes cannot share. Start it without torchrun.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = choose_device(device)
+    if device == "cuda":
+        if (gpus := torch.cuda.device_count()) < local_size:
+            raise OptionError(
+                f"{local_size} processes were started on this machine, and it has {gpus} GPUs. "
+                f"Start --nproc_per_node={gpus}, or add --device cpu."
+            )
+        place = torch.device("cuda", local_rank)
+        torch.cuda.set_device(place)
+
+    import atexit
+
+    import torch.distributed as dist
+
+    # Gradients go from GPU to GPU by NCCL; clocks, stops and images, which are on the CPU, by Gloo.
+    options = {"backend": "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", "timeout": PATIENCE}
+    with _together():
+        if (store := open_store(environment)) is not None:
+            store.set_timeout(PATIENCE)
+            options |= {"store": dist.PrefixStore(meet(store, rank, size), store), "rank": rank, "world_size": size}
+        dist.init_process_group(**options)
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    return World(place, rank, size)
+
+
+def choose_device(device: str) -> torch.device:
+    """auto: CUDA, then MPS, then the CPU.  Raises OptionError for a device that this machine lacks."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, there in available.items() if there)
+    if not available[device]:
+        there = ", ".join(name for name, ok in available.items() if ok)
+        raise OptionError(
+            f"--device {device} is not available: this machine has {there}. Leave --device out to let it choose."
+        )
+    return torch.device(device)
+
+
+def be_deterministic(device: torch.device) -> None:
+    """Has CUDA choose ways of computing that give the same bits each time.  On a CPU they do."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def check_batch(batch_size: int, accumulate: int, processes: int) -> None:
+    """Raises OptionError unless every process gets as many images of a batch, and an image for each of its parts."""
+    if batch_size % processes or batch_size < accumulate * processes:
+        unit = processes
+        below, above = (max(accumulate, n) * unit for n in (batch_size // unit, -(-batch_size // unit)))
+        below = below if below < batch_size else 0
+        parts = f" in --accumulate {accumulate} parts each" if accumulate > 1 else ""
+        dividing = [n for n in range(1, processes) if batch_size % n == 0 and batch_size >= accumulate * n]
+        raise OptionError(
+            f"--batch_size {batch_size} cannot be shared equally by {processes} processes{parts}. "
+            f"Use {f'{below} or ' if below else ''}{above}, or start {' or '.join(map(str, dividing))} "
+            f"process{'' if dividing == [1] else 'es'}."
+        )
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network on the device, in the memory format that its convolutions are fastest in."""
+    model = model.to(device)
+    return model if device.type == "mps" else model.to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _together() -> Iterator:
+    """torch.distributed; what it raises when another process has gone becomes one line."""
+    import torch.distributed as dist
+
+    try:
+        yield dist
+    except RuntimeError as error:
+        reason = re.sub(r"\[/\S*\] ", "", str(error).strip()).splitlines()[0].split(". ")[0][:160]  # not where in C++
+        raise LostProcessError(
+            f"another process of this run has ended or cannot be reached ({reason}). What was saved before is "
+            "untouched; --resume goes on from it."
+        ) from error
+
+
+def _numbers(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """Processes in all, this one's number among them and on this machine, and how many are on this machine."""
+    try:
+        size = int(environment.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return 1, 0, 0, 1
+        rank = int(environment["RANK"])
+        if not (0 <= rank < size and environment["MASTER_ADDR"] and int(environment["MASTER_PORT"])):
+            raise ValueError
+        return size, rank, int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
+    except (KeyError, ValueError) as error:
+        raise OptionError(
+            f"WORLD_SIZE is {environment['WORLD_SIZE']!r}, but the rest of what torchrun sets is missing or wrong. "
+            "Start several processes by torchrun --nproc_per_node=2 train.py ..., or unset WORLD_SIZE."
+        ) from error
