@@ -20,8 +20,8 @@ from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.sources import open_for
 from tiny_diffusion.runs.checkpoint import make_model
-from tiny_diffusion.runtime.world import place
-from tiny_diffusion.training.trainer import Length, Trainer
+from tiny_diffusion.runtime.world import to_device
+from tiny_diffusion.training.trainer import RunLength, Trainer
 
 
 def seconds(work) -> float:
@@ -51,8 +51,8 @@ def main() -> None:
         spent = seconds(lambda lazy=lazy: [lazy.at(step) for step in range(asked.steps)])
         print(f"decoded as they are read, {workers} threads: {asked.steps * config.batch_size / spent:,.0f} images/s")
     for name, batches in (("from memory", memory), ("decoded as they are read", lazy)):
-        model = place(make_model(config, data.channels, 0), torch.device("cpu"))
-        trainer = Trainer(model, config, batches, Length(steps=asked.steps), lambda: 0.0)
+        model = to_device(make_model(config, data.channels, 0), torch.device("cpu"))
+        trainer = Trainer(model, config, batches, RunLength(steps=asked.steps), lambda: 0.0)
         trainer.seconds_per_step()
         spent = seconds(lambda trainer=trainer: list(trainer.run()))
         print(f"the network trains, {name}: {asked.steps * config.batch_size / spent:,.0f} images/s")

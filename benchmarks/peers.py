@@ -203,10 +203,10 @@ class Square:
 def ours(asked: argparse.Namespace, started: float) -> Trained:
     """train.py with --ours, by default all its defaults, and the sampler of its checkpoint."""
     from tiny_diffusion.diffusion.process import Diffusion
-    from tiny_diffusion.diffusion.sampling import request_like, sample
+    from tiny_diffusion.diffusion.sampling import request_from, sample
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.runs.folder import RunFolder
-    from tiny_diffusion.runtime.world import place
+    from tiny_diffusion.runtime.world import to_device
 
     folder = RunFolder(asked.output_dir / asked.worker / "run")
     done = run(
@@ -218,12 +218,12 @@ def ours(asked: argparse.Namespace, started: float) -> Trained:
         raise FileError(done.said)
     checkpoint = load_checkpoint(folder.final)
     config, about = checkpoint.config, checkpoint.about
-    model, diffusion = place(load_model(checkpoint), torch.device("cpu")), Diffusion.of(config)
+    model, diffusion = to_device(load_model(checkpoint), torch.device("cpu")), Diffusion.of(config)
     classes = tuple(range(len(about["class_names"]))) if config.class_cond else ()
 
     def draw(first: int, count: int) -> Tensor:
         indices = range(first, first + count)
-        request = request_like(about["sampling"], config.timesteps, indices, classes=classes, batch_size=count)
+        request = request_from(about["sampling"], config.timesteps, indices, classes=classes, batch_size=count)
         return sample(model, diffusion, request, (about["channels"], *config.size))
 
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -31,7 +31,7 @@ from tiny_diffusion.config.training import resolve
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.models.unet import UNet
 from tiny_diffusion.runtime import cpu
-from tiny_diffusion.runtime.world import place
+from tiny_diffusion.runtime.world import to_device
 from tiny_diffusion.training.optimizers import Optimizer
 
 Clock = Callable[[], float]  # seconds
@@ -95,7 +95,7 @@ def serve(name: str, key: str, size: int, threads: int, cpu_time: bool, pipe: Co
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if key in OURS:
-        cpu.settle()
+        cpu.tune_cpu()
     network, twin = pair(*WIDTHS[name])
     if key in OURS:
         step = our_step(network, OURS[key], size, clock)
@@ -140,13 +140,13 @@ def pair(widths: tuple[int, ...], layers: int, attention: tuple[int, ...]) -> tu
         x, t = torch.randn(4, 1, SIZE, SIZE).double(), torch.tensor([0.0, 10.0, 500.0, 999.0])
         expected = copy.deepcopy(theirs).double()(x, t).sample
         assert expected.std() > 0.05, "the networks are silent"
-        torch.testing.assert_close(place(copy.deepcopy(ours).double(), x.device)(x, t), expected)
+        torch.testing.assert_close(to_device(copy.deepcopy(ours).double(), x.device)(x, t), expected)
     return ours, theirs
 
 
 def our_step(network: nn.Module, optimizer_name: str, batch_size: int, clock: Clock) -> Step:
     """Training a copy of the network with the named one of our optimizers."""
-    model = place(copy.deepcopy(network), torch.device("cpu"))
+    model = to_device(copy.deepcopy(network), torch.device("cpu"))
     optimizer, diffusion = Optimizer(optimizer_name, model), Diffusion.of(resolve({"dataset": "mnist"}))
     clean, noise = batch(batch_size)
     t = diffusion.timesteps(torch.linspace(0.001, 0.999, batch_size, dtype=torch.float64).numpy())

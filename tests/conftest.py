@@ -58,15 +58,15 @@ def make_trainer(digits):
     from tiny_diffusion.data.batches import Batches
     from tiny_diffusion.randomness import seed_torch
     from tiny_diffusion.runs.checkpoint import make_model
-    from tiny_diffusion.runtime.world import place
-    from tiny_diffusion.training.trainer import Length, Trainer
+    from tiny_diffusion.runtime.world import to_device
+    from tiny_diffusion.training.trainer import RunLength, Trainer
 
     def make(steps=10, length=None, clock=lambda: 0.0, **options):
         config = resolve({"dataset": "digits", "base_channels": 8, "batch_size": 16, **options})
         seed_torch(config.seed, "weights")
-        model = place(make_model(config, 1, 10), torch.device("cpu"))
+        model = to_device(make_model(config, 1, 10), torch.device("cpu"))
         batches = Batches(digits, config.batch_size, config.seed, hflip=config.hflip)
-        return Trainer(model, config, batches, length or Length(steps=steps), clock, num_classes=10)
+        return Trainer(model, config, batches, length or RunLength(steps=steps), clock, num_classes=10)
 
     return make
 

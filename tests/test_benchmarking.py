@@ -136,7 +136,7 @@ def _settings(**environment) -> list[str]:
     """What `settle` leaves in the environment and asks of malloc, in a process of its own."""
     code = (
         "import os; from tiny_diffusion.runtime import cpu; asked = []\n"
-        "cpu._keep_memory = lambda: asked.append('kept'); cpu.settle()\n"
+        "cpu._keep_memory = lambda: asked.append('kept'); cpu.tune_cpu()\n"
         "print(os.environ['GOMP_SPINCOUNT'], *asked)"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GOMP_"))}
@@ -147,7 +147,7 @@ def _settings(**environment) -> list[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
 def test_what_the_environment_says_of_waiting_and_memory_stays():
     spins, kept = _settings()
-    assert spins in (cpu.SPINS_ALONE, cpu.SPINS_IN_COMPANY) and kept == "kept"
+    assert spins in (cpu.SPINS_ALONE, cpu.SPINS_SHARED) and kept == "kept"
     assert _settings(GOMP_SPINCOUNT="7", MALLOC_ARENA_MAX="2") == ["7"]
 
 
@@ -169,18 +169,18 @@ def test_waiting_threads_spin_less_in_company(readings, company, monkeypatch, tm
             return next(told) if readings else (tmp_path / "none").read_text()
 
     monkeypatch.setattr(cpu, "LOAD", Load())
-    assert cpu.in_company() is company
+    assert cpu.others_running() is company
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setattr(cpu, "_keep_memory", lambda: None)
-    cpu.settle()
-    assert os.environ["GOMP_SPINCOUNT"] == (cpu.SPINS_IN_COMPANY if company else cpu.SPINS_ALONE)
+    cpu.tune_cpu()
+    assert os.environ["GOMP_SPINCOUNT"] == (cpu.SPINS_SHARED if company else cpu.SPINS_ALONE)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
 def test_freed_memory_is_used_again_without_new_pages():
     code = (
         "import resource, sys, numpy as np; from tiny_diffusion.runtime import cpu\n"
-        "if sys.argv[1] == 'settled': cpu.settle()\n"
+        "if sys.argv[1] == 'settled': cpu.tune_cpu()\n"
         "def touch():\n    for _ in range(5): several = [np.ones(2**21) for _ in range(8)]; del several\n"
         "touch(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; touch()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"

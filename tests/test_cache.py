@@ -19,7 +19,7 @@ from tiny_diffusion.data.files import decode
 from tiny_diffusion.data.files import scan as scans
 from tiny_diffusion.data.files import stores as pictures
 from tiny_diffusion.data.files.cache import Cache, cache_folder
-from tiny_diffusion.data.files.stores import OnDisk, Ragged
+from tiny_diffusion.data.files.stores import LazyImages, VariableSizeImages
 
 COUNT = 12
 
@@ -76,7 +76,7 @@ def assert_same(first, second):
     assert torch.equal(first.labels, second.labels) and first.class_names == second.class_names
     assert first.report[:-1] == second.report[:-1]
     assert type(first.images) is type(second.images)
-    if isinstance(first.images, Ragged):
+    if isinstance(first.images, VariableSizeImages):
         assert torch.equal(first.images.pixels, second.images.pixels)
 
 
@@ -122,7 +122,7 @@ def test_touched_files_are_read_and_not_decoded_again(photographs, cache, looks)
 
 def test_a_set_that_is_read_from_disk_is_looked_into_once(photographs, cache, looks):
     first = open_folder(photographs, cache=cache, cache_bytes=0)
-    assert looks() == (COUNT + 2, 0) and isinstance(first.images, OnDisk)
+    assert looks() == (COUNT + 2, 0) and isinstance(first.images, LazyImages)
     second = open_folder(photographs, cache=cache, cache_bytes=0)
     assert looks() == (0, 0) and second.report == first.report and len(second) == len(first)
     assert not list(cache.folder.glob("*.safetensors"))
@@ -404,7 +404,7 @@ def test_the_sets_not_used_for_longest_make_room_for_new_ones(photographs, cache
         (kept[size],) = set(cache.folder.glob("*.safetensors")) - set(kept.values())
         os.utime(kept[size], (0, time.time() - age))
     open_folder(photographs, 8, cache=cache)
-    monkeypatch.setattr(caches, "MOST_BYTES", 2.5 * kept[9].stat().st_size)
+    monkeypatch.setattr(caches, "MAX_BYTES", 2.5 * kept[9].stat().st_size)
     open_folder(photographs, 10, cache=cache)
     looks()
     for size, again in ((8, False), (10, False), (9, True)):
@@ -413,7 +413,7 @@ def test_the_sets_not_used_for_longest_make_room_for_new_ones(photographs, cache
 
 
 def test_a_set_larger_than_all_room_is_kept_alone(photographs, cache, looks, monkeypatch):
-    monkeypatch.setattr(caches, "MOST_BYTES", 1)
+    monkeypatch.setattr(caches, "MAX_BYTES", 1)
     for size in (8, 9):
         open_folder(photographs, size, cache=cache)
         assert len(list(cache.folder.glob("*.safetensors"))) == 1

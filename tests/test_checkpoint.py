@@ -22,7 +22,7 @@ from tiny_diffusion.errors import FileError
 from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, _digest, load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.writer import RunWriter
-from tiny_diffusion.runtime.world import place
+from tiny_diffusion.runtime.world import to_device
 from tiny_diffusion.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def test_the_model_of_a_checkpoint_computes_what_was_saved(weights, network):
     x, time, label = torch.randn(5, 1, 8, 8, generator=generator), torch.linspace(0, 999, 5), torch.arange(5)
     with torch.no_grad():
         for given in (label, None):
-            assert torch.equal(place(model, CPU)(x, time, given), source.eval()(x, time, given))
+            assert torch.equal(to_device(model, CPU)(x, time, given), source.eval()(x, time, given))
 
 
 def test_the_two_models_of_a_checkpoint_differ(network):

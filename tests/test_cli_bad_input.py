@@ -20,10 +20,9 @@ import torch
 from cli_helpers import OPTIONS, TINY, change_tensors, contents
 
 from tiny_diffusion.config.option import COLOUR, SIZE, specs
-from tiny_diffusion.config.rules import MOST_PARAMETERS
+from tiny_diffusion.config.rules import MAX_PARAMETERS
 from tiny_diffusion.config.training import resolve
-from tiny_diffusion.data import arrays
-from tiny_diffusion.data import downloads
+from tiny_diffusion.data import arrays, downloads
 from tiny_diffusion.data.catalog import COLOURS, DATASETS
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS
@@ -426,9 +425,9 @@ def test_the_estimate_of_a_networks_size_is_near_its_size():
             parameters = sum(parameter.numel() for parameter in make_model(config, 1, 10).parameters())
         try:
             resolve({**options, "layers_per_block": layers})
-            assert parameters < 1.6 * MOST_PARAMETERS
+            assert parameters < 1.6 * MAX_PARAMETERS
         except OptionError:
-            assert parameters > MOST_PARAMETERS
+            assert parameters > MAX_PARAMETERS
 
 
 @pytest.mark.parametrize("given", ["--dataset digits --base_channels 512", "--dataset mnist --image_size 512"])
@@ -485,7 +484,7 @@ def no_network(monkeypatch):
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
-    monkeypatch.setattr(downloads, "NETWORK_PATIENCE_S", 2.0)
+    monkeypatch.setattr(downloads, "NETWORK_TIMEOUT_S", 2.0)
     monkeypatch.setattr(arrays, "SYSTEM_FOLDERS", {})
     monkeypatch.delenv("TINY_DIFFUSION_DATA", raising=False)
 

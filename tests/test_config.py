@@ -12,7 +12,7 @@ import torch
 from cli_helpers import SOME_VALUES, call, typed
 
 from tiny_diffusion.cli import main
-from tiny_diffusion.config.option import COLOUR, MOST_NAMED, SIZE, Spec, TrainActions, not_one_of, problem, specs
+from tiny_diffusion.config.option import COLOUR, MAX_NAMED, SIZE, Spec, TrainActions, not_one_of, problem, specs
 from tiny_diffusion.config.rules import check
 from tiny_diffusion.config.training import CACHE_MB, NEWER, OLDER, Config, as_given, resolve
 from tiny_diffusion.data.catalog import DATASETS
@@ -568,8 +568,8 @@ def test_of_very_many_choices_the_first_are_named_and_the_rest_counted():
     """A folder of a thousand classes is refused in one line that can be read."""
     names = [f"class number {n}" for n in range(1000)]
     message = not_one_of("class numbr 7", names)
-    assert message.count("class number") == MOST_NAMED + 1 and message.endswith("Did you mean 'class number 7'?")
-    assert f" and {1000 - MOST_NAMED:,} more." in message
+    assert message.count("class number") == MAX_NAMED + 1 and message.endswith("Did you mean 'class number 7'?")
+    assert f" and {1000 - MAX_NAMED:,} more." in message
 
 
 @every_option

@@ -15,7 +15,7 @@ from image_helpers import FORMATS, chunk, encoded, plain, png, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.catalog import COLOURS, background_colour
-from tiny_diffusion.data.files.decode import ENDINGS, LONGEST, Look, UnreadableImage, decode, read_header
+from tiny_diffusion.data.files.decode import ENDINGS, LONGEST, ImageSpec, UnreadableImage, decode, read_header
 from tiny_diffusion.data.files.folders import list_images
 
 every_format = pytest.mark.parametrize("ending", FORMATS)
@@ -24,7 +24,7 @@ rng = np.random.default_rng  # each test seeds its own
 
 def pixels(content, size=None, channels=3, background=(255, 255, 255), cropped=True):
     """(H, W, C) of an image file, in its own size if no other is asked for."""
-    look = Look(size or read_header(content).size, channels, background, cropped)
+    look = ImageSpec(size or read_header(content).size, channels, background, cropped)
     return decode(content, look).transpose(1, 2, 0)
 
 
@@ -52,14 +52,14 @@ def test_an_ending_counts_in_any_letter_case(ending, written, tmp_path):
     write(tmp_path / f"Picture 1{ending}", plain(100)).rename(tmp_path / f"Picture 1{written(ending)}")
     files = list_images(tmp_path)
     assert len(files) == 1 and files.others == 0
-    assert (decode(files.path(0), Look((8, 8), 1)) == 100).all()
+    assert (decode(files.path(0), ImageSpec((8, 8), 1)) == 100).all()
 
 
 def test_the_content_says_the_format_and_not_the_ending(tmp_path):
     for ending, other in itertools.product(FORMATS, repeat=2):
         path = write(tmp_path / f"{ending}.{other}", encoded(plain(100), ending))
         assert read_header(path).kind == FORMATS[ending][0]
-        assert_near(decode(path, Look((8, 8), 1)), 100, 1)
+        assert_near(decode(path, ImageSpec((8, 8), 1)), 100, 1)
 
 
 @every_format
@@ -74,7 +74,7 @@ def test_the_header_of_a_png_is_read_without_its_pixels():
     broken = png(300, 200, 8, 2, b"these are no rows")
     assert read_header(broken).size == (200, 300)
     with pytest.raises(UnreadableImage):
-        decode(broken, Look((8, 8), 3))
+        decode(broken, ImageSpec((8, 8), 3))
 
 
 # Modes
@@ -463,13 +463,13 @@ def test_a_large_photograph_is_unpacked_faster_than_in_full():
         return time.perf_counter() - started
 
     in_full = min(seconds(Image.open(io.BytesIO(content)).load) for _ in range(3))
-    assert min(seconds(lambda: decode(content, Look((64, 64), 3))) for _ in range(3)) < in_full
+    assert min(seconds(lambda: decode(content, ImageSpec((64, 64), 3))) for _ in range(3)) < in_full
 
 
 def test_pixels_may_be_written_to():
     """So that torch takes them as they are, without a warning."""
     for channels, size in itertools.product((1, 3), ((8, 8), (5, 5))):
-        got = decode(encoded(plain(3)), Look(size, channels))
+        got = decode(encoded(plain(3)), ImageSpec(size, channels))
         assert got.flags.writeable and got.flags.c_contiguous and got.dtype == np.uint8
 
 
@@ -481,7 +481,7 @@ def outcome(content):
     started = time.monotonic()
     try:
         header = read_header(content)
-        image = decode(content, Look((16, 16), 3))
+        image = decode(content, ImageSpec((16, 16), 3))
         assert image.shape == (3, 16, 16) and header.kind
     except UnreadableImage as error:
         image = str(error)
@@ -564,16 +564,16 @@ NO_IMAGES = {
 def test_what_is_no_image_is_unreadable_whatever_it_is_called(content, tmp_path):
     path = write(tmp_path / "x.jpg", content)
     for source in (content, path):
-        for work in (read_header, lambda source: decode(source, Look((8, 8), 3))):
+        for work in (read_header, lambda source: decode(source, ImageSpec((8, 8), 3))):
             with pytest.raises(UnreadableImage):
                 work(source)
 
 
 def test_a_folder_is_no_image_and_a_file_that_is_gone_says_so(tmp_path):
     with pytest.raises(UnreadableImage):
-        decode(tmp_path, Look((8, 8), 3))
+        decode(tmp_path, ImageSpec((8, 8), 3))
     with pytest.raises(FileNotFoundError):
-        decode(tmp_path / "gone.png", Look((8, 8), 3))
+        decode(tmp_path / "gone.png", ImageSpec((8, 8), 3))
 
 
 def claiming(ending, side):
@@ -609,7 +609,7 @@ def claiming(ending, side):
 @every_format
 def test_a_header_that_claims_too_many_pixels_is_refused_at_once(ending):
     started = time.monotonic()
-    for work in (read_header, lambda source: decode(source, Look((8, 8), 3))):
+    for work in (read_header, lambda source: decode(source, ImageSpec((8, 8), 3))):
         with pytest.raises(UnreadableImage) as refused:
             work(claiming(ending, 16384 if ending == "webp" else 60_000))
         if ending != "webp":  # whose decoder finds first that the canvas is not the picture's
@@ -619,10 +619,10 @@ def test_a_header_that_claims_too_many_pixels_is_refused_at_once(ending):
 
 MEASURE = """
 import resource, sys
-from tiny_diffusion.data.files.decode import Look, UnreadableImage, decode
+from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    decode(open(sys.argv[1], "rb").read(), Look((64, 64), 3))
+    decode(open(sys.argv[1], "rb").read(), ImageSpec((64, 64), 3))
     print("an image")
 except UnreadableImage as error:
     print(error)

@@ -9,7 +9,7 @@ import torch
 
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.diffusion.grids import make_levels
-from tiny_diffusion.diffusion.loss_weights import WEIGHTS, output_weight
+from tiny_diffusion.diffusion.loss_weights import LOSS_WEIGHTS, output_weight
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.process import LOSSES, Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS
@@ -19,7 +19,7 @@ from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 PAIRS = [pair for pair in itertools.product(PREDICTIONS, SCHEDULES) if pair != ("epsilon", "flow")]
 pairs = pytest.mark.parametrize("prediction, name", PAIRS)
 every_loss = pytest.mark.parametrize("loss_kind", LOSSES)
-every_weight = pytest.mark.parametrize("loss_weight", WEIGHTS)
+every_weight = pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 

@@ -27,8 +27,8 @@ from tiny_diffusion.errors import OptionError
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
 from tiny_diffusion.runtime.torchrun_store import meet
-from tiny_diffusion.runtime.world import ALONE, World, check_batch, make_world, place
-from tiny_diffusion.training.trainer import Length, Trainer
+from tiny_diffusion.runtime.world import SINGLE_PROCESS, World, check_batch_size, make_world, to_device
+from tiny_diffusion.training.trainer import RunLength, Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -56,7 +56,7 @@ def worlds(size):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 12, 100])
 def test_shares_are_neighbours_that_cover_all_rows_and_differ_by_one_at_most(count, size):
-    shares = [list(range(count))[world.share(count)] for world in worlds(size)]
+    shares = [list(range(count))[world.local_slice(count)] for world in worlds(size)]
     assert sum(shares, []) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -89,7 +89,7 @@ def test_every_image_of_a_request_is_drawn_by_one_process_and_no_more_at_once_th
         for world in worlds(size):
             share = batch.share(world)
             assert 1 <= len(share.indices) <= 4
-            drawn += list(share.indices)[: len(range(len(batch.indices))[world.share(len(batch.indices))])]
+            drawn += list(share.indices)[: len(range(len(batch.indices))[world.local_slice(len(batch.indices))])]
     assert drawn == list(range(count))
 
 
@@ -101,19 +101,19 @@ def test_every_image_of_a_request_is_drawn_by_one_process_and_no_more_at_once_th
 )
 def test_a_world_that_does_not_divide_the_batch_is_refused_with_numbers_that_do(batch_size, accumulate, processes):
     with pytest.raises(OptionError, match=f"--batch_size {batch_size} .* {processes} processes") as refused:
-        check_batch(batch_size, accumulate, processes)
+        check_batch_size(batch_size, accumulate, processes)
     sizes, starts = re.search(r"Use (.*), or start (.*) process", str(refused.value)).groups()
     for size in map(int, sizes.split(" or ")):
-        check_batch(size, accumulate, processes)
+        check_batch_size(size, accumulate, processes)
         assert size > 0 and abs(size - batch_size) < processes * accumulate
     for fewer in map(int, starts.split(" or ")):
-        check_batch(batch_size, accumulate, fewer)
+        check_batch_size(batch_size, accumulate, fewer)
         assert 1 <= fewer < processes
 
 
 @pytest.mark.parametrize("batch_size, accumulate, processes", [(10, 4, 1), (7, 7, 1), (100, 10, 4), (9, 3, 3)])
 def test_parts_of_a_batch_need_not_be_equal_as_long_as_each_has_an_image(batch_size, accumulate, processes):
-    check_batch(batch_size, accumulate, processes)
+    check_batch_size(batch_size, accumulate, processes)
 
 
 WHOLE = environment(0, 2, 12345)
@@ -144,7 +144,7 @@ def test_several_processes_cannot_share_an_mps_device():
 
 
 def test_one_process_under_torchrun_is_a_world_of_its_own():
-    assert make_world("cpu", environment(0, 1, 12345)) == World(CPU) == ALONE
+    assert make_world("cpu", environment(0, 1, 12345)) == World(CPU) == SINGLE_PROCESS
 
 
 @pytest.mark.parametrize("command", [["info"], ["visualize", "--what", "schedules"], ["classifier"]])
@@ -179,22 +179,22 @@ def messages(world):
     first, second = torch.full((2, 3, 4, 4), float(world.rank)), torch.tensor(10.0**world.rank)
     first = first.contiguous(memory_format=torch.channels_last)
     first[0, 1, 2, 3] += 5 * world.rank
-    world.average_([first, second])
+    world.all_reduce_mean_([first, second])
     rows = {count: torch.arange(count * 2.0).view(count, 2) for count in range(8)}
     gathered = {}
     for count, whole in rows.items():
-        share = whole[world.share(count)]
+        share = whole[world.local_slice(count)]
         gathered[count] = world.gather(share if len(share) else torch.full((1, 2), -1.0), count)
-    with world.first_goes_first():
+    with world.main_process_first():
         entered = time.monotonic()
-        if world.first:
+        if world.is_main:
             time.sleep(0.2)
         left = time.monotonic()
     return {
         "average": (first, second),
         "gathered": gathered,
-        "largest": world.largest(world.rank, -world.rank, 2.0**40 + world.rank / 8),
-        "agrees": [world.agrees("the same"), world.agrees(world.rank), world.agrees(world.rank == 2)],
+        "largest": world.maximum(world.rank, -world.rank, 2.0**40 + world.rank / 8),
+        "agrees": [world.all_equal("the same"), world.all_equal(world.rank), world.all_equal(world.rank == 2)],
         "times": (entered, left),
     }
 
@@ -243,14 +243,14 @@ def gradients(world, options):
     """Of step 3 in float64, with the loss, of a network whose weights are random in every layer."""
     config = resolve({"dataset": "digits", "base_channels": 8, "batch_size": 16, "grad_clip": 1e9, **options})
     seed_torch(config.seed, "weights")
-    model = place(make_model(config, 1, 10), CPU).double()
+    model = to_device(make_model(config, 1, 10), CPU).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     batches = Batches(open_dataset("digits"), 16, config.seed, hflip=config.hflip, world=world)
     right = batches.at
     batches.at = lambda step: tuple(part.double() if part.is_floating_point() else part for part in right(step))
-    trainer = Trainer(model, config, batches, Length(steps=10), lambda: 0.0, num_classes=10)
+    trainer = Trainer(model, config, batches, RunLength(steps=10), lambda: 0.0, num_classes=10)
     trainer.step = 3
     report = next(trainer.run())
     return {name: parameter.grad for name, parameter in model.named_parameters()}, report.loss, report.grad_norm
@@ -259,7 +259,7 @@ def gradients(world, options):
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_have_the_gradient_of_one(size, tmp_path):
     options = {"class_cond": True, "label_dropout": 0.4, "hflip": True, "accumulate": 2}
-    wanted, loss, norm = gradients(ALONE, {**options, "accumulate": 1})
+    wanted, loss, norm = gradients(SINGLE_PROCESS, {**options, "accumulate": 1})
     for got, its_loss, its_norm in together(gradients, size, options, folder=tmp_path):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
         torch.testing.assert_close((its_loss, its_norm), (loss, norm), rtol=1e-6, atol=0)
@@ -309,9 +309,14 @@ def test_a_run_goes_on_with_another_number_of_processes(one, warm, tmp_path):
 def dropout_seeds(world):
     """What torch's own generator, which dropout draws from, was seeded with at the first steps."""
     config = resolve({"dataset": "digits", "base_channels": 8, "batch_size": 16, "dropout": 0.5})
-    model = place(make_model(config, 1, 10), CPU)
+    model = to_device(make_model(config, 1, 10), CPU)
     trainer = Trainer(
-        model, config, Batches(open_dataset("digits"), 16, 0, world=world), Length(steps=3), lambda: 0.0, num_classes=10
+        model,
+        config,
+        Batches(open_dataset("digits"), 16, 0, world=world),
+        RunLength(steps=3),
+        lambda: 0.0,
+        num_classes=10,
     )
     return [torch.initial_seed() for _ in trainer.run()]
 
@@ -319,7 +324,7 @@ def dropout_seeds(world):
 def test_every_step_and_every_process_drops_out_others(tmp_path):
     first, second = together(dropout_seeds, 2, folder=tmp_path)
     assert len({*first, *second}) == 6
-    assert first == dropout_seeds(ALONE)
+    assert first == dropout_seeds(SINGLE_PROCESS)
 
 
 # What befalls one process
@@ -517,7 +522,7 @@ def test_torchrun_trains_and_draws(one, tmp_path):
 def test_what_is_wrong_is_said_once(tmp_path):
     said = said_by(torchrun(*SCRIPT, "--batch_size", 63, "--output_dir", tmp_path / "run"), 1)
     assert said.count("train.py: error:") == 1 and "--batch_size 63 cannot be shared equally by 2 processes" in said
-    assert "exitcode  : 2" in said and "in check_batch" not in said  # torchrun's own table; none of our traceback
+    assert "exitcode  : 2" in said and "in check_batch_size" not in said  # torchrun's own table; none of our traceback
     assert not (tmp_path / "run").exists()
 
 

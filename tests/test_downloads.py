@@ -89,7 +89,7 @@ def test_a_network_that_never_answers_is_given_up(name, tmp_path, monkeypatch):
         raise urllib.error.URLError("released")
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(downloads, "NETWORK_PATIENCE_S", 0.5)
+    monkeypatch.setattr(downloads, "NETWORK_TIMEOUT_S", 0.5)
     started = time.monotonic()
     try:
         with pytest.raises(FileError, match="no answer") as refused:
@@ -132,7 +132,7 @@ def test_a_slow_download_is_not_given_up_while_bytes_arrive(tmp_path, monkeypatc
         write_both_splits(raw)
 
     torchvision_downloads(slowly)
-    monkeypatch.setattr(downloads, "NETWORK_PATIENCE_S", 0.7)
+    monkeypatch.setattr(downloads, "NETWORK_TIMEOUT_S", 0.7)
     assert len(open_dataset("mnist", data_dir=str(tmp_path)).images) == 20
 
 

@@ -11,7 +11,7 @@ from cli_helpers import TINY, call, contents
 
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.evaluation.features import make_features
-from tiny_diffusion.evaluation.images import Pictures, evenly, read_pictures
+from tiny_diffusion.evaluation.images import NamedImages, evenly, read_images
 from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, scores
 from tiny_diffusion.evaluation.reference import Real, make_reference
 from tiny_diffusion.runs.checkpoint import load_checkpoint
@@ -32,8 +32,8 @@ def features():
 
 @pytest.fixture(scope="session")
 def reference(digits, digits_heldout, features):
-    held = Pictures("held out", digits_heldout.images, digits_heldout.labels, digits_heldout.class_names)
-    real = Real(Pictures("digits", digits.images, digits.labels, digits.class_names), "train", held)
+    held = NamedImages("held out", digits_heldout.images, digits_heldout.labels, digits_heldout.class_names)
+    real = Real(NamedImages("digits", digits.images, digits.labels, digits.class_names), "train", held)
     return make_reference(real, features)
 
 
@@ -53,7 +53,7 @@ def scored(judged):
     """scored(images) -> (numbers, floor) by their short names."""
 
     def score(images, labels=None, class_names=()):
-        found = judged(Pictures("given", images, labels, class_names))
+        found = judged(NamedImages("given", images, labels, class_names))
         return tuple({name.split("[")[0]: v for name, v in found[part].items()} for part in ("metrics", "floor"))
 
     return score
@@ -117,7 +117,7 @@ def test_copies_with_slight_noise_are_caught_as_memorised_and_held_out_images_ar
     slight = torch.randint(-2, 3, (200, *SHAPE), generator=generator)
     copies = (digits.images[indices].int() + slight).clamp(0, 255).to(torch.uint8)
     floor = floor_of(reference, features, 200)
-    close = memorised(reference, Pictures("copies", copies), floor)
+    close = memorised(reference, NamedImages("copies", copies), floor)
     assert close.share == 1 and torch.equal(close.which, indices)
     assert close.distances.max() < 3  # grey levels
     assert memorised(reference, reference.heldout, floor).share < 0.05
@@ -136,7 +136,7 @@ def test_labels_count_only_where_they_mean_the_classifiers_classes(scored, digit
 
 @pytest.mark.parametrize("count", [2, 3, 5, 6])
 def test_a_few_images_are_scored_as_far_as_they_go(judged, digits_heldout, count):
-    found = judged(Pictures("few", digits_heldout.images[:count]))
+    found = judged(NamedImages("few", digits_heldout.images[:count]))
     named = {name.split("[")[0] for name in found["metrics"]}
     assert ("precision" in named) == (count >= 6)
     assert any("few for 64 features" in line for line in found["warnings"])
@@ -157,7 +157,7 @@ def test_an_npz_and_a_folder_of_the_same_images_are_read_alike(tmp_path, channel
     images = noise(12, shape=(9, 7, channels))
     save_npz(tmp_path / "a.npz", images)
     save_folder(tmp_path / "a", images)
-    one, other = (read_pictures("images", str(tmp_path / name)).images for name in ("a.npz", "a"))
+    one, other = (read_images("images", str(tmp_path / name)).images for name in ("a.npz", "a"))
     assert torch.equal(one, other) and np.array_equal(hwc(one), images)
 
 

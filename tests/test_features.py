@@ -14,7 +14,7 @@ from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.evaluation.classifier import WEIGHTS, accuracy, load_classifier, weights_path
 from tiny_diffusion.evaluation.features import default_features, file_hash, make_features
-from tiny_diffusion.evaluation.images import Pictures
+from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.evaluation.reference import Real, make_reference
 
 CPU, DIGIT = torch.device("cpu"), (1, 8, 8)
@@ -185,7 +185,7 @@ def test_inception_without_its_weights_is_one_line_and_no_substitute(cli, traine
 
 
 def test_features_are_kept_and_taken_from_the_cache_the_second_time(tmp_path, digits):
-    real = Real(Pictures("digits", digits.images[:50]), "train")
+    real = Real(NamedImages("digits", digits.images[:50]), "train")
     cache = Cache(tmp_path / "cache")
     features = features_of()
     first = make_reference(real, features, cache)
@@ -201,7 +201,7 @@ def test_features_are_kept_and_taken_from_the_cache_the_second_time(tmp_path, di
 @pytest.mark.parametrize("change", ["images", "hash"])
 def test_other_images_or_other_weights_are_not_taken_from_the_cache(tmp_path, digits, change):
     cache, features = Cache(tmp_path / "cache"), features_of()
-    make_reference(Real(Pictures("digits", digits.images[:50]), "train"), features, cache)
+    make_reference(Real(NamedImages("digits", digits.images[:50]), "train"), features, cache)
     images, asked = digits.images[:50], []
     if change == "images":
         images = images.clone()
@@ -209,11 +209,11 @@ def test_other_images_or_other_weights_are_not_taken_from_the_cache(tmp_path, di
     else:
         features = dataclasses.replace(features, hash="another")
     counted = dataclasses.replace(features, extract=lambda x: asked.append(len(x)) or features.extract(x))
-    make_reference(Real(Pictures("digits", images), "train"), counted, cache)
+    make_reference(Real(NamedImages("digits", images), "train"), counted, cache)
     assert asked == [50]
 
 
 def test_pixels_are_not_kept(tmp_path, digits):
     cache = Cache(tmp_path / "cache")
-    make_reference(Real(Pictures("digits", digits.images[:50]), "train"), features_of("pixels"), cache)
+    make_reference(Real(NamedImages("digits", digits.images[:50]), "train"), features_of("pixels"), cache)
     assert not (tmp_path / "cache").exists() or not os.listdir(tmp_path / "cache")

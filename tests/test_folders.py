@@ -15,7 +15,7 @@ from PIL import Image
 
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.files.folders import list_images
-from tiny_diffusion.data.files.stores import OnDisk, Ragged
+from tiny_diffusion.data.files.stores import LazyImages, VariableSizeImages
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.errors import FileError, OptionError
 
@@ -531,7 +531,9 @@ def test_what_is_kept_in_memory_and_what_is_read_again_make_the_same_batches(
 ):
     kept = open_folder(photographs, size, random_crop=random_crop, workers=workers)
     read = open_folder(photographs, size, random_crop=random_crop, workers=workers, cache_bytes=0)
-    assert isinstance(kept.images, Ragged if random_crop else torch.Tensor) and isinstance(read.images, OnDisk)
+    assert isinstance(kept.images, VariableSizeImages if random_crop else torch.Tensor) and isinstance(
+        read.images, LazyImages
+    )
     assert kept.images.shape == read.images.shape == (13, 3, *size)
     assert torch.equal(kept.labels, read.labels)
     assert_same_batches(batches_of(kept, hflip=hflip), batches_of(read, hflip=hflip))
@@ -606,7 +608,7 @@ def test_pixels_come_in_whatever_order_they_are_asked_for(random_crop, photograp
 def test_a_set_that_is_too_large_to_keep_says_so(photographs):
     kept = open_folder(photographs, 16, cache_bytes=13 * 16 * 16 * 3)
     read = open_folder(photographs, 16, cache_bytes=13 * 16 * 16 * 3 - 1, workers=2)
-    assert isinstance(kept.images, torch.Tensor) and isinstance(read.images, OnDisk)
+    assert isinstance(kept.images, torch.Tensor) and isinstance(read.images, LazyImages)
     assert "more than --cache_mb" in read.report[-1] and "2 threads" in read.report[-1]
 
 
@@ -623,7 +625,7 @@ def graded(tmp_path):
 
 def on_disk(folder, workers=2) -> ImageSet:
     data = open_folder(folder, cache_bytes=0, workers=workers)
-    assert isinstance(data.images, OnDisk)
+    assert isinstance(data.images, LazyImages)
     return data
 
 
@@ -718,6 +720,6 @@ def test_a_folder_that_vanishes_while_it_is_opened_is_refused(graded):
 def test_heldout_images_are_decoded_only_when_they_are_looked_at(tmp_path):
     fill(tmp_path, "train/a.png", "test/b.png", "test/c.png")
     heldout = open_folder(tmp_path, heldout=True, channels=1)
-    assert isinstance(heldout.images, OnDisk) and heldout.images.shape == (2, 1, 8, 8)
+    assert isinstance(heldout.images, LazyImages) and heldout.images.shape == (2, 1, 8, 8)
     assert means(heldout) == [100, 100]
     assert open_folder(tmp_path, heldout=True, channels=3).take(np.arange(2)).shape == (2, 3, 8, 8)

@@ -21,9 +21,9 @@ import torch
 from image_helpers import FORMATS, encoded, smooth
 
 from tiny_diffusion.config.training import Config
-from tiny_diffusion.data.files.decode import Look, UnreadableImage, decode, read_header
+from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode, read_header
 from tiny_diffusion.errors import FileError, OptionError
-from tiny_diffusion.evaluation.images import read_pictures
+from tiny_diffusion.evaluation.images import read_images
 from tiny_diffusion.runs.checkpoint import Checkpoint, _digest, load_checkpoint, load_model, save_checkpoint
 
 CPU_SECONDS = 10  # that one file may take; each takes about a thousandth of one
@@ -243,7 +243,7 @@ def test_a_damaged_image_is_an_image_or_unreadable(images):
         try:
             with bounded_time():
                 assert min(read_header(content).size) > 0
-                pixels = decode(content, Look((16, 16), 3))
+                pixels = decode(content, ImageSpec((16, 16), 3))
             assert pixels.shape == (3, 16, 16) and pixels.dtype == np.uint8
             read += 1
         except UnreadableImage as error:
@@ -271,7 +271,7 @@ def test_a_damaged_array_is_read_as_images_or_refused(accident, array, tmp_path)
         path.write_bytes(accident(content, chance))
         try:
             with bounded_time():
-                got = read_pictures("images", str(path)).images
+                got = read_images("images", str(path)).images
         except (FileError, OptionError) as error:
             assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 500 + len(str(path))
             refused += 1
@@ -310,5 +310,5 @@ def test_an_array_that_claims_what_is_not_there_is_refused_at_once(claim, compre
     path = tmp_path / "x.npz"
     path.write_bytes(array_file(*CLAIMS[claim], compression))
     with bounded_time(), pytest.raises(FileError) as refused:
-        read_pictures("images", str(path))
+        read_images("images", str(path))
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)

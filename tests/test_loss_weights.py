@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tiny_diffusion.diffusion import loss_weights as weights_module
 from tiny_diffusion.diffusion import timesteps as timesteps_module
-from tiny_diffusion.diffusion.loss_weights import WEIGHTS, output_weight
+from tiny_diffusion.diffusion.loss_weights import LOSS_WEIGHTS, output_weight
 from tiny_diffusion.diffusion.predictions import PREDICTIONS, recover, target
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.diffusion.timesteps import MEAN, STD, TIMESTEP_DISTRIBUTIONS, stratified
@@ -19,7 +19,7 @@ every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
 every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
 every_distribution = pytest.mark.parametrize("distribution", TIMESTEP_DISTRIBUTIONS)
 variance_preserving = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
-stated_on_the_image = pytest.mark.parametrize("weight", [name for name, row in WEIGHTS.items() if row])
+stated_on_the_image = pytest.mark.parametrize("weight", [name for name, row in LOSS_WEIGHTS.items() if row])
 pairs = pytest.mark.parametrize(
     "prediction, name", [pair for pair in itertools.product(PREDICTIONS, SCHEDULES) if pair != ("epsilon", "flow")]
 )
@@ -42,7 +42,7 @@ def test_a_weight_on_the_image_is_the_same_loss_whatever_is_predicted(weight, pr
     clean, noise, error = rng.standard_normal((3, *alpha.shape))
     x = alpha * clean + sigma * noise
     recovered, _ = recover(prediction, alpha, sigma, x, target(prediction, alpha, sigma, clean, noise) + error)
-    on_the_image = WEIGHTS[weight](alpha, sigma) * (recovered - clean) ** 2
+    on_the_image = LOSS_WEIGHTS[weight](alpha, sigma) * (recovered - clean) ** 2
     assert_allclose(output_weight(weight, prediction, alpha, sigma) * error**2, on_the_image, rtol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_uniform_counts_every_output_alike(name, prediction):
 @every_shift
 @every_length
 @pairs
-@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("weight", LOSS_WEIGHTS)
 def test_every_weight_is_finite_and_not_negative_even_where_no_image_is_left(
     weight, prediction, name, timesteps, shift
 ):

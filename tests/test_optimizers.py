@@ -8,7 +8,7 @@ from torch import nn
 
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.runs.checkpoint import make_model
-from tiny_diffusion.training.optimizers import MUON_MOMENTUM, MUON_RATE, OPTIMIZERS, Optimizer, orthogonalise
+from tiny_diffusion.training.optimizers import MUON_LR_FACTOR, MUON_MOMENTUM, OPTIMIZERS, Optimizer, orthogonalise
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 GOOD, BAD = torch.tensor(0.0), torch.tensor(1.0)
@@ -245,7 +245,7 @@ def test_muons_first_step_goes_along_the_orthogonalised_gradient(hidden):
     optimizer.step(1e-3, GOOD)
     moved = (model.hidden.weight - before["hidden.weight"]).flatten(1)
     rows, columns = gradient.shape
-    wanted = -MUON_RATE * 1e-3 * max(1.0, rows / columns) ** 0.5 * orthogonalise(gradient[None])[0]
+    wanted = -MUON_LR_FACTOR * 1e-3 * max(1.0, rows / columns) ** 0.5 * orthogonalise(gradient[None])[0]
     torch.testing.assert_close(moved, wanted, rtol=0, atol=1e-5)
 
 
@@ -260,7 +260,7 @@ def test_muon_follows_nesterovs_momentum():
         optimizer.step(1e-3, GOOD)
         momentum = MUON_MOMENTUM * momentum + (1 - MUON_MOMENTUM) * gradient
         ahead = MUON_MOMENTUM * momentum + (1 - MUON_MOMENTUM) * gradient
-        wanted = before - MUON_RATE * 1e-3 * orthogonalise(ahead[None])[0]
+        wanted = before - MUON_LR_FACTOR * 1e-3 * orthogonalise(ahead[None])[0]
         torch.testing.assert_close(model.hidden.weight.flatten(1), wanted, rtol=0, atol=1e-5)
         torch.testing.assert_close(optimizer.momenta["hidden.weight"].flatten(1), momentum, rtol=0, atol=1e-6)
 

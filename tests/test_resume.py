@@ -545,7 +545,7 @@ def test_a_run_that_diverges_stops_and_leaves_what_was_saved(train, folder, runs
         return (clean * float("nan") if step >= 6 else clean), label
 
     monkeypatch.setattr(Batches, "at", at)
-    monkeypatch.setattr(session, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(session, "MAX_SKIPPED", 3)
     ended = train("--resume")
     assert ended.code == 1 and "3 steps in a row" in ended.err and "--lr" in ended.err
     assert (folder / "model_final.pt").read_bytes() == before

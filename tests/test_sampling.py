@@ -13,7 +13,7 @@ from tiny_diffusion.config.training import resolve
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS
-from tiny_diffusion.diffusion.sampling import Request, denoising, request_like, sample
+from tiny_diffusion.diffusion.sampling import Request, denoising, request_from, sample
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runs.checkpoint import make_model
 from tiny_diffusion.visuals.images import to_uint8
@@ -257,13 +257,13 @@ def test_a_request_is_frozen():
 )
 def test_fresh_noise_is_as_asked_then_as_the_checkpoint_tells_then_the_samplers(told, asked, eta):
     usual = {"steps": 20, "grid": "angle", "guidance": 1.0, "clip": True, **told}
-    assert request_like(usual, 1000, range(2), **asked).eta == eta
+    assert request_from(usual, 1000, range(2), **asked).eta == eta
 
 
 @every_sampler
 def test_only_ddpm_takes_every_step_unless_told_otherwise(sampler):
     usual = {"sampler": "abm", "steps": 20, "grid": "angle", "guidance": 1.0, "clip": True}
-    assert request_like(usual, 1000, range(2), sampler=sampler).steps == (1000 if sampler == "ddpm" else 20)
+    assert request_from(usual, 1000, range(2), sampler=sampler).steps == (1000 if sampler == "ddpm" else 20)
 
 
 def test_the_default_request_is_one_that_can_be_drawn():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tiny_diffusion.diffusion.schedules import CLEAN, LARGEST_BETA, SCHEDULES, Level, make_schedule
+from tiny_diffusion.diffusion.schedules import CLEAN, MAX_BETA, SCHEDULES, Level, make_schedule
 
 WITH_BETAS = [name for name, row in SCHEDULES.items() if row.betas]
 WITH_ENDS = [name for name, row in SCHEDULES.items() if row.ends]
@@ -128,7 +128,7 @@ def test_cosine_is_the_papers_curve_up_to_the_capped_last_step(timesteps):
     curve = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
     squared = make_schedule("cosine", timesteps).alpha ** 2
     assert_allclose(squared[:-1], curve[1:-1] / curve[0], rtol=1e-9)
-    assert squared[-1] / squared[-2] == pytest.approx(1 - LARGEST_BETA)
+    assert squared[-1] / squared[-2] == pytest.approx(1 - MAX_BETA)
 
 
 @pytest.mark.parametrize("timesteps", [10, 200, 1000])
@@ -142,7 +142,7 @@ def test_sigmoid_is_the_papers_curve_up_to_the_capped_last_step(timesteps):
     gamma = [(logistic(3) - logistic(t * 6 - 3)) / (logistic(3) - logistic(-3)) for t in times]
     squared = make_schedule("sigmoid", timesteps).alpha ** 2
     assert_allclose(squared[:-1], gamma[:-1], rtol=1e-9)
-    assert squared[-1] / squared[-2] == pytest.approx(1 - LARGEST_BETA)
+    assert squared[-1] / squared[-2] == pytest.approx(1 - MAX_BETA)
 
 
 @every_length
@@ -158,7 +158,7 @@ def test_flow_is_the_straight_line_that_ends_in_pure_noise(timesteps):
 def test_no_step_erases_the_image(name, timesteps):
     schedule = make_schedule(name, timesteps)
     assert np.all(schedule.alpha > 0)
-    assert np.all(betas_of(schedule) <= LARGEST_BETA + 1e-12)
+    assert np.all(betas_of(schedule) <= MAX_BETA + 1e-12)
 
 
 # The ends of the betas
@@ -188,7 +188,7 @@ def test_a_tiny_first_beta_keeps_its_digits(name):
 
 def test_levels_far_into_the_noise_keep_their_digits():
     """Ten steps cap most betas at 0.999, and 1 - alpha^2 rounds to 1 long before the end."""
-    betas = np.minimum(np.linspace(0.01, 2, 10), LARGEST_BETA)
+    betas = np.minimum(np.linspace(0.01, 2, 10), MAX_BETA)
     assert make_schedule("linear", 10).log_snr[-1] == pytest.approx(math.fsum(np.log1p(-betas)), rel=1e-13)
 
 

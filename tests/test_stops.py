@@ -216,7 +216,7 @@ def test_weights_that_overflow_end_the_run_after_twenty_steps_and_what_was_saved
     before = {path: path.read_bytes() for path in run.rglob("*.pt")}
     ended = cli("train", "--resume", "--output_dir", "run")
     line = last_line(ended.err)
-    assert ended.code == 1 and f"not finite for {session.MOST_SKIPPED} steps in a row" in line and "--lr" in line
+    assert ended.code == 1 and f"not finite for {session.MAX_SKIPPED} steps in a row" in line and "--lr" in line
     assert {path: path.read_bytes() for path in run.rglob("*.pt")} == before
     cli.works("sample", "--checkpoint", run / "checkpoints/model_epoch_001.pt", "--num_images", 1, "--steps", 2)
     cli.works("train", "--resume", run / "checkpoints/model_epoch_001.pt", "--max_steps", 25)

@@ -17,7 +17,7 @@ from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.training import trainer as trainer_module
 from tiny_diffusion.training.ema import WARM_UP, Ema
 from tiny_diffusion.training.optimizers import OPTIMIZERS
-from tiny_diffusion.training.trainer import FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE, WARM_UP_STEPS, Length
+from tiny_diffusion.training.trainer import FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE, WARM_UP_STEPS, RunLength
 
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 SIMPLE = {"loss_weight": "uniform", "timestep_distribution": "uniform"}
@@ -480,14 +480,14 @@ def test_averaged_weights_stay_finite_through_bad_steps(make_trainer):
 
 @pytest.mark.parametrize("steps, start", [(1, 0), (10, 0), (500, 0), (5000, 0), (5000, 4000), (10, 3)])
 def test_progress_goes_from_0_to_1_over_the_steps(steps, start):
-    length = Length(steps=steps, from_step=start)
+    length = RunLength(steps=steps, from_step=start)
     progress = [length.progress(step, seconds=1e9) for step in range(start, steps + 1)]
     assert progress == pytest.approx(np.linspace(0, 1, steps - start + 1).tolist())
 
 
 @pytest.mark.parametrize("seconds, start", [(60.0, 0.0), (60.0, 45.0), (1e-3, 0.0)])
 def test_progress_goes_from_0_to_1_over_the_seconds(seconds, start):
-    length = Length(seconds=seconds, from_seconds=start)
+    length = RunLength(seconds=seconds, from_seconds=start)
     for share in (0, 0.25, 0.5, 1, 2):
         assert length.progress(10**6, start + share * (seconds - start)) == pytest.approx(share)
 
@@ -495,16 +495,16 @@ def test_progress_goes_from_0_to_1_over_the_seconds(seconds, start):
 @pytest.mark.parametrize("beyond", [0, 1, 100])
 def test_a_stretch_of_no_length_is_over_before_it_begins(beyond):
     """As when --extend asks for an end that lies behind the run: not one step may be taken."""
-    assert Length(steps=1000, from_step=1000 + beyond).progress(1000 + beyond, 0.0) >= 1
-    assert Length(seconds=60.0, from_seconds=60.0 + beyond).progress(5, 60.0 + beyond) >= 1
+    assert RunLength(steps=1000, from_step=1000 + beyond).progress(1000 + beyond, 0.0) >= 1
+    assert RunLength(seconds=60.0, from_seconds=60.0 + beyond).progress(5, 60.0 + beyond) >= 1
 
 
 @pytest.mark.parametrize("start", [0, 700])
 @pytest.mark.parametrize("steps", [1, 5, 20, 300, 1000, 20_000])
 def test_the_rate_warms_up_and_decays_to_zero(steps, start):
     """A tenth of the steps, at most 100; then sqrt(1 - progress)."""
-    length = Length(steps=start + steps, from_step=start)
-    rates = np.array([length.rate(step, length.progress(step, 0)) for step in range(start, start + steps + 1)])
+    length = RunLength(steps=start + steps, from_step=start)
+    rates = np.array([length.lr_scale(step, length.progress(step, 0)) for step in range(start, start + steps + 1)])
     warm_up = max(1, min(steps // 10, WARM_UP_STEPS))
     progress = np.arange(steps + 1) / steps
     np.testing.assert_allclose(rates[warm_up - 1 :], np.sqrt(1 - progress[warm_up - 1 :]), atol=1e-9)
@@ -517,16 +517,16 @@ def test_the_rate_warms_up_and_decays_to_zero(steps, start):
 
 @pytest.mark.parametrize("start", [0, 700])
 def test_by_the_clock_the_rate_warms_up_over_a_hundred_steps(start):
-    length = Length(seconds=60.0, from_step=start)
+    length = RunLength(seconds=60.0, from_step=start)
     for step, share in ((0, 0.01), (1, 0.02), (49, 0.5), (99, 1.0), (5000, 1.0)):
-        assert length.rate(start + step, 0.0) == pytest.approx(share)
-        assert length.rate(start + step, 0.75) == pytest.approx(share / 2)
-    assert length.rate(start, 1.2) == 0
+        assert length.lr_scale(start + step, 0.0) == pytest.approx(share)
+        assert length.lr_scale(start + step, 0.75) == pytest.approx(share / 2)
+    assert length.lr_scale(start, 1.2) == 0
 
 
 def test_a_run_by_the_clock_ends_when_its_seconds_are_spent(make_trainer):
     now = [3.0]  # three of them were spent before the first step
-    trainer = make_trainer(length=Length(seconds=10.0), clock=lambda: now[0], lr=1e-3)
+    trainer = make_trainer(length=RunLength(seconds=10.0), clock=lambda: now[0], lr=1e-3)
     rates = []
     for report in trainer.run():
         rates.append(report.lr)

@@ -20,25 +20,25 @@ from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.sampling import Request, sample
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.runs.checkpoint import make_model
-from tiny_diffusion.runtime.world import place
-from tiny_diffusion.training.trainer import Length, Trainer
+from tiny_diffusion.runtime.world import to_device
+from tiny_diffusion.training.trainer import RunLength, Trainer
 
 ROOT = Path(__file__).parent.parent.parent  # where `python -m tiny_diffusion` is found
-MOST_IMAGES = 60_000  # made up
+MAX_IMAGES = 60_000  # made up
 
 
 def make_trainer(config: Config, device: torch.device) -> Trainer:
     """A trainer of the configuration on as many made-up images as its set has, without an end."""
     dataset = DATASETS[config.dataset]
-    count = min(dataset.images(config.splits) or MOST_IMAGES, MOST_IMAGES)
+    count = min(dataset.images(config.splits) or MAX_IMAGES, MAX_IMAGES)
     random = np.random.default_rng(config.seed)
     images = random.integers(0, 256, (count, dataset.channels, *config.size), dtype=np.uint8)
     labels = random.integers(0, max(1, len(dataset.classes)), count)
     data = ImageSet(torch.from_numpy(images), torch.from_numpy(labels), tuple(dataset.classes))
     seed_torch(config.seed, "weights")
-    model = place(make_model(config, dataset.channels, len(dataset.classes)), device)
+    model = to_device(make_model(config, dataset.channels, len(dataset.classes)), device)
     batches = Batches(data, config.batch_size, config.seed, device=device, hflip=config.hflip)
-    return Trainer(model, config, batches, Length(steps=10**9), time.monotonic, len(dataset.classes))
+    return Trainer(model, config, batches, RunLength(steps=10**9), time.monotonic, len(dataset.classes))
 
 
 def training_speed(trainer: Trainer, seconds: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError
 from tiny_diffusion.runtime import cpu
-from tiny_diffusion.runtime.ranks import SHARED, be_alone, is_first, may_say, one_voice
+from tiny_diffusion.runtime.ranks import DISTRIBUTED_COMMANDS, is_main, only_main_prints, run_alone, should_report
 
 COMMANDS = {
     "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
@@ -39,15 +39,15 @@ def main(argv: list[str] | None = None) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return _fail("tiny_diffusion", f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
-    cpu.settle()
+    cpu.tune_cpu()
     script = Path(sys.argv[0]).name
     program = script if script in SCRIPTS else f"tiny_diffusion {command}"
-    if command not in SHARED:
-        if not is_first():
+    if command not in DISTRIBUTED_COMMANDS:
+        if not is_main():
             return 0
-        be_alone()
+        run_alone()
     try:
-        with one_voice():
+        with only_main_prints():
             return importlib.import_module(COMMANDS[command][0]).run(rest, program, started) or 0
     except (OptionError, FileError, DivergenceError) as error:
         return _fail(program, str(error), error.exit_code)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(program: str, message: str, code: int, because_of_another: bool = False) -> int:
-    if may_say(message, because_of_another):
+    if should_report(message, because_of_another):
         print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -34,19 +34,19 @@ def run(argv: list[str], program: str, started: float) -> int:
 
     from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.evaluation.features import default_features, make_features
-    from tiny_diffusion.evaluation.generate import Drawing
-    from tiny_diffusion.evaluation.images import read_pictures
+    from tiny_diffusion.evaluation.generate import ModelImages
+    from tiny_diffusion.evaluation.images import read_images
     from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, train_on_synthetic
     from tiny_diffusion.evaluation.reference import make_reference, open_real
     from tiny_diffusion.runtime.world import make_world
 
     world = make_world(options.device, os.environ)
-    device, model = world.device, Drawing(options, world) if options.checkpoint else None
-    if not world.first:  # the others help to draw
+    device, model = world.device, ModelImages(options, world) if options.checkpoint else None
+    if not world.is_main:  # the others help to draw
         for request in model.requests() if model else []:
             model.draw(request)
         return 0
-    images = None if model else read_pictures("images", options.images).evenly(options.num_images)
+    images = None if model else read_images("images", options.images).evenly(options.num_images)
     if images is not None and len(images.images) < 2:
         raise OptionError(f"--images {options.images} holds one image, which has no spread. Name a larger set.")
     folder = _output(options)
@@ -155,7 +155,7 @@ def _named(features) -> str:
 
 def _print(found: dict, request) -> None:
     if request is not None:
-        print(f"\n{request.way()}, seed {request.seed}")
+        print(f"\n{request.describe()}, seed {request.seed}")
     floors = {name.split("[")[0]: value for name, value in found["floor"].items()}
     for name, value in found["metrics"].items():
         floor = floors.get(name.split("[")[0])

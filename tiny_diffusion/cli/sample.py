@@ -19,7 +19,7 @@ Draw images from a trained model.  The checkpoint says how; options change it.
   sample.py --checkpoint outputs/mnist/model_final.pt --output outputs/mnist/denoising.gif
   sample.py --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples.npz
 """
-MOST_FRAMES = 21  # the noise and 20 steps
+MAX_FRAMES = 21  # the noise and 20 steps
 BATCH = 64
 ENDINGS = (".png", ".gif", ".npz")
 
@@ -34,17 +34,17 @@ def run(argv: list[str], program: str, started: float) -> int:
 
     from tiny_diffusion.diffusion.process import Diffusion
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
-    from tiny_diffusion.runtime.world import make_world, place
+    from tiny_diffusion.runtime.world import make_world, to_device
 
     checkpoint = load_checkpoint(options.checkpoint)
     request = _request(options, checkpoint, indices)
     world = make_world(options.device, os.environ)
-    model = place(load_model(checkpoint, options.weights), world.device)
+    model = to_device(load_model(checkpoint, options.weights), world.device)
     output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
     check_writable("output", output, folder=not ending)
     animated = options.show_intermediate or ending == ".gif"
     images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, animated, world)
-    if not world.first:
+    if not world.is_main:
         return 0
     _warn_if_constant(images)
     captions = [checkpoint.about["class_names"][label] for label in request.labels()] if request.classes else None
@@ -95,7 +95,7 @@ def _output(text: str | None) -> tuple[Path | None, str]:
 
 def _request(options: SampleOptions, checkpoint, indices):
     """The checkpoint's own way of sampling, with what was asked for instead."""
-    from tiny_diffusion.diffusion.sampling import request_like
+    from tiny_diffusion.diffusion.sampling import request_from
 
     usual, config = checkpoint.about["sampling"], checkpoint.config
     refuse_drawing(
@@ -105,7 +105,7 @@ def _request(options: SampleOptions, checkpoint, indices):
         eta=options.eta,
         guidance=options.guidance,
     )
-    return request_like(
+    return request_from(
         usual,
         config.timesteps,
         indices,
@@ -180,7 +180,7 @@ def _draw(model, diffusion, request, checkpoint, animated: bool, world):
 
     shape = (checkpoint.about["channels"], *checkpoint.about["image_size"])
     wanted = (
-        set(np.linspace(0, request.steps, min(MOST_FRAMES, request.steps + 1)).round().astype(int).tolist())
+        set(np.linspace(0, request.steps, min(MAX_FRAMES, request.steps + 1)).round().astype(int).tolist())
         if animated
         else set()
     )

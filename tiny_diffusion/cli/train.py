@@ -16,7 +16,7 @@ from tiny_diffusion.config.training import Config, as_given, beneath, from_json,
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.runs.lock import locked
-from tiny_diffusion.runtime.ranks import after_a_restart, is_first
+from tiny_diffusion.runtime.ranks import after_a_restart, is_main
 
 DESCRIPTION = """
 Train a diffusion model.  Nothing but --dataset needs to be said; what is in brackets is the default.
@@ -46,7 +46,7 @@ def run(argv: list[str], program: str, started: float) -> int:
 
 def _lock(output_dir: str, actions: TrainActions, until_the_end: ExitStack) -> None:
     """Keeps other runs out of the folder.  --dry_run writes nothing, and the first of several processes is for all."""
-    if not actions.dry_run and is_first():
+    if not actions.dry_run and is_main():
         until_the_end.enter_context(locked(Path(output_dir)))
 
 
@@ -83,7 +83,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
             f"--output_dir {config.output_dir} holds a run already. "
             "Go on with it by --resume, lengthen it by --extend, delete it by --overwrite, or name another folder."
         )
-    if actions.save_config is not None and is_first():
+    if actions.save_config is not None and is_main():
         _save_options(config, Path(actions.save_config))
     if actions.dry_run:
         return _print_options(config)
@@ -92,7 +92,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
     session = Session(config, folder, started)
     if source is not None:
         session.take_weights(source, actions.init_from)
-    if actions.overwrite and is_first():
+    if actions.overwrite and is_main():
         folder.clear()
     return session.train()
 

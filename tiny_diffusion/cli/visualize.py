@@ -19,7 +19,7 @@ Show how noise covers images, or the noise schedules side by side.
   visualize_diffusion.py --what schedules
 """
 TIMES = (0, 50, 100, 200, 400, 600, 800, 999)  # at T = 1000
-MOST_PIXELS = 32_000_000  # of images in a figure, which takes about 120 bytes for each
+MAX_PIXELS = 32_000_000  # of images in a figure, which takes about 120 bytes for each
 CURVES_IGNORE = ("dataset", "data_dir", "image_size", "background", "num_images", "schedule", "seed", "device")
 
 
@@ -73,7 +73,7 @@ def _forward(options: FigureOptions, path: Path) -> None:
     height, width = size = height_and_width(options.image_size or DATASETS[options.dataset].size)
     shift = default_shift(size) if options.logsnr_shift is None else options.logsnr_shift
     diffusion = Diffusion(_schedule(options, options.schedule, shift))
-    if (most := MOST_PIXELS // (len(TIMES) * height * width)) < options.num_images:
+    if (most := MAX_PIXELS // (len(TIMES) * height * width)) < options.num_images:
         raise OptionError(
             f"--num_images {options.num_images} of {height}x{width} pixels, {len(TIMES)} times each, are too large a "
             f"picture. Use at most {most}, or a smaller --image_size."

@@ -14,8 +14,8 @@ from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 
-SMALLEST_SIDE, LARGEST_SIDE = 4, 1024  # of an image, in pixels
-MOST_NAMED = 60  # choices in a message
+MIN_SIDE, MAX_SIDE = 4, 1024  # of an image, in pixels
+MAX_NAMED = 60  # choices in a message
 
 SIZE = "size"  # an image's side in pixels, or a pair (height, width)
 COLOUR = "colour"  # a name of data.catalog.COLOURS, or #rrggbb
@@ -87,8 +87,8 @@ def not_one_of(value: str, choices) -> str:
 
 def listed(choices) -> str:
     """The choices, or the first of very many."""
-    rest = f" and {len(choices) - MOST_NAMED:,} more" if len(choices) > MOST_NAMED else ""
-    return ", ".join(list(choices)[:MOST_NAMED]) + rest
+    rest = f" and {len(choices) - MAX_NAMED:,} more" if len(choices) > MAX_NAMED else ""
+    return ", ".join(list(choices)[:MAX_NAMED]) + rest
 
 
 # Of options that several commands have.
@@ -97,9 +97,9 @@ IMAGE_SIZE_HELP = "side in pixels, or HEIGHTxWIDTH; images are scaled to cover i
 BACKGROUND_HELP = "what transparent images lie on: white, black, grey or #rrggbb [white]"
 FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}
 ETA_HELP = "how much noise is fresh, 1 being the process's own: " + ", ".join(
-    f"{name} 0 to {row.most_eta:g} [{row.eta:g}]" for name, row in FRESH.items()
+    f"{name} 0 to {row.max_eta:g} [{row.eta:g}]" for name, row in FRESH.items()
 )
-MOST_ETA = max(row.most_eta for row in FRESH.values())
+MAX_ETA = max(row.max_eta for row in FRESH.values())
 LOGSNR_SHIFT_HELP = "added to the log-SNR of each level; large images need more noise [ln(32 / side) above 32 pixels]"
 
 
@@ -135,7 +135,7 @@ class SampleOptions:
         None, "sampling steps, at most the model's T (--timesteps means the same)", int, low=1, high=100_000
     )
     grid: str | None = option(None, "which noise levels to visit [the checkpoint's]", choices=GRIDS)
-    eta: float | None = option(None, ETA_HELP, float, low=0, high=MOST_ETA)
+    eta: float | None = option(None, ETA_HELP, float, low=0, high=MAX_ETA)
     classes: str | None = option(None, "classes to draw, by name or number: 3,5 or 0-9 [all]", metavar="LIST")
     guidance: float | None = option(None, "how strongly to follow the class; 1 is plain", float, low=0, high=100)
     indices: str | None = option(
@@ -158,7 +158,7 @@ class FigureOptions:
     )
     dataset: str = option("mnist", "where the images are from", choices=DATASETS)
     data_dir: str | None = option(None, DATA_DIR_HELP)
-    image_size: int | tuple[int, int] | None = option(None, IMAGE_SIZE_HELP, SIZE, low=SMALLEST_SIDE, high=LARGEST_SIDE)
+    image_size: int | tuple[int, int] | None = option(None, IMAGE_SIZE_HELP, SIZE, low=MIN_SIDE, high=MAX_SIDE)
     background: str | None = option(None, BACKGROUND_HELP, COLOUR)
     num_images: int = option(6, "images, a row each", int, low=1, high=100)
     schedule: str = option("cosine", "how noise grows with the timestep", choices=SCHEDULES)
@@ -218,7 +218,7 @@ class EvaluateOptions:
     )
     grid: str | None = option(None, "which noise levels to visit [the checkpoint's]", choices=GRIDS)
     guidance: float | None = option(None, "how strongly to follow the class; 1 is plain", float, low=0, high=100)
-    eta: float | None = option(None, ETA_HELP, float, low=0, high=MOST_ETA)
+    eta: float | None = option(None, ETA_HELP, float, low=0, high=MAX_ETA)
     weights: str = option("ema", "averaged weights or the last ones", choices=("ema", "raw"))
     train_on_synthetic: bool = option(
         False, "also train a classifier on drawn images and try it on real ones; needs --class_cond models", bool

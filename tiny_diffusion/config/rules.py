@@ -7,15 +7,15 @@ and a way out.  To add a rule: a few lines in the function of its subject.
 import math
 from collections.abc import Mapping, Sequence
 
-from tiny_diffusion.config.option import LARGEST_SIDE, SMALLEST_SIDE, not_one_of, problem, specs
+from tiny_diffusion.config.option import MAX_SIDE, MIN_SIDE, not_one_of, problem, specs
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import determinant
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
 
-MOST_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
-OF_SOME_SETS = tuple(dict.fromkeys(name for row in DATASETS.values() for name in row.takes))  # options not for all
+MAX_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
+DATASET_OPTIONS = tuple(dict.fromkeys(name for row in DATASETS.values() for name in row.takes))  # options not for all
 
 
 def refuse_betas(given: Mapping[str, object], schedule: str) -> None:
@@ -39,7 +39,7 @@ def refuse_falling_betas(start: float, end: float) -> None:
 
 def refuse_not_taken(given: Mapping[str, object], dataset: str) -> None:
     """Raises OptionError if the data set has no use for an option that was given."""
-    for name in OF_SOME_SETS:
+    for name in DATASET_OPTIONS:
         if given.get(name, False) is not False and name not in DATASETS[dataset].takes:
             taking = " and ".join(key for key, row in DATASETS.items() if name in row.takes)
             value = "" if given[name] is True else f" {given[name]}"
@@ -64,9 +64,9 @@ def refuse_drawing(
             raise OptionError(
                 f"--eta {eta:g} would be ignored by --sampler {name}. Leave it out, or add --sampler {taking}."
             )
-        if eta > SAMPLERS[name].most_eta:
+        if eta > SAMPLERS[name].max_eta:
             raise OptionError(
-                f"--eta {eta:g} is more than --sampler {name} can take. Use 0 to {SAMPLERS[name].most_eta:g}."
+                f"--eta {eta:g} is more than --sampler {name} can take. Use 0 to {SAMPLERS[name].max_eta:g}."
             )
     if guidance is not None and not config.class_cond:
         raise OptionError(
@@ -203,10 +203,10 @@ def _check_network(config) -> None:
             )
     layers = config.layers_per_block  # two 3x3 convolutions each; on the way up, one more, with a skip to read
     convolutions = sum(9 * width**2 * (2 * layers + 3 * (layers + 1)) for width in widths) + 36 * widths[-1] ** 2
-    if convolutions > MOST_PARAMETERS:
+    if convolutions > MAX_PARAMETERS:
         raise OptionError(
             f"--base_channels {base} with --channel_mult {','.join(map(str, config.channel_mult))} makes a network of "
-            f"{convolutions / 1e9:,.0f} billion parameters; at most {MOST_PARAMETERS / 1e9:.0f} are taken. Lower them."
+            f"{convolutions / 1e9:,.0f} billion parameters; at most {MAX_PARAMETERS / 1e9:.0f} are taken. Lower them."
         )
 
 
@@ -216,8 +216,8 @@ def _or_sizes(config) -> str:
 
     def fitting(side: int, down: bool) -> int | None:
         patches = side // patch if down else math.ceil(side / patch)
-        best = max(least, math.ceil(SMALLEST_SIDE / patch), patches) * patch
-        return best if best <= LARGEST_SIDE and (best <= side or not down) else None
+        best = max(least, math.ceil(MIN_SIDE / patch), patches) * patch
+        return best if best <= MAX_SIDE and (best <= side or not down) else None
 
     found = [[fitting(side, down) for side in config.size] for down in (True, False)]
     sizes = dict.fromkeys(tuple(sides) for sides in found if None not in sides)

@@ -20,16 +20,16 @@ from tiny_diffusion.config.option import (
     COLOUR,
     DATA_DIR_HELP,
     IMAGE_SIZE_HELP,
-    LARGEST_SIDE,
     LOGSNR_SHIFT_HELP,
+    MAX_SIDE,
+    MIN_SIDE,
     SIZE,
-    SMALLEST_SIDE,
     option,
 )
 from tiny_diffusion.config.presets import PRESETS
-from tiny_diffusion.config.rules import OF_SOME_SETS, check, check_values, refuse_ignored
+from tiny_diffusion.config.rules import DATASET_OPTIONS, check, check_values, refuse_ignored
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.diffusion.loss_weights import WEIGHTS
+from tiny_diffusion.diffusion.loss_weights import LOSS_WEIGHTS
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.schedules import SCHEDULES, Schedule, make_schedule
 from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
@@ -58,7 +58,7 @@ class Config:
         None, "parts of the data set that train, such as train,val [the usual ones]", (str,), group="data"
     )
     image_size: int | tuple[int, int] | None = option(
-        None, IMAGE_SIZE_HELP, SIZE, low=SMALLEST_SIDE, high=LARGEST_SIDE, group="data"
+        None, IMAGE_SIZE_HELP, SIZE, low=MIN_SIDE, high=MAX_SIDE, group="data"
     )
     random_crop: bool = option(
         False, "crop another part of an image each time, instead of its centre", bool, group="data"
@@ -86,7 +86,7 @@ class Config:
     logsnr_shift: float | None = option(None, LOGSNR_SHIFT_HELP, float, low=-20, high=20, group="diffusion")
     prediction: str = option("v", "what the network outputs", choices=PREDICTIONS, group="diffusion")
     loss: str = option("mse", "error measure", choices=("mse", "l1", "huber"), group="diffusion")
-    loss_weight: str = option("uniform", "how much each noise level counts", choices=WEIGHTS, group="diffusion")
+    loss_weight: str = option("uniform", "how much each noise level counts", choices=LOSS_WEIGHTS, group="diffusion")
     timestep_distribution: str = option(
         "edm", "how often each noise level is trained", choices=TIMESTEP_DISTRIBUTIONS, group="diffusion"
     )
@@ -253,7 +253,7 @@ def beneath(given: Mapping[str, object], lower: Mapping[str, object]) -> dict[st
     if "schedule" in given and given["schedule"] != lower.get("schedule", given["schedule"]):
         gone |= {"beta_start", "beta_end"}
     if "dataset" in given and given["dataset"] != lower.get("dataset", given["dataset"]):
-        gone |= {"splits", "data_dir", *OF_SOME_SETS}
+        gone |= {"splits", "data_dir", *DATASET_OPTIONS}
     if given.get("attention_levels") == ():
         gone |= {"attention_heads"}
     if "channel_mult" in given:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.data.downloads import download
-from tiny_diffusion.data.image_set import ImageSet, Opening
+from tiny_diffusion.data.image_set import ImageSet, OpenRequest
 from tiny_diffusion.errors import FileError
 
 SYSTEM_FOLDERS = {"FashionMNIST": Path("/usr/share/datasets/fashion-mnist")}  # Debian's package dataset-fashion-mnist
 
 
-def sklearn_digits(opening: Opening) -> ImageSet:
+def sklearn_digits(opening: OpenRequest) -> ImageSet:
     """Each sixth image is the test split, the others train."""
     from sklearn.datasets import load_digits
 
@@ -28,12 +28,12 @@ def sklearn_digits(opening: Opening) -> ImageSet:
     return _in_memory(opening, [(images[part], labels[part]) for part in chosen])
 
 
-def idx(opening: Opening) -> ImageSet:
+def idx(opening: OpenRequest) -> ImageSet:
     """MNIST and its likes: idx files, plain or gzipped, where torchvision puts them or where the system has them."""
     return _in_memory(opening, [_idx_split(opening, split) for split in opening.parts])
 
 
-def _idx_split(opening: Opening, part: str) -> tuple[Tensor, Tensor]:
+def _idx_split(opening: OpenRequest, part: str) -> tuple[Tensor, Tensor]:
     dataset, folder = opening.dataset, opening.folder
     split = "t10k" if part == "test" else "train"
     raw = folder / dataset.source / "raw"
@@ -80,7 +80,7 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def cifar10(opening: Opening) -> ImageSet:
+def cifar10(opening: OpenRequest) -> ImageSet:
     """torchvision's CIFAR-10, whose files it checks by md5 before it reads them."""
     place, folder = "cifar-10-batches-py", opening.folder
     if not (folder / place).is_dir():
@@ -101,7 +101,7 @@ def cifar10(opening: Opening) -> ImageSet:
     return _in_memory(opening, parts)
 
 
-def _in_memory(opening: Opening, parts: Sequence[tuple[Tensor, Tensor]]) -> ImageSet:
+def _in_memory(opening: OpenRequest, parts: Sequence[tuple[Tensor, Tensor]]) -> ImageSet:
     """Images and labels of each split, together and of the wanted size."""
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if images.shape[-2:] != opening.size:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.files.stores import OnDisk
+from tiny_diffusion.data.files.stores import LazyImages
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.randomness import stream
-from tiny_diffusion.runtime.world import ALONE, World
+from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 
 AHEAD = 3  # steps
 
@@ -27,7 +27,7 @@ class Batches:
 
     def __init__(
         self, data: ImageSet, batch_size: int, seed: int, *, device: torch.device | str = "cpu", hflip: bool = False,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
     ):  # fmt: skip
         self.data = data.to(device)
         self.batch_size = batch_size
@@ -35,7 +35,7 @@ class Batches:
         self.device = torch.device(device)
         self.hflip = hflip
         self.world = world
-        self.rows = world.share(batch_size)
+        self.rows = world.local_slice(batch_size)
         self._orders: dict[int, np.ndarray] = {}
         self._begun: dict[int, Callable[[], Tensor]] = {}
 
@@ -53,7 +53,7 @@ class Batches:
         return clean, self.data.labels[torch.from_numpy(chosen).to(self.device, non_blocking=True)]
 
     def _images(self, step: int, chosen: np.ndarray) -> Tensor:
-        if not isinstance(self.data.images, OnDisk):
+        if not isinstance(self.data.images, LazyImages):
             return self.data.take(chosen, self._places(step))
         for later in range(step, step + 1 + AHEAD):
             if later not in self._begun:

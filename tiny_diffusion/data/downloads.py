@@ -17,7 +17,7 @@ from pathlib import Path
 from tiny_diffusion.data.catalog import Dataset
 from tiny_diffusion.errors import FileError
 
-NETWORK_PATIENCE_S = 40.0  # without a byte arriving
+NETWORK_TIMEOUT_S = 40.0  # without a byte arriving
 
 
 def download(dataset: Dataset, folder: Path, place: str) -> None:
@@ -77,7 +77,7 @@ def _move_in(fetched: Path, place: Path) -> None:
 
 
 def _run_while_bytes_arrive(work: Callable[[], object], folder: Path) -> None:
-    """Runs work in a thread; gives up when nothing has been written to the folder for NETWORK_PATIENCE_S."""
+    """Runs work in a thread; gives up when nothing has been written to the folder for NETWORK_TIMEOUT_S."""
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -94,8 +94,8 @@ def _run_while_bytes_arrive(work: Callable[[], object], folder: Path) -> None:
         now = _bytes_in(folder)
         if now != arrived:
             arrived, since = now, time.monotonic()
-        if time.monotonic() - since > NETWORK_PATIENCE_S:
-            raise TimeoutError(f"no answer from the network for {NETWORK_PATIENCE_S:.0f} seconds")
+        if time.monotonic() - since > NETWORK_TIMEOUT_S:
+            raise TimeoutError(f"no answer from the network for {NETWORK_TIMEOUT_S:.0f} seconds")
     if failed:
         raise failed[0]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tiny_diffusion.data.catalog import Dataset
 from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.files.scan import Progress
-from tiny_diffusion.data.files.stores import OnDisk, Ragged
+from tiny_diffusion.data.files.stores import LazyImages, VariableSizeImages
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class ImageSet:
     class_names: one a label; none where there are no classes.  report: lines that say what was found.
     """
 
-    images: Tensor | Ragged | OnDisk
+    images: Tensor | VariableSizeImages | LazyImages
     labels: Tensor
     class_names: tuple[str, ...]
     report: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpenRequest:
     """What is to be opened and how; the defaults are those of a plain look into a set.
 
     splits: the parts that train; heldout: the others instead.  size: height and width.  folder: where data sets lie.

@@ -2,7 +2,7 @@
 
 ``uniform`` counts errors of the network's output.  Every other weight is stated on the error of the clean image, and
 `output_weight` turns it into one on the output: an output error e is an error of ``sigma / det * e`` in x_0.
-To add one: a function of (alpha, sigma), a row in WEIGHTS.
+To add one: a function of (alpha, sigma), a row in LOSS_WEIGHTS.
 """
 
 import numpy as np
@@ -28,10 +28,10 @@ def edm(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
 
 def output_weight(name: str, prediction: str, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """The named weight as it applies to the squared error of the network's output."""
-    weight = WEIGHTS[name]
+    weight = LOSS_WEIGHTS[name]
     if weight is None:
         return np.ones_like(alpha)
     return weight(alpha, sigma) * (sigma / determinant(prediction, alpha, sigma)) ** 2
 
 
-WEIGHTS = {"uniform": None, "min_snr": min_snr, "edm": edm}
+LOSS_WEIGHTS = {"uniform": None, "min_snr": min_snr, "edm": edm}

@@ -20,7 +20,7 @@ Array = Any  # a torch tensor, a numpy array or a float
 Denoise = Callable[[Array, Level], tuple[Array, Array]]
 Draw = Callable[[], Array]
 
-GAUSS_PLACES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(12)  # integrals over [-1, 1], here to rounding
+GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(12)  # integrals over [-1, 1], here to rounding
 ETA = 1.5  # of sa_solver: the best of 0.6 to 3 at 5 to 50 evaluations, see benchmarks/RESULTS.md
 
 
@@ -136,7 +136,7 @@ def _pulled(past: Sequence[tuple[float, Array]], shrink: float, end: Level, eta:
     Its integral of alpha * (1 + eta^2) * image * w^(eta^2) dw, w being the end's sigma/alpha over that on the way.
     """
     known = _apart(past, abs(past[0][0] - _angle(end)))
-    ratios = shrink + (1 - shrink) * (1 + GAUSS_PLACES) / 2
+    ratios = shrink + (1 - shrink) * (1 + GAUSS_NODES) / 2
     angles = np.arctan2(end.sigma, end.alpha * ratios)
     weights = GAUSS_WEIGHTS * ratios ** (eta**2)
     weights = weights / weights.sum() * end.alpha * (1 - shrink ** (1 + eta**2))
@@ -147,7 +147,7 @@ def _pulled(past: Sequence[tuple[float, Array]], shrink: float, end: Level, eta:
 def _turned(past: Sequence[tuple[float, Array, Array]], start: float, end: float) -> Array:
     """The integral of cos(angle) * noise - sin(angle) * clean from start to end, both polynomials through the past."""
     known = _apart(past, abs(end - start))
-    angles = start + (end - start) * (1 + GAUSS_PLACES) / 2
+    angles = start + (end - start) * (1 + GAUSS_NODES) / 2
     total = 0.0
     for share, (_, clean, noise) in zip(_shares(known, angles), known, strict=True):
         share = share * GAUSS_WEIGHTS * (end - start) / 2
@@ -193,7 +193,7 @@ class Sampler:
     """run: the generator.  order: of convergence, None for a random process.  draws: whether it needs `draw`.
 
     grid: the levels that suit it, unless others are asked for.  eta: its usual one where that can be chosen, and
-    most_eta: the largest.  few: whether few steps will do.  evaluations: of the network for n steps.
+    max_eta: the largest.  few: whether few steps will do.  evaluations: of the network for n steps.
     """
 
     run: Callable[..., Iterator[Step]]
@@ -201,7 +201,7 @@ class Sampler:
     grid: str
     draws: bool = False
     eta: float | None = None
-    most_eta: float = 0.0
+    max_eta: float = 0.0
     few: bool = True
     evaluations: Callable[[int], int] = lambda steps: steps
 
@@ -209,9 +209,9 @@ class Sampler:
 SAMPLERS = {
     #                   generator               order  grid
     "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True, few=False),
-    "ddim": Sampler(ddim, 1, "trailing", eta=0.0, most_eta=1.0),
+    "ddim": Sampler(ddim, 1, "trailing", eta=0.0, max_eta=1.0),
     "heun": Sampler(heun, 2, "angle", evaluations=lambda steps: 2 * steps - 1),
     "dpmpp_2m": Sampler(dpmpp_2m, 2, "rho"),
     "abm": Sampler(abm, 3, "angle"),
-    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, eta=ETA, most_eta=10.0),
+    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, eta=ETA, max_eta=10.0),
 }

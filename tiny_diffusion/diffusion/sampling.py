@@ -15,8 +15,8 @@ from tiny_diffusion.diffusion.grids import make_levels
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS, Step
 from tiny_diffusion.randomness import stream
-from tiny_diffusion.runtime.memory import InParts
-from tiny_diffusion.runtime.world import ALONE, World
+from tiny_diffusion.runtime.memory import SplitBatches
+from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Request:
     clip: bool = True
     batch_size: int = 64
 
-    def batches(self, world: World = ALONE) -> Iterator["Request"]:
+    def batches(self, world: World = SINGLE_PROCESS) -> Iterator["Request"]:
         """The same request, as much at a time as all processes draw together."""
         together = self.batch_size * world.size
         for start in range(0, len(self.indices), together):
@@ -47,14 +47,14 @@ class Request:
 
     def share(self, world: World) -> "Request":
         """What of it this process draws.  Where there is nothing left, the first image: `World.gather` drops it."""
-        share = self.indices[world.share(len(self.indices))]
+        share = self.indices[world.local_slice(len(self.indices))]
         return replace(self, indices=share if len(share) else self.indices[:1])
 
     def labels(self) -> list[int] | None:
         """The label of each image; None for an unconditional model.  Image i's does not depend on its neighbours."""
         return [self.classes[i % len(self.classes)] for i in self.indices] if self.classes else None
 
-    def way(self) -> str:
+    def describe(self) -> str:
         """In words, how it steps from noise to image."""
         fresh = "" if self.eta is None else f", eta {self.eta:g}"
         return f"{self.sampler}{fresh}, {self.steps} steps on the {self.grid} grid"
@@ -64,7 +64,7 @@ class Request:
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
 
 
-def request_like(
+def request_from(
     usual: Mapping[str, object],
     timesteps: int,
     indices: Sequence[int],
@@ -114,7 +114,7 @@ def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: t
         options["eta"] = request.eta
     labels = request.labels()
     label = None if labels is None else torch.tensor(labels, device=device)
-    denoise = diffusion.denoiser(InParts(model), label, request.guidance, request.clip)
+    denoise = diffusion.denoiser(SplitBatches(model), label, request.guidance, request.clip)
     levels = make_levels(diffusion.schedule, request.grid, request.steps)
     noise = draw() * levels[0].sigma
     yield Step(levels[0], noise, torch.zeros_like(noise))
@@ -122,7 +122,7 @@ def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: t
 
 
 def sample(
-    model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int], world: World = ALONE
+    model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int], world: World = SINGLE_PROCESS
 ) -> Tensor:
     """The images alone, all batches together: (N, C, H, W) float32 on the CPU, about in [-1, 1].
 

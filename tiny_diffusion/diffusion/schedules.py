@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-LARGEST_BETA = 0.999  # Nichol & Dhariwal (2021): beta = 1 would erase the image at once and make the inverse singular
+MAX_BETA = 0.999  # Nichol & Dhariwal (2021): beta = 1 would erase the image at once and make the inverse singular
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def make_schedule(
         end = (row.ends[1] if beta_end is None else beta_end) * 1000 / timesteps
         betas = row.betas(timesteps, start, end)
     # log(alpha^2) is summed, not multiplied up, so that levels far into the noise keep their precision.
-    log_alpha_squared = np.cumsum(np.log1p(-np.clip(betas, 0, LARGEST_BETA)))
+    log_alpha_squared = np.cumsum(np.log1p(-np.clip(betas, 0, MAX_BETA)))
     log_snr = log_alpha_squared - np.log(-np.expm1(log_alpha_squared)) + logsnr_shift
     return Schedule(name, log_snr, shift=logsnr_shift)
 

@@ -16,7 +16,7 @@ from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.evaluation.classifier import WEIGHTS, load_classifier, weights_path
 
 BATCH = 500
-MOST_PIXELS = 4096  # numbers an image, of which a covariance is taken
+MAX_PIXELS = 4096  # numbers an image, of which a covariance is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +98,10 @@ def _scaled(images: Tensor, device: torch.device) -> Tensor:
 
 def _pixels(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
     channels, height, width = shape
-    if (count := channels * height * width) > MOST_PIXELS:
+    if (count := channels * height * width) > MAX_PIXELS:
         raise OptionError(
             f"--features pixels: images of {channels}x{height}x{width} are {count:,} numbers each, too many for a "
-            f"covariance (at most {MOST_PIXELS:,}). Use inception, or a file of your own features."
+            f"covariance (at most {MAX_PIXELS:,}). Use inception, or a file of your own features."
         )
     return Features("pixels", "none", lambda images: _scaled(images, device).flatten(1))
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from tiny_diffusion.config.option import EvaluateOptions
 from tiny_diffusion.config.rules import refuse_drawing
 from tiny_diffusion.diffusion.process import Diffusion
-from tiny_diffusion.diffusion.sampling import Request, request_like, sample
+from tiny_diffusion.diffusion.sampling import Request, request_from, sample
 from tiny_diffusion.errors import DivergenceError, OptionError
-from tiny_diffusion.evaluation.images import Pictures
+from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
-from tiny_diffusion.runtime.world import World, place
+from tiny_diffusion.runtime.world import World, to_device
 
 BATCH = 128
 
 
-class Drawing:
+class ModelImages:
     """The model that is asked, and how it draws.  Raises OptionError for what it cannot do, FileError.
 
     The processes of the world share the drawing, and each has all images.
@@ -44,7 +44,7 @@ class Drawing:
             guidance=options.guidance,
         )
         self.world, self.device = world, world.device
-        self.model = place(load_model(self.checkpoint, options.weights), self.device)
+        self.model = to_device(load_model(self.checkpoint, options.weights), self.device)
         self.diffusion = Diffusion.of(config)
         self.shape = (self.checkpoint.about["channels"], *config.size)
         self.class_names = tuple(self.checkpoint.about["class_names"])
@@ -54,7 +54,7 @@ class Drawing:
         options = self.options
         classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
         for sampler, steps in product(options.sampler or (None,), options.steps or (None,)):
-            yield request_like(
+            yield request_from(
                 self.checkpoint.about["sampling"],
                 self.config.timesteps,
                 range(options.num_images),
@@ -68,7 +68,7 @@ class Drawing:
                 batch_size=options.batch_size or BATCH,
             )
 
-    def draw(self, request: Request, told: Callable[[int], object] = lambda count: None) -> Pictures:
+    def draw(self, request: Request, told: Callable[[int], object] = lambda count: None) -> NamedImages:
         """The images as they would be saved.  told: after each batch how many it had.  Raises DivergenceError."""
         parts = []
         for batch in request.batches(self.world):
@@ -76,7 +76,7 @@ class Drawing:
             told(len(batch.indices))
         labels = request.labels()
         labels = None if labels is None else torch.tensor(labels)
-        return Pictures("drawn", torch.cat(parts), labels, self.class_names)
+        return NamedImages("drawn", torch.cat(parts), labels, self.class_names)
 
     def protocol(self, request: Request) -> dict:
         """All that the images follow from, as plain JSON."""

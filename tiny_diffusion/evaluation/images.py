@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.data.image_set import Opening
+from tiny_diffusion.data.image_set import OpenRequest
 from tiny_diffusion.errors import FileError, OptionError
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class NamedImages:
     """name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, where they are known."""
 
     name: str
@@ -29,13 +29,13 @@ class Pictures:
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.images.shape[1:])
 
-    def evenly(self, count: int) -> "Pictures":
+    def evenly(self, count: int) -> "NamedImages":
         """At most this many, spread evenly over all: folders are sorted by class."""
         if len(self.images) <= count:
             return self
         chosen = spread(len(self.images), count)
         labels = None if self.labels is None else self.labels[chosen]
-        return Pictures(self.name, self.images[chosen], labels, self.class_names)
+        return NamedImages(self.name, self.images[chosen], labels, self.class_names)
 
     def sha256(self) -> str:
         """Of the shape and every grey level."""
@@ -44,13 +44,13 @@ class Pictures:
         return digest.hexdigest()
 
 
-def read_pictures(option: str, text: str) -> Pictures:
+def read_images(option: str, text: str) -> NamedImages:
     """The images of an .npz file or of a folder.  Raises FileError or OptionError in one line."""
     path = Path(text)
     if path.suffix == ".npz" and not path.is_dir():
-        return Pictures(path.name, _npz(option, path))
+        return NamedImages(path.name, _npz(option, path))
     if path.is_dir():
-        return Pictures(path.name or text, _folder(option, path))
+        return NamedImages(path.name or text, _folder(option, path))
     if not path.exists():
         raise FileError(f"--{option} {text} does not exist. Name an .npz file or a folder of images.")
     raise OptionError(f"--{option} {text} is neither an .npz file nor a folder of images. Name one of these.")
@@ -104,7 +104,7 @@ def _folder(option: str, path: Path) -> Tensor:
             f"--{option} {path} holds images of several sizes ({some}): scaling them would change the score. "
             "Scale them yourself, all in one way."
         )
-    opening = Opening(DATASETS["folder"], (), heldout=False, folder=path, size=next(iter(found.sizes)))
+    opening = OpenRequest(DATASETS["folder"], (), heldout=False, folder=path, size=next(iter(found.sizes)))
     data = open_files(opening, files, found)
     return data.take(np.arange(len(data)))
 

@@ -19,27 +19,27 @@ from tiny_diffusion.evaluation.distances import (
     neighbourhoods,
 )
 from tiny_diffusion.evaluation.features import Features
-from tiny_diffusion.evaluation.images import Pictures, evenly, spread
+from tiny_diffusion.evaluation.images import NamedImages, evenly, spread
 from tiny_diffusion.evaluation.reference import Reference
 
-MOST_COMPARED = 10_000  # images of each set whose distances to all others are taken
+MAX_COMPARED = 10_000  # images of each set whose distances to all others are taken
 FEWEST = 6  # images of a set that has neighbourhoods
 NEIGHBOURS = 1000  # drawn images whose nearest training image is looked for
 ENOUGH = 10  # images a dimension, below which a Frechet distance is mostly bias
 
 
-def scores(reference: Reference, drawn: Pictures, features: Features) -> dict[str, float]:
+def scores(reference: Reference, drawn: NamedImages, features: Features) -> dict[str, float]:
     """Every number of these images, by name.  Two images at least; fewer than FEWEST have no neighbourhoods."""
     vectors = features.of(drawn.images)
     n = len(vectors)
     distance = frechet_distance(reference.moments, Moments.of(vectors))
-    real, some = evenly(reference.features, MOST_COMPARED), evenly(vectors, MOST_COMPARED)
+    real, some = evenly(reference.features, MAX_COMPARED), evenly(vectors, MAX_COMPARED)
     found = {
         "frechet_distance": distance,
         "relative_frechet_distance": distance / reference.trace,
         "kernel_distance": kernel_distance(real, some),
     }
-    same = evenly(reference.features, min(n, MOST_COMPARED))
+    same = evenly(reference.features, min(n, MAX_COMPARED))
     if min(len(same), len(some)) >= FEWEST:
         found |= asdict(neighbourhoods(same, some))
     if features.classify is not None:
@@ -91,7 +91,7 @@ class Memorised:
     share: float | None
 
 
-def memorised(reference: Reference, drawn: Pictures, floor: Floor) -> Memorised:
+def memorised(reference: Reference, drawn: NamedImages, floor: Floor) -> Memorised:
     """How near the drawn images come to training images, pixel by pixel, against what held-out real ones do."""
     looked = spread(len(drawn.images), NEIGHBOURS)
     distances, which = _nearest_real(reference, drawn.images[looked])
@@ -111,7 +111,7 @@ def label(metric: str, features: Features, n: int, split: str) -> str:
     return f"{metric}[{features.name}, n={n}, {split}]"
 
 
-def evaluate(reference: Reference, drawn: Pictures, features: Features, floor: Floor, close: Memorised) -> dict:
+def evaluate(reference: Reference, drawn: NamedImages, features: Features, floor: Floor, close: Memorised) -> dict:
     """Scores and floor under their full names, and what is to be warned of.  close: memorised(...) of these images."""
     n, dimension = len(drawn.images), reference.features.shape[1]
     found = scores(reference, drawn, features)
@@ -137,7 +137,7 @@ def evaluate(reference: Reference, drawn: Pictures, features: Features, floor: F
     }
 
 
-def train_on_synthetic(drawn: Pictures, heldout: Pictures, seed: int) -> dict[str, float]:
+def train_on_synthetic(drawn: NamedImages, heldout: NamedImages, seed: int) -> dict[str, float]:
     """By name the accuracy on real held-out grey images of a classifier that has only seen drawn ones."""
     steps = max(200, 8 * len(drawn.images) // BATCH)
     model = train_classifier(ImageSet(drawn.images, drawn.labels, drawn.class_names), steps, seed)

@@ -18,8 +18,8 @@ from tiny_diffusion.data.sources import open_dataset, open_for
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.distances import Moments
 from tiny_diffusion.evaluation.features import Features
-from tiny_diffusion.evaluation.generate import Drawing
-from tiny_diffusion.evaluation.images import Pictures, read_pictures
+from tiny_diffusion.evaluation.generate import ModelImages
+from tiny_diffusion.evaluation.images import NamedImages, read_images
 from tiny_diffusion.runtime.world import World
 
 OF_ANY_SIZE = ("flowers102", "folder")  # formats of images that have no size of their own
@@ -29,9 +29,9 @@ OF_ANY_SIZE = ("flowers102", "folder")  # formats of images that have no size of
 class Real:
     """split: which part of the set the pictures are, in words.  heldout: real images besides, if there are any."""
 
-    pictures: Pictures
+    pictures: NamedImages
     split: str
-    heldout: Pictures | None = None
+    heldout: NamedImages | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +65,11 @@ def open_real(
         asked = EvaluateOptions(
             checkpoint=options.reference, num_images=options.num_images, seed=options.seed + 1, weights=options.weights
         )
-        other = Drawing(asked, World(device))  # only the first process compares
+        other = ModelImages(asked, World(device))  # only the first process compares
         drawn = other.draw(next(other.requests()))
         real = Real(dataclasses.replace(drawn, name=options.reference), "reference model")
     elif options.reference is not None:
-        real = Real(read_pictures("reference", options.reference), "reference")
+        real = Real(read_images("reference", options.reference), "reference")
     elif trained_on is not None:
         data = open_for(trained_on, cache=cache, progress=progress)
         heldout = open_for(trained_on, heldout=True, channels=data.channels)
@@ -92,8 +92,8 @@ def open_real(
 
 
 def _of_sets(name: str, data: ImageSet, heldout: ImageSet, splits: tuple[str, ...]) -> Real:
-    def pictures(name: str, opened: ImageSet) -> Pictures:
-        return Pictures(name, opened.take(np.arange(len(opened))), opened.labels, opened.class_names)
+    def pictures(name: str, opened: ImageSet) -> NamedImages:
+        return NamedImages(name, opened.take(np.arange(len(opened))), opened.labels, opened.class_names)
 
     held = pictures(f"{name}, held out", heldout) if len(heldout) else None
     return Real(pictures(name, data), split_name(splits), held)

@@ -24,7 +24,7 @@ from tiny_diffusion.diffusion.samplers import SAMPLERS, Sampler
 from tiny_diffusion.errors import FileError, OptionError
 
 FORMAT = 1
-LONGEST_REASON = 300  # characters: a file may hold names and values of any length
+MAX_REASON_LENGTH = 300  # characters: a file may hold names and values of any length
 KEYS = {
     "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names",
     "image_size",    "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
@@ -100,14 +100,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     except Exception as error:  # whatever a hostile file makes the readers raise; weights_only keeps it from running
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = reason[:LONGEST_REASON]
+        reason = reason[:MAX_REASON_LENGTH]
         raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason}).") from error
     if not whole:
         raise FileError(f"{path} is damaged: its contents do not match its sha256. Use another checkpoint of the run.")
     try:
         config = Config.from_dict(about["config"])
     except (OptionError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
         raise FileError(f"{path} holds a configuration that this version cannot use: {reason}") from error
     if impossible := _impossible(about, config):
         raise FileError(f"{path} is not a checkpoint of this program: its {impossible[0]} cannot be.")
@@ -197,7 +197,7 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
         )
 
     def fresh(eta: object, row: Sampler) -> bool:
-        return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.most_eta)
+        return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.max_eta)
 
     names, stretch, sampling = about["class_names"], about["stretch"], about["sampling"]
     best = about["best_score"]

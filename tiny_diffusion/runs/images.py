@@ -19,7 +19,7 @@ from tiny_diffusion.evaluation.images import spread
 from tiny_diffusion.runs.checkpoint import make_model
 from tiny_diffusion.runs.folder import RunFolder
 
-MEASURED_IMAGES = 256
+HELDOUT_IMAGES = 256
 COPIES = 4  # of the weights, at least, while training: themselves, gradients, momenta, their average
 
 
@@ -42,7 +42,7 @@ def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> Ru
     heldout = open_for(config, heldout=True, channels=data.channels)
     # Without any, the same is measured on images that train: it tells of divergence, not of generality.
     source = heldout if len(heldout) else data
-    chosen = spread(len(source), MEASURED_IMAGES)
+    chosen = spread(len(source), HELDOUT_IMAGES)
     measured = to_float(source.take(chosen.numpy()).to(device)), source.labels[chosen].to(device)
     for line in data.report:
         print(line, file=sys.stderr)

@@ -19,7 +19,7 @@ HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 NOT_THERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # on this file system
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 FAR = 1 << 30  # bytes: Windows locks a part of the file, which no other process can read then; this one is behind it
-MOST_TRIES = 100
+MAX_TRIES = 100
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def _acquire(folder: Path) -> int | None:
     """The locked file's number, or None where there can be none."""
     path = folder / NAME
     try:
-        for _ in range(MOST_TRIES):  # the run that has just ended may have taken away the file, or the folder
+        for _ in range(MAX_TRIES):  # the run that has just ended may have taken away the file, or the folder
             with suppress(FileNotFoundError):
                 folder.mkdir(parents=True, exist_ok=True)
                 return _take(path)

@@ -19,14 +19,14 @@ from tiny_diffusion.runs.checkpoint import Checkpoint, load_model, make_model
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.images import check_device, open_run_data
 from tiny_diffusion.runs.messages import duration, what_is_coming, what_is_faster, who_trains
-from tiny_diffusion.runs.sync import Agreement
+from tiny_diffusion.runs.sync import Sync
 from tiny_diffusion.runs.writer import RunWriter
 from tiny_diffusion.runtime.torchrun_store import mark_begun
-from tiny_diffusion.runtime.world import be_deterministic, check_batch, make_world, place
-from tiny_diffusion.training.trainer import Length, StepReport, Trainer
+from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world, to_device
+from tiny_diffusion.training.trainer import RunLength, StepReport, Trainer
 
 SAVE_EVERY_S = 120.0  # what a kill can cost at most
-MOST_SKIPPED = 20  # non-finite steps in a row
+MAX_SKIPPED = 20  # non-finite steps in a row
 STEPS_BETWEEN = 200  # pictures and numbered checkpoints, where --sample_interval and --save_interval leave it open
 REPORTS_AT_ONCE = 20  # on a GPU, so that it is not waited for after each step
 
@@ -42,19 +42,19 @@ class Session:
         self.elapsed_before = 0.0
         self.world = world = make_world(config.device, os.environ)
         self.device = world.device
-        check_batch(config.batch_size, config.accumulate, world.size)
+        check_batch_size(config.batch_size, config.accumulate, world.size)
         check_device(config, self.device)
         if config.deterministic:
-            be_deterministic(self.device)
-        with world.first_goes_first():
+            make_deterministic(self.device)
+        with world.main_process_first():
             run_data = open_run_data(config, folder, self.device)
         self.data, self.measured, self.heldout_count = run_data.images, run_data.measured, run_data.heldout_count
         seed_torch(config.seed, "weights")
-        model = place(make_model(config, self.data.channels, len(self.data.class_names)), self.device)
+        model = to_device(make_model(config, self.data.channels, len(self.data.class_names)), self.device)
         self.batches = Batches(
             self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip, world=world
         )
-        self.agreed = agreed = Agreement(world, self.elapsed)
+        self.agreed = agreed = Sync(world, self.elapsed)
         classes = len(self.data.class_names)
         self.trainer = Trainer(model, config, self.batches, self._length(), lambda: agreed.seconds, classes)
         self.writer = RunWriter(config, folder, self.trainer, self.data)
@@ -75,11 +75,11 @@ class Session:
         """Seconds that the run has spent, from the start of the process, earlier sessions included."""
         return self.elapsed_before + time.monotonic() - self.started
 
-    def _length(self, from_step: int = 0, from_seconds: float = 0.0, reserve: float = 0.0) -> Length:
+    def _length(self, from_step: int = 0, from_seconds: float = 0.0, reserve: float = 0.0) -> RunLength:
         if self.config.minutes is not None:
-            return Length(seconds=self.config.minutes * 60 - reserve, from_step=from_step, from_seconds=from_seconds)
+            return RunLength(seconds=self.config.minutes * 60 - reserve, from_step=from_step, from_seconds=from_seconds)
         steps = math.ceil(self.config.epochs * len(self.batches) / self.config.batch_size)
-        return Length(steps=steps, from_step=from_step, from_seconds=from_seconds)
+        return RunLength(steps=steps, from_step=from_step, from_seconds=from_seconds)
 
     def take_weights(self, source: Checkpoint, path: str) -> None:
         """--init_from: the averaged weights of another run, and nothing else of it."""
@@ -145,7 +145,7 @@ class Session:
     def _train(self) -> int:
         self._check_agreement()
         self.writer.begin()
-        if self.world.first:
+        if self.world.is_main:
             mark_begun(os.environ)
         self._settle_length()
         with self.agreed, contextlib.closing(self.folder):
@@ -155,7 +155,7 @@ class Session:
 
     def _loop(self, bar: tqdm) -> None:
         trainer = self.trainer
-        self.agreed.settle()
+        self.agreed.update()
         epochs_done, parts = int(trainer.epoch), self.config.accumulate
         for report in trainer.run():
             self.pending.append(report)
@@ -168,7 +168,7 @@ class Session:
                 epochs_done = epoch
             elif self.device.type == "cpu" or len(self.pending) == REPORTS_AT_ONCE:
                 self._write_reports(bar)
-            self.agreed.settle()
+            self.agreed.update()
             if self.agreed.stop_signal is not None or trainer.step == self.config.max_steps:
                 break
             if time.monotonic() - self.writer.last_save > SAVE_EVERY_S:
@@ -179,7 +179,7 @@ class Session:
         """Raises OptionError if the processes would train different things, for want of the same files or options."""
         config = self.config
         options = [getattr(config, name) for name, spec in specs(Config).items() if not spec.free]
-        if not self.world.agrees((self.trainer.step, self.trainer.length, len(self.data), options)):
+        if not self.world.all_equal((self.trainer.step, self.trainer.length, len(self.data), options)):
             raise OptionError(
                 "the processes of this run do not start from the same: options, images, or what --output_dir "
                 f"{config.output_dir} holds. Give all the same command, and folders that all of them see."
@@ -214,9 +214,9 @@ class Session:
         """What has been reported since the last time goes to the log and the bar; measured: after the last of them."""
         for report in self.pending:
             last = report is self.pending[-1]
-            if self.writer.write_report(report, measured or {} if last else {}) >= MOST_SKIPPED:
+            if self.writer.write_report(report, measured or {} if last else {}) >= MAX_SKIPPED:
                 raise DivergenceError(
-                    f"the loss was not finite for {MOST_SKIPPED} steps in a row, up to step {report.step}. "
+                    f"the loss was not finite for {MAX_SKIPPED} steps in a row, up to step {report.step}. "
                     "What was saved before is untouched. "
                     f"Lower --lr (now {self.config.lr:g}), or use --precision fp32."
                 )
@@ -266,7 +266,7 @@ class Session:
 
     def _stopped(self, number: int) -> int:
         saved = self.writer.save(self.folder.latest, self.elapsed())
-        self.world.wait()  # torchrun ends all of them when the first has ended
+        self.world.barrier()  # torchrun ends all of them when the first has ended
         print(
             f"stopped by {signal.Signals(number).name} at step {self.trainer.step}"
             + (f"; saved {self.folder.latest}" if saved else "")

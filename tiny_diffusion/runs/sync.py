@@ -10,7 +10,7 @@ from types import TracebackType
 from tiny_diffusion.runtime.world import World
 
 
-class Agreement:
+class Sync:
     """seconds: the first process's clock, as of the last `settle`.  stop_signal: one that any process has received.
 
     A context manager, inside which Ctrl-C and SIGTERM ask to stop and do nothing else.
@@ -25,11 +25,11 @@ class Agreement:
 
     def settle(self) -> None:
         """All processes meet here."""
-        seconds = self.clock() if self.world.first else 0.0
-        self.seconds, stop = self.world.largest(seconds, self._asked or 0)
+        seconds = self.clock() if self.world.is_main else 0.0
+        self.seconds, stop = self.world.maximum(seconds, self._asked or 0)
         self.stop_signal = int(stop) or None
 
-    def __enter__(self) -> "Agreement":
+    def __enter__(self) -> "Sync":
         self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 

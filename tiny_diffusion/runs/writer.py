@@ -39,7 +39,7 @@ class RunWriter:
 
     def begin(self) -> None:
         """Opens the folder, from the trainer's step on."""
-        if self.world.first:
+        if self.world.is_main:
             self.folder.open(self.trainer.step)
 
     def write_report(self, report: StepReport, measured: dict[str, float]) -> int:
@@ -48,7 +48,7 @@ class RunWriter:
         measured: what was measured after this step, by its full name.
         """
         loss, norm = float(report.loss), float(report.grad_norm)
-        if self.world.first:
+        if self.world.is_main:
             self.folder.log(
                 step=report.step,
                 epoch=round(report.epoch, 4),
@@ -81,7 +81,7 @@ class RunWriter:
         request = self.request(range(self.config.num_samples))
         shape = (self.channels, *self.config.size)
         images = sample(self.trainer.ema.model, Diffusion.of(self.config), request, shape, self.world)
-        if not self.world.first:
+        if not self.world.is_main:
             return path
         if torch.isfinite(images).all():
             captions = [self.class_names[label] for label in request.labels()] if self.config.class_cond else None
@@ -101,7 +101,7 @@ class RunWriter:
     def plot_losses(self) -> None:
         from tiny_diffusion.visuals.figures import save_loss_curve
 
-        if not self.world.first:
+        if not self.world.is_main:
             return
         steps, losses = self.folder.losses()
         heldout = list(zip(*self.heldout_history, strict=True)) or [(), ()]
@@ -114,7 +114,7 @@ class RunWriter:
     def save(self, path: Path, elapsed: float, finished: bool = False) -> bool:
         """Writes a checkpoint.  False, with a line, if the weights are not finite; every earlier one is left alone."""
         self.last_save = time.monotonic()
-        if not self.world.first:
+        if not self.world.is_main:
             return True
         self.folder.flush()
         try:
@@ -132,13 +132,13 @@ class RunWriter:
     def save_epoch(self, epoch: int, elapsed: float) -> None:
         """A numbered checkpoint; with --keep_last the oldest goes."""
         path = self.folder.epoch_checkpoint(epoch)
-        if self.save(path, elapsed) and self.world.first:
+        if self.save(path, elapsed) and self.world.is_main:
             self.folder.prune(self.config.keep_last, path)
 
     def save_final(self, elapsed: float, finished: bool) -> bool:
         """The last checkpoint, after which the rolling one is of no use.  False as in `save`."""
         saved = self.save(self.folder.final, elapsed, finished)
-        if saved and self.world.first:
+        if saved and self.world.is_main:
             self.folder.latest.unlink(missing_ok=True)
         return saved
 

@@ -5,10 +5,10 @@ import sys
 import time
 from pathlib import Path
 
-SPINS_ALONE, SPINS_IN_COMPANY = "5000", "1000"  # of GNU OpenMP's threads before they sleep
+SPINS_ALONE, SPINS_SHARED = "5000", "1000"  # of GNU OpenMP's threads before they sleep
 LOAD = Path("/proc/loadavg")  # Linux: "0.20 0.18 0.12 1/80 11206", the fourth being running/all
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGEST_KEPT = (2**30, 2**25)  # bytes; the second is the most that some versions of glibc take
+MAX_KEPT = (2**30, 2**25)  # bytes; the second is the most that some versions of glibc take
 
 
 def settle() -> None:
@@ -17,12 +17,12 @@ def settle() -> None:
     # another busy program takes twenty times as long; too briefly, and waking them takes a fifth of it.  Read by import
     # torch.
     if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ["GOMP_SPINCOUNT"] = SPINS_IN_COMPANY if in_company() else SPINS_ALONE
+        os.environ["GOMP_SPINCOUNT"] = SPINS_SHARED if others_running() else SPINS_ALONE
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         _keep_memory()
 
 
-def in_company(readings: int = 5) -> bool:
+def others_running(readings: int = 5) -> bool:
     """Whether other programs have been running all of the last hundredth of a second.  Where nobody tells: yes."""
     try:
         for _ in range(readings):
@@ -41,5 +41,5 @@ def _keep_memory() -> None:
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_KEPT)
+        any(mallopt(M_MMAP_THRESHOLD, size) for size in MAX_KEPT)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

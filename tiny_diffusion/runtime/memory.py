@@ -33,7 +33,7 @@ def release(device: torch.device) -> None:
         getattr(torch, device.type).empty_cache()
 
 
-def in_parts(attempt: Callable[[int], Result], parts: int, most: int, device: torch.device) -> Result:
+def split_until_it_fits(attempt: Callable[[int], Result], parts: int, most: int, device: torch.device) -> Result:
     """attempt(parts), and where memory runs out again in twice as many parts, up to `most`.
 
     Raises the attempt's error where it is made in `most` parts, and any other as it comes.
@@ -49,7 +49,7 @@ def in_parts(attempt: Callable[[int], Result], parts: int, most: int, device: to
         parts = min(2 * parts, most)
 
 
-class InParts:
+class SplitBatches:
     """A model for images of which a whole batch may not fit: where memory runs out, it goes on in twice as many parts.
 
     Raises the model's error where a single image does not fit, and any other as it comes.
@@ -67,4 +67,4 @@ class InParts:
             rows = zip(x.tensor_split(parts), time.tensor_split(parts), labels, strict=True)
             return torch.cat([self.model(*part) for part in rows])
 
-        return in_parts(attempt, self.parts, len(x), x.device)
+        return split_until_it_fits(attempt, self.parts, len(x), x.device)

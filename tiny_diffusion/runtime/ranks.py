@@ -11,29 +11,30 @@ from collections.abc import Iterator, Mapping
 
 from tiny_diffusion.config.option import TrainActions, specs
 from tiny_diffusion.errors import FileError
-from tiny_diffusion.runtime.torchrun_store import has_begun, is_first_to_say
+from tiny_diffusion.runtime.torchrun_store import first_to_report, has_begun
 
-SHARED = ("train", "sample", "evaluate")  # the commands that several processes share; the others are the first one's
+# Commands whose work several ranks share; any other runs on rank 0 alone.
+DISTRIBUTED_COMMANDS = ("train", "sample", "evaluate")
 
 
-def is_one_of_several() -> bool:
+def is_distributed() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this is the process that speaks and writes."""
-    return not is_one_of_several() or os.environ.get("RANK", "0") == "0"
+    return not is_distributed() or os.environ.get("RANK", "0") == "0"
 
 
-def be_alone() -> None:
+def run_alone() -> None:
     """Forgets the other processes, here and in what is started from here: none of them will be there to be met."""
     os.environ.pop("WORLD_SIZE", None)
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
+def only_main_prints() -> Iterator[None]:
     """In the block only the first process prints."""
-    if is_first():
+    if is_main():
         yield
         return
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
@@ -41,9 +42,9 @@ def one_voice() -> Iterator[None]:
             yield
 
 
-def may_say(message: str, because_of_another: bool) -> bool:
+def should_report(message: str, because_of_another: bool) -> bool:
     """Whether this process is to print why it ends: most often all end for the same reason, which is said once."""
-    return not is_one_of_several() or is_first_to_say(message, because_of_another, os.environ)
+    return not is_distributed() or first_to_report(message, because_of_another, os.environ)
 
 
 def after_a_restart(actions: TrainActions, given: Mapping[str, object]) -> TrainActions:

@@ -43,7 +43,7 @@ def meet(store, rank: int, size: int) -> str:
     return own
 
 
-def is_first_to_say(message: str, because_of_another: bool, environment: Mapping[str, str]) -> bool:
+def first_to_report(message: str, because_of_another: bool, environment: Mapping[str, str]) -> bool:
     """Whether no process of this attempt has said this yet; True where there is no store to tell.
 
     because_of_another: it only follows from what has ended another process, which has perhaps said why.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tiny_diffusion.errors import LostProcessError, OptionError
 from tiny_diffusion.runtime.torchrun_store import meet, open_store
 
-PATIENCE = timedelta(hours=6)  # with a process that others wait for: the first may be downloading or evaluating
+TIMEOUT = timedelta(hours=6)  # with a process that others wait for: the first may be downloading or evaluating
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class World:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes, prints and downloads."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
+    def local_slice(self, count: int) -> slice:
         """This process's part of `count` rows: neighbours, and as many as the others have, or one less."""
         return self._shares(count)[self.rank]
 
@@ -47,7 +47,7 @@ class World:
         ends = [-(-count * rank // self.size) for rank in range(self.size + 1)]
         return [slice(start, end) for start, end in pairwise(ends)]
 
-    def average_(self, tensors: list[Tensor]) -> None:
+    def all_reduce_mean_(self, tensors: list[Tensor]) -> None:
         """Each tensor, in place, becomes its mean over the processes: one message for all of them.
 
         For gradients, after the backward pass.  DistributedDataParallel sends them during it; then a process could not
@@ -78,7 +78,7 @@ class World:
             dist.all_gather(everyones, padded)
         return torch.cat([held[: share.stop - share.start] for held, share in zip(everyones, shares, strict=True)])
 
-    def largest(self, *values: float) -> list[float]:
+    def maximum(self, *values: float) -> list[float]:
         """Of each value the largest over the processes.  The CPUs agree on it; no GPU is waited for."""
         if self.size == 1:
             return list(values)
@@ -87,27 +87,27 @@ class World:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """For all to have come this far."""
         self.largest(0.0)
 
     @contextmanager
-    def first_goes_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process does what follows alone, then the others do: they find what it downloaded or decoded."""
-        if not self.first:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.first:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
-    def agrees(self, about: object) -> bool:
+    def all_equal(self, about: object) -> bool:
         """Whether all processes say the same, by its repr."""
         digest = int.from_bytes(hashlib.sha256(repr(about).encode()).digest()[:6], "big")  # exact as a float
         largest, negated = self.largest(digest, -digest)
         return largest == -negated
 
 
-ALONE = World(torch.device("cpu"))
+SINGLE_PROCESS = World(torch.device("cpu"))
 
 
 def make_world(device: str, environment: Mapping[str, str]) -> World:
@@ -137,10 +137,10 @@ def make_world(device: str, environment: Mapping[str, str]) -> World:
     import torch.distributed as dist
 
     # Gradients go from GPU to GPU by NCCL; clocks, stops and images, which are on the CPU, by Gloo.
-    options = {"backend": "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", "timeout": PATIENCE}
+    options = {"backend": "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", "timeout": TIMEOUT}
     with _together():
         if (store := open_store(environment)) is not None:
-            store.set_timeout(PATIENCE)
+            store.set_timeout(TIMEOUT)
             options |= {"store": dist.PrefixStore(meet(store, rank, size), store), "rank": rank, "world_size": size}
         dist.init_process_group(**options)
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
@@ -160,7 +160,7 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def be_deterministic(device: torch.device) -> None:
+def make_deterministic(device: torch.device) -> None:
     """Has CUDA choose ways of computing that give the same bits each time.  On a CPU they do."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -168,7 +168,7 @@ def be_deterministic(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def check_batch(batch_size: int, accumulate: int, processes: int) -> None:
+def check_batch_size(batch_size: int, accumulate: int, processes: int) -> None:
     """Raises OptionError unless every process gets as many images of a batch, and an image for each of its parts."""
     if batch_size % processes or batch_size < accumulate * processes:
         unit = processes
@@ -183,7 +183,7 @@ def check_batch(batch_size: int, accumulate: int, processes: int) -> None:
         )
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """The network on the device, in the memory format that its convolutions are fastest in."""
     model = model.to(device)
     return model if device.type == "mps" else model.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-MUON_RATE = 10.0  # Muon's learning rate in AdamW's: its update has unit norm, whatever the gradient's size
+MUON_LR_FACTOR = 10.0  # Muon's learning rate in AdamW's: its update has unit norm, whatever the gradient's size
 MUON_MOMENTUM = 0.95
 
 
@@ -31,7 +31,7 @@ class Optimizer:
     def step(self, lr: float, bad: Tensor) -> None:
         """One update from the gradients in place.  bad: a float scalar, 1 where the step must change nothing."""
         self._adam_step(lr, bad)
-        self._muon_step(MUON_RATE * lr, bad)
+        self._muon_step(MUON_LR_FACTOR * lr, bad)
 
     @torch.no_grad()
     def _adam_step(self, lr: float, bad: Tensor) -> None:

@@ -20,7 +20,7 @@ from tiny_diffusion.diffusion.process import Diffusion, Model
 from tiny_diffusion.diffusion.timesteps import stratified
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
 from tiny_diffusion.runs.checkpoint import part_of
-from tiny_diffusion.runtime.memory import Result, in_parts
+from tiny_diffusion.runtime.memory import Result, split_until_it_fits
 from tiny_diffusion.training.ema import Ema
 from tiny_diffusion.training.optimizers import Optimizer
 
@@ -44,7 +44,7 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class Length:
+class RunLength:
     """How long a run is: to `steps`, or for `seconds` of its clock, from where this stretch of it began."""
 
     steps: int | None = None
@@ -60,7 +60,7 @@ class Length:
             done, whole = seconds - self.from_seconds, self.seconds - self.from_seconds
         return done / whole if whole > 0 else 1.0
 
-    def rate(self, step: int, progress: float) -> float:
+    def lr_scale(self, step: int, progress: float) -> float:
         """The share of the peak learning rate: a linear warm-up, then sqrt(1 - progress) down to zero."""
         warm_up = (
             WARM_UP_STEPS if self.steps is None else min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))
@@ -75,7 +75,7 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, batches: Batches, length: Length, clock: Callable[[], float],
+        self, model: nn.Module, config: Config, batches: Batches, length: RunLength, clock: Callable[[], float],
         num_classes: int = 0,
     ):  # fmt: skip
         self.model, self.config, self.batches, self.length, self.clock = model, config, batches, length, clock
@@ -102,7 +102,7 @@ class Trainer:
         self.model.train()
         while (progress := self.length.progress(self.step, self.clock())) < 1:
             started = time.perf_counter()
-            lr = self.config.lr * self.length.rate(self.step, progress)
+            lr = self.config.lr * self.length.lr_scale(self.step, progress)
             loss, norm = self._one_step(lr)
             speed = self.config.batch_size / (time.perf_counter() - started)
             yield StepReport(self.step, self.epoch, loss, norm, self.skipped, lr, speed)
@@ -130,7 +130,7 @@ class Trainer:
     def _one_step(self, lr: float) -> tuple[Tensor, Tensor]:
         loss = self._within_memory(self._gradients)
         # What follows sees the same numbers in all processes, so they clip, skip and step alike.
-        self.world.average_([loss, *self._held_gradients()])
+        self.world.all_reduce_mean_([loss, *self._held_gradients()])
         norm = self._clip()
         bad = (~torch.isfinite(loss + norm)).float()
         self.optimizer.step(lr, bad)
@@ -179,7 +179,7 @@ class Trainer:
                 raise
 
         most = self.own_batch if self.config.auto_batch else self.parts
-        return in_parts(in_so_many, self.parts, most, self.device)
+        return split_until_it_fits(in_so_many, self.parts, most, self.device)
 
     def _hide_some(self, label: Tensor) -> Tensor:
         """Labels, a share of them replaced by the null class, so that guidance has something to differ from."""
@@ -215,7 +215,7 @@ class Trainer:
         for _ in range(2):
             seconds = self._within_memory(self._seconds_of_a_pass)
         self.model.zero_grad(set_to_none=True)
-        return self.world.largest(seconds)[0]
+        return self.world.maximum(seconds)[0]
 
     def _seconds_of_a_pass(self) -> float:
         """Forward and backward, of a whole batch as one micro-batch tells it."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 FORMAT = 1  # raise it when decoding changes
-MOST_BYTES = 20e9  # of all decoded sets together; the ones not used for longest go first
+MAX_BYTES = 20e9  # of all decoded sets together; the ones not used for longest go first
 LEFT_BEHIND_S = 86_400  # since when a half-written file has no writer any more
 
 
@@ -80,7 +80,7 @@ class Cache:
         kept = sorted(self.folder.glob("*.safetensors") if self.folder else (), key=lambda path: path.stat().st_mtime)
         total = sum(path.stat().st_size for path in kept)
         for path in kept[:-1]:
-            if total > MOST_BYTES:
+            if total > MAX_BYTES:
                 total -= path.stat().st_size
                 path.unlink()
                 path.with_suffix(".json").unlink(missing_ok=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow's others are seldom meant, and EPS runs a program
 ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-MOST_PIXELS = 178_956_970  # Pillow's own bound: half a gigabyte as RGB.  A larger one is a decompression bomb
+MAX_PIXELS = 178_956_970  # Pillow's own bound: half a gigabyte as RGB.  A larger one is a decompression bomb
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from its value to Pillow's Transpose
 SIDEWAYS = (5, 6, 7, 8)
@@ -38,7 +38,7 @@ class Header(NamedTuple):
     transparent: bool
 
 
-class Look(NamedTuple):
+class ImageSpec(NamedTuple):
     """What images are made to look like.  size: height, width.  background: (red, green, blue) behind transparency.
 
     cropped: exactly this size, from the centre.  Otherwise scaled to cover it, and one side may be longer.
@@ -57,7 +57,7 @@ def read_header(content: bytes | Path) -> Header:
     )
 
 
-def decode(content: bytes | Path, look: Look) -> np.ndarray:
+def decode(content: bytes | Path, look: ImageSpec) -> np.ndarray:
     """The image as uint8 (C, H, W)."""
     return _opened(content, lambda image: _pixels(image, look))
 
@@ -71,7 +71,7 @@ def _opened(content: bytes | Path, work):
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
-            if image.size[0] * image.size[1] > MOST_PIXELS:
+            if image.size[0] * image.size[1] > MAX_PIXELS:
                 raise UnreadableImage(f"{image.size[0]}x{image.size[1]} pixels: a decompression bomb")
             return work(image)
     except (FileNotFoundError, UnreadableImage):
@@ -79,7 +79,7 @@ def _opened(content: bytes | Path, work):
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage("not a PNG, JPEG, BMP, GIF, WebP or TIFF image") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"a decompression bomb: over {MOST_PIXELS:,} pixels") from error
+        raise UnreadableImage(f"a decompression bomb: over {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a hostile file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(" ".join(reason.split())[:100]) from error
@@ -110,7 +110,7 @@ def _is_grey(image: "Image") -> bool:
     return bool(each) and colours[0::each] == colours[1::each] == colours[2::each]
 
 
-def _pixels(image: "Image", look: Look) -> np.ndarray:
+def _pixels(image: "Image", look: ImageSpec) -> np.ndarray:
     from PIL import Image
 
     drafted = None
@@ -151,7 +151,7 @@ def covering(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def _plain(image: "Image", look: Look) -> "Image":
+def _plain(image: "Image", look: ImageSpec) -> "Image":
     """The image in mode L if it is grey or to be grey, else RGB; on the background where it is transparent."""
     from PIL import Image
 

@@ -9,16 +9,16 @@ import torch
 
 from tiny_diffusion.data.catalog import background_colour
 from tiny_diffusion.data.downloads import download
-from tiny_diffusion.data.files.decode import Look, covering
+from tiny_diffusion.data.files.decode import ImageSpec, covering
 from tiny_diffusion.data.files.folders import ImageFiles, list_images, stats_of, status
 from tiny_diffusion.data.files.scan import Scan, refuse_unreadable, report, scan
-from tiny_diffusion.data.files.stores import OnDisk, Ragged, decode_all
+from tiny_diffusion.data.files.stores import LazyImages, VariableSizeImages, decode_all
 from tiny_diffusion.data.files.threads import worker_count
-from tiny_diffusion.data.image_set import ImageSet, Opening
+from tiny_diffusion.data.image_set import ImageSet, OpenRequest
 from tiny_diffusion.errors import FileError, OptionError
 
 
-def flowers102(opening: Opening) -> ImageSet:
+def flowers102(opening: OpenRequest) -> ImageSet:
     """torchvision's Flowers-102: photographs, and two .mat files with their classes and splits, checked by md5."""
     place, root = "flowers-102", opening.folder
     if not all((root / place / name).exists() for name in ("jpg", "imagelabels.mat", "setid.mat")):
@@ -41,11 +41,11 @@ def flowers102(opening: Opening) -> ImageSet:
     return open_files(opening, files)
 
 
-def folder(opening: Opening) -> ImageSet:
+def folder(opening: OpenRequest) -> ImageSet:
     return open_files(opening, list_images(opening.folder, opening.splits, opening.heldout))
 
 
-def open_files(opening: Opening, files: ImageFiles, found: Scan | None = None) -> ImageSet:
+def open_files(opening: OpenRequest, files: ImageFiles, found: Scan | None = None) -> ImageSet:
     """The images of these files, and a report of them.  found: what a look into them has shown, if there was one."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in a file that are no concern of who trains on it
     workers, cache = worker_count(opening.workers), opening.cache
@@ -53,8 +53,8 @@ def open_files(opening: Opening, files: ImageFiles, found: Scan | None = None) -
     if not len(files):
         return ImageSet.empty(opening.channels or opening.dataset.channels, opening.size, files.class_names)
     if opening.heldout and opening.channels is not None:  # a few of them will be looked at
-        look = Look(opening.size, opening.channels, background)
-        return ImageSet(OnDisk(files, look, workers), _labels(files), files.class_names)
+        look = ImageSpec(opening.size, opening.channels, background)
+        return ImageSet(LazyImages(files, look, workers), _labels(files), files.class_names)
 
     size = 3 * opening.size[0] * opening.size[1] * len(files) * (1.5 if opening.random_crop else 1)
     whole = size <= opening.cache_bytes and cache.folder is not None
@@ -68,11 +68,11 @@ def open_files(opening: Opening, files: ImageFiles, found: Scan | None = None) -
             f"--random_crop would be ignored: every image in {files.root} has the shape of --image_size "
             f"{opening.size[0]}x{opening.size[1]}. Leave it out, or choose another shape."
         )
-    look = Look(opening.size, found.channels, background, cropped=not opening.random_crop)
+    look = ImageSpec(opening.size, found.channels, background, cropped=not opening.random_crop)
     if size <= opening.cache_bytes:
         images, labels, found, how = _in_memory(opening, files, found, look, workers)
     else:
-        images, labels = OnDisk(files, look, workers, found.bad), _labels(files.without(found.bad))
+        images, labels = LazyImages(files, look, workers, found.bad), _labels(files.without(found.bad))
         how = f"{size / 1e6:,.1f} MB when decoded, more than --cache_mb {opening.cache_bytes / 1e6:.0f}: decoded "
         how += f"by {workers} threads as they are read" if workers else "as they are read"
     cache.remember(signature, found.to_json())
@@ -80,8 +80,8 @@ def open_files(opening: Opening, files: ImageFiles, found: Scan | None = None) -
 
 
 def _in_memory(
-    opening: Opening, files: ImageFiles, found: Scan, look: Look, workers: int
-) -> tuple[torch.Tensor | Ragged, torch.Tensor, Scan, str]:
+    opening: OpenRequest, files: ImageFiles, found: Scan, look: ImageSpec, workers: int
+) -> tuple[torch.Tensor | VariableSizeImages, torch.Tensor, Scan, str]:
     """Images and labels, from the cache if they are there; what was found, with what decoding has shown; a line."""
     cache = opening.cache
     key = cache.key(found.content, files.names, files.labels, files.class_names, look)
@@ -101,7 +101,7 @@ def _in_memory(
     else:
         found = Scan.from_json(about)
         line = f"{len(tensors['labels']):,} images, decoded before and kept in {cache.folder}"
-    images = Ragged(tensors["pixels"], tensors["sides"], look) if "sides" in tensors else tensors["pixels"]
+    images = VariableSizeImages(tensors["pixels"], tensors["sides"], look) if "sides" in tensors else tensors["pixels"]
     return images, tensors["labels"], found, line
 
 

@@ -13,8 +13,8 @@ from tiny_diffusion.data.files.folders import ImageFiles, readable
 from tiny_diffusion.data.files.threads import in_threads
 from tiny_diffusion.errors import FileError
 
-MOST_UNREADABLE, MOST_UNREADABLE_SHARE = 10, 0.1  # files: the larger of the two is passed over
-MOST_BYTES = 1 << 30  # of one file
+MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 10, 0.1  # files: the larger of the two is passed over
+MAX_BYTES = 1 << 30  # of one file
 NAMED, NAMED_CLASSES = 3, 12  # of many, in one line
 
 Progress = Callable[[Iterable, int, str], Iterable]  # wraps what is gone through: (items, how many, doing what)
@@ -49,8 +49,8 @@ def scan(files: ImageFiles, workers: int, *, whole: bool, background: tuple[int,
 
     def look(index: int) -> tuple[Header | None, str, bytes]:
         path, digest = files.path(index), bytes(32)
-        if files.stats[index][0] > MOST_BYTES:
-            return None, f"larger than {MOST_BYTES >> 20:,} MB", digest
+        if files.stats[index][0] > MAX_BYTES:
+            return None, f"larger than {MAX_BYTES >> 20:,} MB", digest
         try:
             content = path.read_bytes() if whole else path
             digest = hashlib.sha256(content).digest() if whole else digest
@@ -81,10 +81,10 @@ def refuse_unreadable(files: ImageFiles, bad: dict[int, str]) -> None:
     """Raises FileError if more files cannot be read than may be passed over, or none is left."""
     if len(bad) == len(files):
         raise FileError(f"none of the {len(files):,} images in {files.root} can be read: {named(files, bad)}.")
-    if len(bad) > max(MOST_UNREADABLE, MOST_UNREADABLE_SHARE * len(files)):
+    if len(bad) > max(MAX_UNREADABLE, MAX_UNREADABLE_SHARE * len(files)):
         raise FileError(
             f"{len(bad):,} of the {len(files):,} images in {files.root} cannot be read: {named(files, bad)}. "
-            f"At most {MOST_UNREADABLE} or {MOST_UNREADABLE_SHARE:.0%} are passed over: repair or remove them."
+            f"At most {MAX_UNREADABLE} or {MAX_UNREADABLE_SHARE:.0%} are passed over: repair or remove them."
         )
 
 
@@ -115,6 +115,6 @@ def report(files: ImageFiles, found: Scan, size: tuple[int, int]) -> Iterator[st
     if small := sum(count for (h, w), count in found.sizes.items() if h < size[0] or w < size[1]):
         yield f"enlarged, because smaller than {size[0]}x{size[1]}: {small:,}"
     if found.bad:
-        yield f"passed over, because unreadable: {named(files, found.bad, MOST_UNREADABLE)}"
+        yield f"passed over, because unreadable: {named(files, found.bad, MAX_UNREADABLE)}"
     if files.others:
         yield f"not counted, because no images: {files.others:,} file{'' if files.others == 1 else 's'}"

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.files.decode import Look, UnreadableImage, decode
+from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode
 from tiny_diffusion.data.files.folders import ImageFiles
 from tiny_diffusion.data.files.scan import Progress, refuse_unreadable
 from tiny_diffusion.data.files.threads import in_threads
 from tiny_diffusion.errors import FileError
 
 
-class Ragged:
+class VariableSizeImages:
     """Images that cover the wanted size and are longer one way, for random crops.
 
     pixels: (sum of sizes,) uint8, one image after the other.  sides: (N, 2) int64, height and width of each.
     """
 
-    def __init__(self, pixels: Tensor, sides: Tensor, look: Look):
+    def __init__(self, pixels: Tensor, sides: Tensor, look: ImageSpec):
         self.pixels, self.sides, self.look = pixels, sides, look
         self._starts = torch.cumsum(look.channels * sides.prod(1), 0) - look.channels * sides.prod(1)
 
@@ -45,14 +45,14 @@ class Ragged:
         return torch.stack(chosen)
 
 
-class OnDisk:
+class LazyImages:
     """Image files decoded as they are asked for, by threads that run ahead of the network.
 
     bad: those of the files that are known to be unreadable, and why.  One that turns out to be so gives its place to
     the next, of its own class if there is one; when too many do, FileError.
     """
 
-    def __init__(self, files: ImageFiles, look: Look, workers: int, bad: Mapping[int, str] | None = None):
+    def __init__(self, files: ImageFiles, look: ImageSpec, workers: int, bad: Mapping[int, str] | None = None):
         self.files, self.look, self.workers = files, look, workers
         self.bad = dict(bad or {})
         self._readable = [i for i in range(len(files)) if i not in self.bad]
@@ -107,7 +107,7 @@ class OnDisk:
 
 
 def decode_all(
-    files: ImageFiles, look: Look, workers: int, progress: Progress
+    files: ImageFiles, look: ImageSpec, workers: int, progress: Progress
 ) -> tuple[Tensor, Tensor | None, dict[int, str]]:
     """Every image of the set in memory: pixels (N, C, H, W), or (sum,) with their sides (N, 2) for random crops.
 
