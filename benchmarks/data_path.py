@@ -18,9 +18,8 @@ import torch
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.files.cache import Cache
-from tiny_diffusion.data.sources import open_for
-from tiny_diffusion.runs.checkpoint import make_model
-from tiny_diffusion.runtime.world import to_device
+from tiny_diffusion.models.build import make_model, to_device
+from tiny_diffusion.runs.images import open_images
 from tiny_diffusion.training.trainer import RunLength, Trainer
 
 
@@ -39,15 +38,15 @@ def main() -> None:
     options = {"dataset": "folder", "data_dir": asked.data_dir, "image_size": asked.image_size}
     config = resolve(options)
     with tempfile.TemporaryDirectory() as folder:
-        first = seconds(lambda: open_for(config, cache=Cache(Path(folder))))
-        again = seconds(lambda: open_for(config, cache=Cache(Path(folder))))
-    data = open_for(config)
+        first = seconds(lambda: open_images(config, cache=Cache(Path(folder))))
+        again = seconds(lambda: open_images(config, cache=Cache(Path(folder))))
+    data = open_images(config)
     print(f"{len(data):,} images: opened and decoded in {first:.1f} s, opened again in {again:.2f} s")
     memory = Batches(data, config.batch_size, 0)
     spent = seconds(lambda: [memory.at(step) for step in range(asked.steps)])
     print(f"batches from memory: {asked.steps * config.batch_size / spent:,.0f} images/s")
     for workers in sorted({0, 1, 2, os.cpu_count()}):
-        lazy = Batches(open_for(resolve({**options, "cache_mb": 0, "workers": workers})), config.batch_size, 0)
+        lazy = Batches(open_images(resolve({**options, "cache_mb": 0, "workers": workers})), config.batch_size, 0)
         spent = seconds(lambda lazy=lazy: [lazy.at(step) for step in range(asked.steps)])
         print(f"decoded as they are read, {workers} threads: {asked.steps * config.batch_size / spent:,.0f} images/s")
     for name, batches in (("from memory", memory), ("decoded as they are read", lazy)):

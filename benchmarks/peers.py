@@ -44,9 +44,9 @@ from torch import Tensor, nn
 
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
-from tiny_diffusion.evaluation.generate import to_pixels
 from tiny_diffusion.visuals.images import grid, save_png
 
 STEPS = 20  # evaluations of the network for an image, in the samplers that leave the choice
@@ -154,7 +154,7 @@ def draw_within(draw: Callable[[int, int], Tensor], most: int, limit: float) -> 
         if together < 1:
             break
         at = time.monotonic()
-        parts.append(to_pixels(draw(drawn, together)))
+        parts.append(to_uint8(draw(drawn, together)))
         drawn, spent = drawn + together, spent + time.monotonic() - at
         each = spent / drawn
     return torch.cat(parts), spent
@@ -202,11 +202,10 @@ class Square:
 
 def ours(asked: argparse.Namespace, started: float) -> Trained:
     """train.py with --ours, by default all its defaults, and the sampler of its checkpoint."""
-    from tiny_diffusion.diffusion.process import Diffusion
     from tiny_diffusion.diffusion.sampling import request_from, sample
+    from tiny_diffusion.models.build import make_diffusion, to_device
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.runs.folder import RunFolder
-    from tiny_diffusion.runtime.world import to_device
 
     folder = RunFolder(asked.output_dir / asked.worker / "run")
     done = run(
@@ -218,7 +217,7 @@ def ours(asked: argparse.Namespace, started: float) -> Trained:
         raise FileError(done.said)
     checkpoint = load_checkpoint(folder.final)
     config, about = checkpoint.config, checkpoint.about
-    model, diffusion = to_device(load_model(checkpoint), torch.device("cpu")), Diffusion.of(config)
+    model, diffusion = to_device(load_model(checkpoint), torch.device("cpu")), make_diffusion(config)
     classes = tuple(range(len(about["class_names"]))) if config.class_cond else ()
 
     def draw(first: int, count: int) -> Tensor:

@@ -28,10 +28,9 @@ from time_to_quality import count, headings
 from torch import Tensor, nn
 
 from tiny_diffusion.config.training import resolve
-from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.models.build import make_diffusion, to_device
 from tiny_diffusion.models.unet import UNet
 from tiny_diffusion.runtime import cpu
-from tiny_diffusion.runtime.world import to_device
 from tiny_diffusion.training.optimizers import Optimizer
 
 Clock = Callable[[], float]  # seconds
@@ -147,7 +146,7 @@ def pair(widths: tuple[int, ...], layers: int, attention: tuple[int, ...]) -> tu
 def our_step(network: nn.Module, optimizer_name: str, batch_size: int, clock: Clock) -> Step:
     """Training a copy of the network with the named one of our optimizers."""
     model = to_device(copy.deepcopy(network), torch.device("cpu"))
-    optimizer, diffusion = Optimizer(optimizer_name, model), Diffusion.of(resolve({"dataset": "mnist"}))
+    optimizer, diffusion = Optimizer(optimizer_name, model), make_diffusion(resolve({"dataset": "mnist"}))
     clean, noise = batch(batch_size)
     t = diffusion.timesteps(torch.linspace(0.001, 0.999, batch_size, dtype=torch.float64).numpy())
     good = torch.zeros(())

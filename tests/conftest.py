@@ -56,9 +56,8 @@ def make_trainer(digits):
     """make_trainer(steps, **options) -> a new trainer of a tiny network on the digits, on the CPU."""
     from tiny_diffusion.config.training import resolve
     from tiny_diffusion.data.batches import Batches
+    from tiny_diffusion.models.build import make_model, to_device
     from tiny_diffusion.randomness import seed_torch
-    from tiny_diffusion.runs.checkpoint import make_model
-    from tiny_diffusion.runtime.world import to_device
     from tiny_diffusion.training.trainer import RunLength, Trainer
 
     def make(steps=10, length=None, clock=lambda: 0.0, **options):

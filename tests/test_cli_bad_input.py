@@ -28,7 +28,8 @@ from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
+from tiny_diffusion.models.build import make_model
+from tiny_diffusion.runs.checkpoint import load_checkpoint
 
 EVERY_OPTION = [
     (command, name, spec)

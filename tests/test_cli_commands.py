@@ -22,7 +22,8 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
-from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
+from tiny_diffusion.models.build import make_model
+from tiny_diffusion.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SMALLEST = [*TINY, "--base_channels", 4, "--channel_mult", 1, "--attention_levels", "none", "--batch_size", 750]
@@ -425,7 +426,7 @@ def test_images_without_classes_carry_no_names(cli, trained, monkeypatch):
 
 
 def test_a_model_that_has_learnt_nothing_is_told_from_its_flat_images(cli, trained, monkeypatch):
-    monkeypatch.setattr("tiny_diffusion.visuals.images.to_uint8", lambda x: np.full((len(x), 8, 8, 1), 7, np.uint8))
+    monkeypatch.setattr("tiny_diffusion.data.pixels.to_pictures", lambda x: np.full((len(x), 8, 8, 1), 7, np.uint8))
     ended = cli.works("sample", "--checkpoint", trained / "model_final.pt", "--num_images", 2, "--output", "x.png")
     assert "warning: every image is one flat colour" in ended.err
 

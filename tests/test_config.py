@@ -19,7 +19,7 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.runs.checkpoint import make_model
+from tiny_diffusion.models.build import make_model
 
 every_dataset = pytest.mark.parametrize("dataset", DATASETS)
 every_option = pytest.mark.parametrize("name", specs(Config))

@@ -12,9 +12,10 @@ import torchvision
 from set_helpers import FILES, IDX_SETS, content, idx, make_set, write_cifar10, write_idx
 
 from tiny_diffusion.data import arrays
-from tiny_diffusion.data.batches import Batches, to_float
+from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.data.sources import data_folder, open_dataset
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError

@@ -15,6 +15,7 @@ from tiny_diffusion.diffusion.process import LOSSES, Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
+from tiny_diffusion.models.build import make_diffusion
 
 PAIRS = [pair for pair in itertools.product(PREDICTIONS, SCHEDULES) if pair != ("epsilon", "flow")]
 pairs = pytest.mark.parametrize("prediction, name", PAIRS)
@@ -178,7 +179,7 @@ def test_a_half_precision_output_is_compared_in_single_precision(batch):
 
 def test_a_diffusion_is_what_its_configuration_says():
     options = {"schedule": "flow", "timesteps": 50, "prediction": "flow", "loss": "huber", "loss_weight": "min_snr"}
-    diffusion = Diffusion.of(resolve({**options, "timestep_distribution": "logit_normal"}))
+    diffusion = make_diffusion(resolve({**options, "timestep_distribution": "logit_normal"}))
     assert (diffusion.schedule.name, diffusion.schedule.timesteps) == ("flow", 50)
     assert diffusion.prediction == "flow"
     assert diffusion.loss_kind == "huber"
@@ -187,7 +188,7 @@ def test_a_diffusion_is_what_its_configuration_says():
 
 
 def test_a_diffusion_has_the_betas_its_configuration_says():
-    diffusion = Diffusion.of(resolve({"schedule": "linear", "timesteps": 500, "beta_start": 3e-4, "beta_end": 0.03}))
+    diffusion = make_diffusion(resolve({"schedule": "linear", "timesteps": 500, "beta_start": 3e-4, "beta_end": 0.03}))
     expected = make_schedule("linear", 500, 3e-4, 0.03)
     np.testing.assert_array_equal(diffusion.schedule.log_snr, expected.log_snr)
 

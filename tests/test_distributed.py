@@ -24,10 +24,11 @@ from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.diffusion.sampling import Request
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.randomness import seed_torch
-from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
+from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.runtime.torchrun_store import meet
-from tiny_diffusion.runtime.world import SINGLE_PROCESS, World, check_batch_size, make_world, to_device
+from tiny_diffusion.runtime.world import SINGLE_PROCESS, World, check_batch_size, make_world
 from tiny_diffusion.training.trainer import RunLength, Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -9,9 +9,10 @@ import pytest
 import torch
 from cli_helpers import TINY, call, contents
 
+from tiny_diffusion.data.image_set import thin_out
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.evaluation.features import make_features
-from tiny_diffusion.evaluation.images import NamedImages, evenly, read_images
+from tiny_diffusion.evaluation.images import NamedImages, read_images
 from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, scores
 from tiny_diffusion.evaluation.reference import Real, make_reference
 from tiny_diffusion.runs.checkpoint import load_checkpoint
@@ -145,8 +146,8 @@ def test_a_few_images_are_scored_as_far_as_they_go(judged, digits_heldout, count
 
 
 def test_a_set_that_is_cut_is_cut_evenly():
-    assert evenly(torch.arange(100), 5).tolist() == [0, 25, 50, 74, 99]
-    assert evenly(torch.arange(3), 5).tolist() == [0, 1, 2]
+    assert thin_out(torch.arange(100), 5).tolist() == [0, 25, 50, 74, 99]
+    assert thin_out(torch.arange(3), 5).tolist() == [0, 1, 2]
 
 
 # Where images come from
@@ -486,7 +487,7 @@ def test_measurements_survive_a_resume(cli, runs, tmp_path):
 
 def test_the_curve_is_drawn_beside_the_loss(runs, monkeypatch, make_trainer, digits):
     from tiny_diffusion.runs.folder import RunFolder
-    from tiny_diffusion.runs.writer import RunWriter
+    from tiny_diffusion.runs.writer import RunWriter, Shows
     from tiny_diffusion.visuals import figures
 
     asked = {}
@@ -495,7 +496,7 @@ def test_the_curve_is_drawn_beside_the_loss(runs, monkeypatch, make_trainer, dig
     lines = lines_of(runs[0])
     folder.open(from_step=lines[-1]["step"])
     folder.close()
-    RunWriter(trainer.config, folder, trainer, digits).plot_losses()
+    RunWriter(trainer.config, folder, trainer, digits, Shows()).plot_losses()
     assert asked["scores"] == {NAME: list(measured(lines).items())}
 
 

@@ -1,6 +1,6 @@
-"""Layers: every file imports only from what stands above it, and nothing heavy before it is needed.
+"""Layers: the import order of the folders, read off the imports, and nothing heavy before it is needed.
 
-The table is DESIGN.md's.  A new file or folder of the package has to be given a place in it.
+ORDER is the README's sentence, word for word.  A new folder has to be given its place in both.
 """
 
 import ast
@@ -17,49 +17,24 @@ PACKAGE = ROOT / "tiny_diffusion"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-NO_TORCH = {
-    "errors", "machine", "run_lock", "core", "data.catalog", "options", "presets", "checks", "image_sizes", "config",
-}  # fmt: skip
-WITH_TORCH = NO_TORCH | {"randomness", "models", "diffusion"}
-FILES_AND_PROCESSES = WITH_TORCH | {"data", "checkpoint", "distributed", "memory", "job_store", "run_folder"}
-EVERYTHING_BUT_TRAINING = FILES_AND_PROCESSES | {"sampling"}
-MAY_IMPORT = {  # besides itself
-    "errors": set(),
-    "machine": set(),
-    "run_lock": {"errors"},
-    "core": set(),
-    "data.catalog": {"errors"},
-    "options": {"errors", "core", "data.catalog"},
-    "presets": set(),
-    "checks": {"errors", "core", "data.catalog", "options"},
-    "image_sizes": set(),
-    "config": NO_TORCH,
-    "randomness": {"errors"},
-    "models": {"errors"},
-    "memory": set(),
-    "diffusion": NO_TORCH | {"randomness"},
-    "data": FILES_AND_PROCESSES,
-    "checkpoint": FILES_AND_PROCESSES,
-    "distributed": FILES_AND_PROCESSES,
-    "job_store": set(),
-    "run_folder": FILES_AND_PROCESSES,
-    "sampling": FILES_AND_PROCESSES,
-    "training": FILES_AND_PROCESSES | {"sampling"},
-    "evaluation": EVERYTHING_BUT_TRAINING,
-    "speed": EVERYTHING_BUT_TRAINING | {"training"},
-    "visuals": EVERYTHING_BUT_TRAINING,
-    "export": EVERYTHING_BUT_TRAINING,
-    "cli": EVERYTHING_BUT_TRAINING | {"training", "evaluation", "speed", "visuals", "export"},
-    "__init__": set(),
-    "__main__": {"cli"},
-}
+ORDER = (
+    "errors, files, randomness < runtime < diffusion < data < config < models < training < runs "
+    "< evaluation, benchmarking, visuals, export, page < cli"
+)
+RANKS = [[name.strip() for name in group.split(",")] for group in ORDER.split("<")]
+RANK_OF = {name: rank for rank, group in enumerate(RANKS) for name in group}
+NO_TORCH = ("errors", "files", "config", "cli", "data.catalog", "runtime.cpu", "runtime.ranks", "runs.lock")
+ON_TENSORS = ("process", "guidance", "editing", "sampling")  # the files of diffusion/ that work on torch tensors
 HEAVY = {"torchvision", "matplotlib", "imageio", "sklearn", "PIL", "diffusers", "safetensors", "scipy", "onnx"}
 
 
-def part_of(module: str) -> str:
-    """The row of the table that `tiny_diffusion.some.module` belongs to."""
-    path = module.removeprefix("tiny_diffusion").removeprefix(".")
-    return path if path in MAY_IMPORT else path.split(".")[0] or "__init__"
+def folder_of(module: str) -> str:
+    """The folder, or the file at the top of the package, that `tiny_diffusion.some.module` belongs to."""
+    return module.removeprefix("tiny_diffusion").removeprefix(".").split(".")[0] or "__init__"
+
+
+def is_read_by_help(module: str) -> bool:
+    return any(f"{module}.".startswith(f"tiny_diffusion.{name}.") for name in NO_TORCH)
 
 
 def module_of(file: Path) -> str:
@@ -109,33 +84,46 @@ def named(files):
     return pytest.mark.parametrize("file", files, ids=lambda file: str(file.relative_to(ROOT)))
 
 
-@named(FILES)
-def test_every_file_has_its_place_in_the_table(file):
-    assert part_of(module_of(file)) in MAY_IMPORT
+@named([file for file in FILES if file.parent != PACKAGE or not file.name.startswith("__")])
+def test_a_file_imports_only_from_its_own_folder_and_from_folders_before_it(file):
+    own = folder_of(module_of(file))
+    assert own in RANK_OF, f"{own} has no place in the order"
+    for name in ours(imports_of(file)):
+        other = folder_of(name)
+        neighbours = other in (own, "__init__") or {own, other} <= set(RANKS[0])  # which stand in one folder
+        assert neighbours or RANK_OF[other] < RANK_OF[own], f"{own} imports {name}"
 
 
-@named(FILES)
-def test_a_file_imports_only_from_what_stands_above_it(file):
-    own = part_of(module_of(file))
-    assert {part_of(name) for name in ours(imports_of(file))} <= MAY_IMPORT.get(own, set()) | {own}
+def test_the_readme_states_the_order():
+    assert ORDER in " ".join((ROOT / "README.md").read_text("utf-8").split())
 
 
-def test_the_table_has_no_circle_but_among_files_and_processes():
-    """Following the rows never leads back, so no two layers can come to need each other."""
-    same_row = FILES_AND_PROCESSES - WITH_TORCH
-    after = {part: allowed - {part} - (same_row if part in same_row else set()) for part, allowed in MAY_IMPORT.items()}
-    while after:
-        free = {part for part, allowed in after.items() if not allowed & after.keys()}
-        assert free, after
-        after = {part: allowed for part, allowed in after.items() if part not in free}
+def test_no_file_imports_in_a_circle():
+    """Within a folder too: taking away files that import nothing of what is left ends with none left."""
+    modules = {module_of(file) for file in FILES}
+    left = {
+        module_of(file): {name for name in ours(imports_of(file)) if name in modules} - {module_of(file)}
+        for file in FILES
+    }
+    while left:
+        free = {module for module, needed in left.items() if not needed & left.keys()}
+        assert free, left
+        left = {module: needed for module, needed in left.items() if module not in free}
 
 
-@named([file for file in FILES if part_of(module_of(file)) == "core"])
-def test_the_core_needs_nothing_but_numpy_and_the_standard_library(file):
+def test_three_modules_stand_beside_the_folders():
+    files = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert files == {"errors", "files", "randomness"}
+
+
+@named([file for file in FILES if folder_of(module_of(file)) == "diffusion" and file.stem not in ON_TENSORS])
+def test_the_mathematics_needs_nothing_but_numpy_and_the_standard_library(file):
     assert third_party(imports_of(file)) <= {"numpy"}
 
 
-@named([file for file in FILES if part_of(module_of(file)) in NO_TORCH | {"__init__", "__main__"}])
+@named(
+    [file for file in FILES if any(f"{module_of(file)}.".startswith(f"tiny_diffusion.{name}.") for name in NO_TORCH)]
+)
 def test_what_help_reads_imports_no_torch(file):
     assert third_party(imports_of(file, inside_functions=False)) <= {"numpy"}
 
@@ -143,12 +131,6 @@ def test_what_help_reads_imports_no_torch(file):
 @named(FILES)
 def test_heavy_libraries_are_imported_inside_the_function_that_needs_them(file):
     assert not third_party(imports_of(file, inside_functions=False)) & HEAVY
-
-
-@named(FILES)
-def test_only_the_command_line_knows_the_command_line(file):
-    knows = "tiny_diffusion.cli" in {".".join(name.split(".")[:2]) for name in imports_of(file)}
-    assert not knows or part_of(module_of(file)) in ("cli", "__main__")
 
 
 @named(SCRIPTS)

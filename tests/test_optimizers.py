@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tiny_diffusion.config.training import resolve
-from tiny_diffusion.runs.checkpoint import make_model
+from tiny_diffusion.models.build import make_model
 from tiny_diffusion.training.optimizers import MUON_LR_FACTOR, MUON_MOMENTUM, OPTIMIZERS, Optimizer, orthogonalise
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)

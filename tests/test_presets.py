@@ -18,8 +18,9 @@ from tiny_diffusion.config.training import Config, as_given, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.models.build import make_model
 from tiny_diffusion.models.layers import Attention, Downsample, ResidualBlock, TimeEmbedding
-from tiny_diffusion.runs.checkpoint import load_checkpoint, make_model
+from tiny_diffusion.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared/data"

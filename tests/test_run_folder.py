@@ -126,9 +126,14 @@ def test_clearing_deletes_what_a_run_writes_and_nothing_else(folder):
 
 
 def test_opening_sweeps_up_what_interrupted_saves_left(folder):
-    touch(folder, ".model_final.pt-12.part", "checkpoints/.latest.pt-7.part", "checkpoints/.model_epoch_005.pt-7.part")
-    touch(folder, ".training_loss.png.12.tmp", "samples/.epoch_005.png.7.tmp", "log.jsonl.part")
-    others = "checkpoints/.mine", "mine.part", ".generated_samples.png.9.tmp", "samples/.mine.png.9.tmp"
+    touch(
+        folder,
+        ".model_final.pt.12-a.part",
+        "checkpoints/.latest.pt.7-a.part",
+        "checkpoints/.model_epoch_005.pt.7-a.part",
+    )
+    touch(folder, ".training_loss.png.12-a.part", "samples/.epoch_005.png.7-a.part", ".log.jsonl.12-a.part")
+    others = "checkpoints/.mine", "mine.part", ".generated_samples.png.9-a.part", "samples/.mine.png.9-a.part"
     touch(folder, *others)
     folder.open()
     assert files_of(folder.path) == {"log.jsonl", *others}

@@ -10,18 +10,17 @@ import torch
 from torch import nn
 
 from tiny_diffusion.config.training import resolve
+from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
-from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.sampling import Request, denoising, request_from, sample
+from tiny_diffusion.models.build import make_diffusion, make_model
 from tiny_diffusion.randomness import stream
-from tiny_diffusion.runs.checkpoint import make_model
-from tiny_diffusion.visuals.images import to_uint8
 
 SHAPE = (1, 8, 8)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 CONFIG = resolve({"dataset": "digits", "base_channels": 8, "class_cond": True})
-DIFFUSION = Diffusion.of(CONFIG)
+DIFFUSION = make_diffusion(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ class Recorder(nn.Module):
 
 def assert_same_pictures(first, second):
     torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
-    first, second = (to_uint8(images.numpy()).astype(int) for images in (first, second))
+    first, second = (to_uint8(images).int() for images in (first, second))
     assert np.abs(first - second).max() <= 1
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_diffusion.data.batches import to_float
+from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.training import trainer as trainer_module
 from tiny_diffusion.training.ema import WARM_UP, Ema

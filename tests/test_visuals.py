@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tiny_diffusion.visuals import figures, images
-from tiny_diffusion.visuals.images import denoising_frame, grid, near_square, save_gif, save_png, strip, to_uint8
+from tiny_diffusion.visuals.images import denoising_frame, grid, near_square, save_gif, save_png, strip
 
 
 @pytest.fixture
@@ -29,26 +29,6 @@ def enlarged(image, scale):
 def read(path):
     with Image.open(path) as picture:
         return np.asarray(picture)
-
-
-# Numbers to greys
-
-
-def test_the_ends_and_the_middle_of_the_range_become_0_128_and_255():
-    x = np.array([-2, -1, 0, 1, 2], np.float32).reshape(1, 1, 1, 5)
-    assert to_uint8(x).ravel().tolist() == [0, 0, 128, 255, 255]
-
-
-def test_every_grey_survives_the_way_to_floats_and_back(draw):
-    x = np.arange(256, dtype=np.uint8).reshape(2, 2, 8, 8)  # (N, C, H, W)
-    assert (to_uint8(x / np.float32(127.5) - 1) == x.transpose(0, 2, 3, 1)).all()
-
-
-def test_nan_is_refused_by_the_number_of_the_image():
-    x = np.zeros((4, 1, 2, 2))
-    x[2, 0, 1, 1] = np.nan
-    with pytest.raises(ValueError, match="1 of 4 images contain NaN .the first is image 2"):
-        to_uint8(x)
 
 
 # Grids

@@ -16,11 +16,9 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.sampling import Request, sample
+from tiny_diffusion.models.build import make_diffusion, make_model, to_device
 from tiny_diffusion.randomness import seed_torch
-from tiny_diffusion.runs.checkpoint import make_model
-from tiny_diffusion.runtime.world import to_device
 from tiny_diffusion.training.trainer import RunLength, Trainer
 
 ROOT = Path(__file__).parent.parent.parent  # where `python -m tiny_diffusion` is found
@@ -67,7 +65,7 @@ def network_gflop(trainer: Trainer) -> float:
 
 def sampling_speed(trainer: Trainer, request: Request, seconds: float) -> dict[str, float]:
     """Drawing with the averaged weights, as `sample` does."""
-    diffusion, shape = Diffusion.of(trainer.config), trainer.batches.data.images.shape[1:]
+    diffusion, shape = make_diffusion(trainer.config), trainer.batches.data.images.shape[1:]
     classes = tuple(range(trainer.num_classes)) if trainer.config.class_cond else ()
     request = replace(request, classes=classes)
     draw = lambda: sample(trainer.ema.model, diffusion, request, tuple(shape))  # noqa: E731

@@ -1,7 +1,6 @@
 """benchmark: how fast this machine trains and draws, and where the time of a training step goes."""
 
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -9,11 +8,11 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.files import check_writable
 from tiny_diffusion.config.option import BenchmarkOptions, specs
 from tiny_diffusion.config.training import Config, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.files import check_writable, write_json
 
 DESCRIPTION = """
 Measure speed: training, drawing, the data path, start-up, and where the time of a training step goes.  Images are made
@@ -84,7 +83,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     found["start_up"] = start_up()
     print("\n".join(_report(found)))
     if options.json is not None:
-        Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, found)
         print(f"numbers: {options.json}", file=sys.stderr)
     return 0
 

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.files import check_writable
 from tiny_diffusion.config.option import ClassifierOptions
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
 Train the small classifier in whose features `evaluate` compares images.  Those of digits, mnist and fashion_mnist come

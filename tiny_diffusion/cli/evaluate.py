@@ -1,16 +1,14 @@
 """evaluate: how good a model's images are, or any images, against real ones: a table, a JSON file and figures."""
 
-import json
-import math
 import os
 import sys
 import time
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.files import check_writable, run_of, show_progress
 from tiny_diffusion.config.option import EvaluateOptions
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.files import check_writable, write_json
 
 DESCRIPTION = """
 Measure how good a model's images are.  Each number says the features, the count and the split it was taken with, and
@@ -38,6 +36,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.evaluation.images import read_images
     from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, train_on_synthetic
     from tiny_diffusion.evaluation.reference import make_reference, open_real
+    from tiny_diffusion.runs.messages import show_progress
     from tiny_diffusion.runtime.world import make_world
 
     world = make_world(options.device, os.environ)
@@ -92,9 +91,9 @@ def run(argv: list[str], program: str, started: float) -> int:
             "sha256": real.pictures.sha256(),
             "heldout": 0 if real.heldout is None else len(real.heldout.images),
         },
-        "results": [_plain(found) for found in results],
+        "results": results,
     }
-    (folder / "evaluation.json").write_text(json.dumps(about, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(folder / "evaluation.json", about)
     print(f"\nnumbers    {folder / 'evaluation.json'}")
     _draw_figures(folder, model, drawn, close, real, results, features)
     return 0
@@ -118,6 +117,8 @@ def _output(options: EvaluateOptions) -> Path:
     if options.output is not None:
         return Path(options.output)
     if options.checkpoint is not None:
+        from tiny_diffusion.runs.folder import run_of
+
         return run_of(Path(options.checkpoint)) / "evaluation"
     return Path(options.images).resolve().parent / "evaluation"
 
@@ -177,20 +178,12 @@ def _print_table(results: list[dict]) -> None:
         print(f"{'real images':<31}  {floor:.4g}")
 
 
-def _plain(found: dict) -> dict:
-    """What is not finite as null, which JSON has no number for."""
-    numbers = {
-        part: {name: value if math.isfinite(value) else None for name, value in found[part].items()}
-        for part in ("metrics", "floor")
-    }
-    return {**found, **numbers}
-
-
 def _bits(model, heldout, seed: int) -> dict:
     """Bits per dimension of held-out images."""
     import torch
 
     from tiny_diffusion.evaluation.likelihood import bits_per_dimension
+    from tiny_diffusion.runs.messages import show_progress
 
     chosen = heldout.evenly(LIKELIHOOD_IMAGES).images
     starts = range(0, len(chosen), 64)

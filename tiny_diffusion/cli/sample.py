@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.files import check_writable, run_of
 from tiny_diffusion.config.option import SampleOptions, listed, not_one_of
 from tiny_diffusion.config.rules import refuse_drawing
-from tiny_diffusion.errors import DivergenceError, FileError, OptionError
+from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
 Draw images from a trained model.  The checkpoint says how; options change it.
@@ -32,9 +32,10 @@ def run(argv: list[str], program: str, started: float) -> int:
     indices = _indices(options, given)
     output, ending = _output(options.output)
 
-    from tiny_diffusion.diffusion.process import Diffusion
+    from tiny_diffusion.models.build import make_diffusion, to_device
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
-    from tiny_diffusion.runtime.world import make_world, to_device
+    from tiny_diffusion.runs.folder import run_of
+    from tiny_diffusion.runtime.world import make_world
 
     checkpoint = load_checkpoint(options.checkpoint)
     request = _request(options, checkpoint, indices)
@@ -43,7 +44,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
     check_writable("output", output, folder=not ending)
     animated = options.show_intermediate or ending == ".gif"
-    images, frames = _draw(model, Diffusion.of(checkpoint.config), request, checkpoint, animated, world)
+    images, frames = _draw(model, make_diffusion(checkpoint.config), request, checkpoint, animated, world)
     if not world.is_main:
         return 0
     _warn_if_constant(images)
@@ -169,14 +170,11 @@ def _draw(model, diffusion, request, checkpoint, animated: bool, world):
     import numpy as np
     from tqdm import tqdm
 
+    from tiny_diffusion.data.pixels import to_pictures
     from tiny_diffusion.diffusion.sampling import denoising
-    from tiny_diffusion.visuals.images import to_uint8
 
     def pictures(x):
-        try:
-            return to_uint8(world.gather(x, len(batch.indices)).numpy())
-        except ValueError as error:
-            raise DivergenceError(str(error)) from error
+        return to_pictures(world.gather(x, len(batch.indices)))
 
     shape = (checkpoint.about["channels"], *checkpoint.about["image_size"])
     wanted = (

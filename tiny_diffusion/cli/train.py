@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.files import run_of
 from tiny_diffusion.config.image_size import square
 from tiny_diffusion.config.option import TrainActions, not_one_of, specs
 from tiny_diffusion.config.presets import PRESETS
@@ -15,8 +15,10 @@ from tiny_diffusion.config.rules import check_values, refuse_ignored
 from tiny_diffusion.config.training import Config, as_given, beneath, from_json, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.files import write_text
 from tiny_diffusion.runs.lock import locked
-from tiny_diffusion.runtime.ranks import after_a_restart, is_main
+from tiny_diffusion.runtime.ranks import is_main
+from tiny_diffusion.runtime.torchrun_store import has_begun
 
 DESCRIPTION = """
 Train a diffusion model.  Nothing but --dataset needs to be said; what is in brackets is the default.
@@ -38,10 +40,27 @@ def run(argv: list[str], program: str, started: float) -> int:
     if actions.config is not None:
         given = _with_file(given, Path(actions.config))
     _check_actions(actions, given)
-    actions = after_a_restart(actions, given)
+    actions = _after_restart(actions, given)
     go = _start if actions.resume is None and not actions.extend else _go_on
     with ExitStack() as until_the_end:
         return go(given, actions, started, until_the_end)
+
+
+def _after_restart(actions: TrainActions, given: dict) -> TrainActions:
+    """The actions; where torchrun has started the command again after a failure, to go on with its run instead."""
+    elsewhere = actions.resume and "output_dir" not in given
+    if elsewhere or actions.dry_run or not has_begun(os.environ):
+        return actions
+    from tiny_diffusion.runs.sync import newest_after_restart
+
+    goes_on, path = newest_after_restart(given.get("output_dir", Config.output_dir), given, actions.extend)
+    if not goes_on:
+        return actions
+    if path is None:
+        fresh = actions.resume is None and not actions.extend
+        return dataclasses.replace(actions, overwrite=True) if fresh else actions
+    print(f"started again by torchrun: --resume from {path}", file=sys.stderr)
+    return dataclasses.replace(actions, resume="", extend=False, overwrite=False, init_from=None, save_config=None)
 
 
 def _lock(output_dir: str, actions: TrainActions, until_the_end: ExitStack) -> None:
@@ -89,12 +108,22 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         return _print_options(config)
     from tiny_diffusion.runs.session import Session
 
-    session = Session(config, folder, started)
+    session = Session(config, folder, started, _shows())
     if source is not None:
         session.take_weights(source, actions.init_from)
     if actions.overwrite and is_main():
         folder.clear()
     return session.train()
+
+
+def _shows():
+    """The pictures and the measurement of a run, loaded when they are first needed."""
+    from tiny_diffusion.evaluation.online import OnlineMeasure
+    from tiny_diffusion.runs.writer import Shows
+    from tiny_diffusion.visuals.figures import save_loss_curve
+    from tiny_diffusion.visuals.images import save_grid
+
+    return Shows(save_grid, save_loss_curve, OnlineMeasure)
 
 
 def _refuse_inside(config: Config) -> None:
@@ -144,19 +173,19 @@ def _with_file(given: dict, path: Path) -> dict:
 
 def _save_options(config: Config, path: Path) -> None:
     """Writes what --config reads; a file that holds something else already is left alone."""
-    from tiny_diffusion.cli.files import check_writable
+    from tiny_diffusion.files import check_writable
 
     text = json.dumps(as_given(config), indent=2)
     check_writable("save_config", path)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text + "\n":
         raise OptionError(f"--save_config {path} exists and holds something else. Name another file, or delete it.")
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     print(f"options: {path}", file=sys.stderr)
 
 
 def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack) -> int:
     from tiny_diffusion.runs.checkpoint import load_checkpoint
-    from tiny_diffusion.runs.folder import RunFolder
+    from tiny_diffusion.runs.folder import RunFolder, run_of
 
     if actions.resume:
         # Read again once the folder is this run's own: another one may just be ending in it.
@@ -193,7 +222,7 @@ def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         return 0
     from tiny_diffusion.runs.session import Session
 
-    session = Session(config, RunFolder(config.output_dir), started)
+    session = Session(config, RunFolder(config.output_dir), started, _shows())
     session.resume(path, checkpoint, actions.extend)
     return session.train()
 
@@ -228,15 +257,11 @@ def _text(name: str, value: object) -> str:
 
 def _print_options(config: Config) -> int:
     """The options as JSON on standard output; on standard error what they come to."""
-    import torch
-
-    from tiny_diffusion.runs.checkpoint import make_model
+    from tiny_diffusion.models.build import count_parameters
 
     dataset = DATASETS[config.dataset]
-    with torch.device("meta"):
-        model = make_model(config, dataset.channels, len(dataset.classes))
     print(json.dumps(config.to_dict(), indent=2))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(config, dataset.channels, len(dataset.classes))
     of = "" if dataset.splits else " for colour images" + (" without classes" if config.class_cond else "")
     print(f"a network of {parameters:,} parameters{of}", file=sys.stderr)
     if config.preset:

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.files import check_writable, show_progress
 from tiny_diffusion.config.image_size import default_shift, height_and_width
 from tiny_diffusion.config.option import FigureOptions
 from tiny_diffusion.config.rules import refuse_betas, refuse_falling_betas, refuse_no_folder, refuse_not_taken
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.errors import OptionError
+from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
 Show how noise covers images, or the noise schedules side by side.
@@ -60,14 +60,14 @@ def _forward(options: FigureOptions, path: Path) -> None:
     import numpy as np
     import torch
 
-    from tiny_diffusion.data.batches import to_float
     from tiny_diffusion.data.files.cache import Cache, cache_folder
+    from tiny_diffusion.data.pixels import to_float, to_pictures
     from tiny_diffusion.data.sources import open_dataset
     from tiny_diffusion.diffusion.process import Diffusion
     from tiny_diffusion.randomness import stream
+    from tiny_diffusion.runs.messages import show_progress
     from tiny_diffusion.runtime.world import choose_device
     from tiny_diffusion.visuals.figures import save_forward_figure
-    from tiny_diffusion.visuals.images import to_uint8
 
     device = choose_device(options.device)
     height, width = size = height_and_width(options.image_size or DATASETS[options.dataset].size)
@@ -88,7 +88,7 @@ def _forward(options: FigureOptions, path: Path) -> None:
     noise = torch.from_numpy(draws.standard_normal(tuple(clean.shape), dtype=np.float32)).to(device)
     last = options.timesteps - 1
     times = sorted({round(t * last / TIMES[-1]) for t in TIMES})
-    noisy = [to_uint8(diffusion.add_noise(clean, noise, np.full(len(clean), float(t))).cpu().numpy()) for t in times]
+    noisy = [to_pictures(diffusion.add_noise(clean, noise, np.full(len(clean), float(t)))) for t in times]
     levels = [diffusion.schedule.level(t) for t in times]
     title = f"{options.dataset}: the forward process, {options.schedule} schedule, T = {options.timesteps}"
     save_forward_figure(

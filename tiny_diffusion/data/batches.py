@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tiny_diffusion.data.files.stores import LazyImages
 from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 
@@ -78,8 +79,3 @@ class Batches:
             self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
             self._orders[epoch] = stream(self.seed, "order", epoch).permutation(len(self))
         return self._orders[epoch]
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [-1, 1]."""
-    return images.float().div_(127.5).sub_(1)

@@ -50,6 +50,16 @@ class ImageSet:
         return self.images.take(indices, places)
 
 
+def evenly_spaced(length: int, count: int) -> Tensor:
+    """At most `count` indices of `length` items, evenly spaced from the first to the last: int64."""
+    return torch.linspace(0, length - 1, min(length, count), dtype=torch.float64).round().long()
+
+
+def thin_out(items: Tensor, count: int) -> Tensor:
+    """At most `count` of the items, evenly spaced: a folder's images are sorted by class."""
+    return items[evenly_spaced(len(items), count)] if len(items) > count else items
+
+
 @dataclass(frozen=True)
 class OpenRequest:
     """What is to be opened and how; the defaults are those of a plain look into a set.

@@ -39,25 +39,6 @@ def open_dataset(
     return OPENERS[dataset.format](opening)
 
 
-def open_for(config, heldout: bool = False, **options) -> ImageSet:
-    """The images of a configuration: those that train, or those held out."""
-    about = {
-        "random_crop": config.random_crop and not heldout,
-        "workers": config.workers,
-        **({} if config.background is None else {"background": config.background}),
-        **({} if config.cache_mb is None else {"cache_bytes": config.cache_mb * 1e6}),
-    }
-    return open_dataset(
-        config.dataset,
-        heldout=heldout,
-        data_dir=config.data_dir,
-        size=config.size,
-        splits=config.splits,
-        **about,
-        **options,
-    )
-
-
 def data_folder(data_dir: str | None) -> Path:
     return Path(data_dir or os.environ.get("TINY_DIFFUSION_DATA") or "data")
 

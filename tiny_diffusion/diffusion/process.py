@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.loss_weights import output_weight
 from tiny_diffusion.diffusion.predictions import recover, target
 from tiny_diffusion.diffusion.samplers import Denoise
@@ -33,12 +32,6 @@ class Diffusion:
     loss_weight: str = "uniform"
     timestep_distribution: str = "uniform"
     loss_kind: str = "mse"
-
-    @classmethod
-    def of(cls, config: Config) -> "Diffusion":
-        return cls(
-            config.make_schedule(), config.prediction, config.loss_weight, config.timestep_distribution, config.loss
-        )
 
     def timesteps(self, u: np.ndarray) -> np.ndarray:
         """Real-valued t in [0, T-1] for u in (0, 1), by the timestep distribution."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.randomness import seed_torch, stream
 
@@ -81,7 +82,7 @@ def accuracy(model: Classifier, data: ImageSet) -> float:
     """The share of images whose class it names."""
     right = 0
     for images, labels in zip(data.images.split(1000), data.labels.split(1000), strict=True):
-        right += int((model(images.float() / 127.5 - 1).argmax(1) == labels).sum())
+        right += int((model(to_float(images)).argmax(1) == labels).sum())
     return right / len(data)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.batches import to_float
+from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.diffusion.process import Diffusion, Model
 from tiny_diffusion.randomness import torch_stream
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.evaluation.classifier import WEIGHTS, load_classifier, weights_path
 
@@ -93,7 +94,7 @@ def _batches(images: Tensor) -> Iterator[Tensor]:
 
 
 def _scaled(images: Tensor, device: torch.device) -> Tensor:
-    return images.to(device).float() / 127.5 - 1
+    return to_float(images.to(device))
 
 
 def _pixels(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
-from torch import Tensor
 
 from tiny_diffusion.config.option import EvaluateOptions
 from tiny_diffusion.config.rules import refuse_drawing
-from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.sampling import Request, request_from, sample
-from tiny_diffusion.errors import DivergenceError, OptionError
+from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.images import NamedImages
+from tiny_diffusion.models.build import make_diffusion, to_device
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
-from tiny_diffusion.runtime.world import World, to_device
+from tiny_diffusion.runtime.world import World
 
 BATCH = 128
 
@@ -45,7 +45,7 @@ class ModelImages:
         )
         self.world, self.device = world, world.device
         self.model = to_device(load_model(self.checkpoint, options.weights), self.device)
-        self.diffusion = Diffusion.of(config)
+        self.diffusion = make_diffusion(config)
         self.shape = (self.checkpoint.about["channels"], *config.size)
         self.class_names = tuple(self.checkpoint.about["class_names"])
 
@@ -72,7 +72,7 @@ class ModelImages:
         """The images as they would be saved.  told: after each batch how many it had.  Raises DivergenceError."""
         parts = []
         for batch in request.batches(self.world):
-            parts.append(to_pixels(sample(self.model, self.diffusion, batch, self.shape, self.world)))
+            parts.append(to_uint8(sample(self.model, self.diffusion, batch, self.shape, self.world)))
             told(len(batch.indices))
         labels = request.labels()
         labels = None if labels is None else torch.tensor(labels)
@@ -97,16 +97,3 @@ class ModelImages:
         return dataclasses.replace(
             self.config, random_crop=False, data_dir=self.options.data_dir or self.config.data_dir
         )
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Float images about in [-1, 1] as uint8 of the same shape, as they would be saved.
-
-    Raises DivergenceError if any is NaN: a grey level would hide it.
-    """
-    if bad := int(torch.isnan(images).flatten(1).any(1).sum()):
-        raise DivergenceError(
-            f"{bad} of {len(images)} images contain NaN: the model that drew them has probably diverged. "
-            "Try an earlier checkpoint."
-        )
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

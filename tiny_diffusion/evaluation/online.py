@@ -2,14 +2,13 @@
 
 from torch import nn
 
-from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.image_set import ImageSet, evenly_spaced
+from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.sampling import Request, sample
 from tiny_diffusion.errors import DivergenceError
 from tiny_diffusion.evaluation.distances import Moments, relative_frechet_distance
 from tiny_diffusion.evaluation.features import default_features, make_features
-from tiny_diffusion.evaluation.generate import to_pixels
-from tiny_diffusion.evaluation.images import spread
 from tiny_diffusion.evaluation.protocol import label
 from tiny_diffusion.evaluation.reference import split_name
 from tiny_diffusion.runtime.world import World
@@ -17,7 +16,7 @@ from tiny_diffusion.runtime.world import World
 REFERENCE_IMAGES = 10_000
 
 
-class Measure:
+class OnlineMeasure:
     """The relative Frechet distance of drawn images to images that train, in the set's own features.
 
     Knows no files.  world: the processes that share the drawing.  splits: which train.  Raises OptionError
@@ -27,7 +26,7 @@ class Measure:
     def __init__(self, dataset: str, data: ImageSet, world: World, splits: tuple[str, ...]):
         self.world, self.shape = world, tuple(data.images.shape[1:])
         self.features = make_features(default_features(dataset, self.shape), dataset, self.shape, world.device)
-        chosen = spread(len(data), REFERENCE_IMAGES).numpy()
+        chosen = evenly_spaced(len(data), REFERENCE_IMAGES).numpy()
         split = split_name(splits)
         self.split = split if len(chosen) == len(data) else f"{len(chosen)} of {split}"
         self.real = Moments.of(self.features.of(data.take(chosen)))
@@ -35,7 +34,7 @@ class Measure:
     def __call__(self, model: nn.Module, diffusion: Diffusion, request: Request) -> dict[str, float]:
         """Its full name and the number, which is lower for better images; nothing where the model draws NaN."""
         try:
-            pixels = to_pixels(sample(model, diffusion, request, self.shape, self.world))
+            pixels = to_uint8(sample(model, diffusion, request, self.shape, self.world))
         except DivergenceError:
             return {}
         found = relative_frechet_distance(self.real, Moments.of(self.features.of(pixels)))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
-from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.data.image_set import ImageSet, evenly_spaced, thin_out
 from tiny_diffusion.evaluation.classifier import BATCH, accuracy, train_classifier
 from tiny_diffusion.evaluation.distances import (
     Moments,
@@ -19,7 +19,7 @@ from tiny_diffusion.evaluation.distances import (
     neighbourhoods,
 )
 from tiny_diffusion.evaluation.features import Features
-from tiny_diffusion.evaluation.images import NamedImages, evenly, spread
+from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.evaluation.reference import Reference
 
 MAX_COMPARED = 10_000  # images of each set whose distances to all others are taken
@@ -33,13 +33,13 @@ def scores(reference: Reference, drawn: NamedImages, features: Features) -> dict
     vectors = features.of(drawn.images)
     n = len(vectors)
     distance = frechet_distance(reference.moments, Moments.of(vectors))
-    real, some = evenly(reference.features, MAX_COMPARED), evenly(vectors, MAX_COMPARED)
+    real, some = thin_out(reference.features, MAX_COMPARED), thin_out(vectors, MAX_COMPARED)
     found = {
         "frechet_distance": distance,
         "relative_frechet_distance": distance / reference.trace,
         "kernel_distance": kernel_distance(real, some),
     }
-    same = evenly(reference.features, min(n, MAX_COMPARED))
+    same = thin_out(reference.features, min(n, MAX_COMPARED))
     if min(len(same), len(some)) >= FEWEST:
         found |= asdict(neighbourhoods(same, some))
     if features.classify is not None:
@@ -71,7 +71,7 @@ def floor_of(reference: Reference, features: Features, n: int) -> Floor:
         return Floor()
     real, near = reference.heldout.evenly(n), None
     if len(reference.heldout.images) >= 100:
-        usual, _ = _nearest_real(reference, evenly(reference.heldout.images, NEIGHBOURS))
+        usual, _ = _nearest_real(reference, thin_out(reference.heldout.images, NEIGHBOURS))
         near = float(usual.quantile(0.01))
     return Floor(len(real.images), scores(reference, real, features), near)
 
@@ -93,7 +93,7 @@ class Memorised:
 
 def memorised(reference: Reference, drawn: NamedImages, floor: Floor) -> Memorised:
     """How near the drawn images come to training images, pixel by pixel, against what held-out real ones do."""
-    looked = spread(len(drawn.images), NEIGHBOURS)
+    looked = evenly_spaced(len(drawn.images), NEIGHBOURS)
     distances, which = _nearest_real(reference, drawn.images[looked])
     share = None if floor.near is None else float((distances < floor.near).double().mean())
     return Memorised(looked, distances, which, share)

@@ -14,12 +14,13 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.files.scan import Progress
 from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.data.sources import open_dataset, open_for
+from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.distances import Moments
 from tiny_diffusion.evaluation.features import Features
 from tiny_diffusion.evaluation.generate import ModelImages
 from tiny_diffusion.evaluation.images import NamedImages, read_images
+from tiny_diffusion.runs.images import open_images
 from tiny_diffusion.runtime.world import World
 
 OF_ANY_SIZE = ("flowers102", "folder")  # formats of images that have no size of their own
@@ -71,8 +72,8 @@ def open_real(
     elif options.reference is not None:
         real = Real(read_images("reference", options.reference), "reference")
     elif trained_on is not None:
-        data = open_for(trained_on, cache=cache, progress=progress)
-        heldout = open_for(trained_on, heldout=True, channels=data.channels)
+        data = open_images(trained_on, cache=cache, progress=progress)
+        heldout = open_images(trained_on, heldout=True, channels=data.channels)
         real = _of_sets(dataset, data, heldout, trained_on.splits)
     else:
         if dataset == "folder" and options.data_dir is None:

@@ -7,7 +7,6 @@ directory, sizes and checksums, then the sha256 of the contents, then the config
 
 import hashlib
 import json
-import os
 import pickle
 import warnings
 import zipfile
@@ -22,6 +21,8 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS, Sampler
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.files import atomic_write
+from tiny_diffusion.models.build import make_model, part_of
 
 FORMAT = 1
 MAX_REASON_LENGTH = 300  # characters: a file may hold names and values of any length
@@ -47,11 +48,6 @@ class Checkpoint:
         return part_of(self.tensors, name)
 
 
-def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors whose paths start with this name, without it."""
-    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
-
 def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -> None:
     """Writes the file whole or not at all.
 
@@ -63,16 +59,8 @@ def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -
             raise FloatingPointError(f"{name} holds NaN or infinity; {path} is not written")
     about = {"format": FORMAT, **about}
     about["sha256"] = _digest(about, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}-{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as file:
-            torch.save({"about": json.dumps(about), "tensors": tensors}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path, fsync=True) as file:
+        torch.save({"about": json.dumps(about), "tensors": tensors}, file)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -128,25 +116,6 @@ def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
         raise FileError(f"the checkpoint's {weights} weights do not fit its configuration (first difference: {name}).")
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def make_model(config: Config, channels: int, num_classes: int) -> nn.Module:
-    """The network that a configuration describes.  num_classes matters to class-conditional ones only."""
-    from tiny_diffusion.models.unet import UNet
-
-    return UNet(
-        channels,
-        base_channels=config.base_channels,
-        channel_mult=config.channel_mult,
-        layers_per_block=config.layers_per_block,
-        time_emb_dim=config.time_emb_dim,
-        attention_levels=config.attention_levels,
-        attention_heads=config.attention_heads,
-        patch_size=config.patch_size,
-        dropout=config.dropout,
-        num_classes=num_classes if config.class_cond else 0,
-        checkpoint_activations=config.checkpoint_activations,
-    )
 
 
 def _check_zip(path: Path) -> None:

@@ -10,10 +10,10 @@ model_final.pt                   at the end
 
 import json
 import math
-import os
 from pathlib import Path
 
 from tiny_diffusion.errors import FileError
+from tiny_diffusion.files import finite, partials_of, write_text
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -65,12 +65,7 @@ class RunFolder:
             kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
             self._losses = [(line["step"], _number(line.get("loss"))) for line in kept]
             self._scores = [score for line in kept for score in _scores(line)]
-            partial = self.log_path.with_suffix(".jsonl.part")
-            try:
-                partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                os.replace(partial, self.log_path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in kept))
             self._log = open(self.log_path, "a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise FileError(
@@ -92,10 +87,7 @@ class RunFolder:
 
     def log(self, **values) -> None:
         """One line of JSON; what is not finite becomes null."""
-        plain = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
+        plain = finite(values)
         self._log.write(json.dumps(plain) + "\n")
         self._losses.append((plain["step"], _number(plain["loss"])))
         self._scores += _scores(plain)
@@ -141,19 +133,25 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def _half_written(self) -> list[Path]:
-        """What a kill has left of this run's files; `sample` may be writing others here at this moment."""
-        pictures = (self.path / "samples").glob(".epoch_*.png.*.tmp")
-        models = self.path.glob(f".{self.final.name}-*.part")
+        """The temporary files that a killed process left of this run; `sample` may be writing others here meanwhile."""
         return [
-            *models,
-            *self.checkpoints.glob(".*.pt-*.part"),
-            *self.path.glob(f".{self.loss_plot.name}.*.tmp"),
-            *pictures,
+            *partials_of(self.path / "samples", "epoch_*.png"),
+            *partials_of(self.checkpoints, "*.pt"),
+            *(
+                part
+                for path in (self.final, self.loss_plot, self.log_path)
+                for part in partials_of(self.path, path.name)
+            ),
         ]
 
     def _numbered(self) -> list[Path]:
         """The checkpoints of epochs in their order: 1000 after 999."""
         return sorted(self.checkpoints.glob("model_epoch_*.pt"), key=lambda path: (len(path.name), path.name))
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def _number(loss: float | None) -> float:

@@ -7,17 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiny_diffusion.cli.files import show_progress
 from tiny_diffusion.config.training import Config
-from tiny_diffusion.data.batches import to_float
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.files.cache import Cache, cache_folder
-from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.data.sources import open_for
+from tiny_diffusion.data.image_set import ImageSet, evenly_spaced
+from tiny_diffusion.data.pixels import to_float
+from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.evaluation.images import spread
-from tiny_diffusion.runs.checkpoint import make_model
+from tiny_diffusion.models.build import count_parameters
 from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.messages import show_progress
 
 HELDOUT_IMAGES = 256
 COPIES = 4  # of the weights, at least, while training: themselves, gradients, momenta, their average
@@ -33,20 +32,39 @@ class RunData(NamedTuple):
 
 def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> RunData:
     """Opens the sets of a configuration and prints what was found."""
-    data = open_for(config, cache=Cache(cache_folder(folder.path)), progress=show_progress)
+    data = open_images(config, cache=Cache(cache_folder(folder.path)), progress=show_progress)
     if config.class_cond and not data.class_names:
         raise OptionError(
             f"--class_cond needs classes, and {config.data_dir} has no sub-folders that hold all of its images. "
             "Leave it out, or sort the images into a sub-folder for each class."
         )
-    heldout = open_for(config, heldout=True, channels=data.channels)
+    heldout = open_images(config, heldout=True, channels=data.channels)
     # Without any, the same is measured on images that train: it tells of divergence, not of generality.
     source = heldout if len(heldout) else data
-    chosen = spread(len(source), HELDOUT_IMAGES)
+    chosen = evenly_spaced(len(source), HELDOUT_IMAGES)
     measured = to_float(source.take(chosen.numpy()).to(device)), source.labels[chosen].to(device)
     for line in data.report:
         print(line, file=sys.stderr)
     return RunData(data, measured, len(heldout))
+
+
+def open_images(config: Config, heldout: bool = False, **options) -> ImageSet:
+    """The images of a configuration: those that train, or those held out.  options: as in OpenRequest."""
+    about = {
+        "random_crop": config.random_crop and not heldout,
+        "workers": config.workers,
+        **({} if config.background is None else {"background": config.background}),
+        **({} if config.cache_mb is None else {"cache_bytes": config.cache_mb * 1e6}),
+    }
+    return open_dataset(
+        config.dataset,
+        heldout=heldout,
+        data_dir=config.data_dir,
+        size=config.size,
+        splits=config.splits,
+        **about,
+        **options,
+    )
 
 
 def check_device(config: Config, device: torch.device) -> None:
@@ -54,9 +72,7 @@ def check_device(config: Config, device: torch.device) -> None:
     if config.precision == "fp16" and device.type != "cuda":
         raise OptionError(f"--precision fp16 needs a CUDA device, and this run is on {device.type}. Use bf16 or fp32.")
     dataset = DATASETS[config.dataset]
-    with torch.device("meta"):
-        model = make_model(config, dataset.channels, len(dataset.classes))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(config, dataset.channels, len(dataset.classes))
     height, width = config.size
     images = dataset.images(config.splits)
     needed = 4 * COPIES * parameters + images * dataset.channels * height * width
@@ -67,11 +83,3 @@ def check_device(config: Config, device: torch.device) -> None:
                 f"a network of {parameters / 1e6:,.1f} M parameters and {images:,} images of {height}x{width} take "
                 f"{needed / 1e9:,.0f} GB or more, and this computer has {there / 1e9:,.0f}"
             )
-
-
-def splits_in_words(config: Config, heldout: int) -> str:
-    """Which parts of the set train and which are held out, in words."""
-    having = DATASETS[config.dataset].splits
-    parts = f" ({', '.join(config.splits)})" if config.splits else ""
-    rest = ", ".join(split for split in having if split not in config.splits)
-    return f"{parts}, {heldout:,} are held out{f' ({rest})' if rest else ''}" if heldout else f"{parts}, none held out"

@@ -1,13 +1,15 @@
 """What a run says of itself before it trains: what trains on what, how long it will take, what would be faster."""
 
 import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from tiny_diffusion.config.presets import PRESETS
 from tiny_diffusion.config.training import Config
-from tiny_diffusion.runs.images import splits_in_words
+from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.training.trainer import Trainer
 
 FEW_STEPS = 300  # too few to learn much from
@@ -22,6 +24,14 @@ def who_trains(config: Config, trainer: Trainer, heldout_count: int, folder: Pat
         f"{config.dataset}: {len(trainer.batches):,} images of {size} train{splits_in_words(config, heldout_count)}; "
         f"network of {parameters:.2f} M parameters on {trainer.device}; writes {folder}"
     )
+
+
+def splits_in_words(config: Config, heldout: int) -> str:
+    """Which parts of the set train and which are held out, in words."""
+    having = DATASETS[config.dataset].splits
+    parts = f" ({', '.join(config.splits)})" if config.splits else ""
+    rest = ", ".join(split for split in having if split not in config.splits)
+    return f"{parts}, {heldout:,} are held out{f' ({rest})' if rest else ''}" if heldout else f"{parts}, none held out"
 
 
 def what_is_coming(config: Config, trainer: Trainer, seconds_a_step: float, elapsed: float) -> str:
@@ -52,3 +62,10 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def show_progress(items: Iterable, count: int, doing: str) -> Iterable:
+    """Passes the items on, with a progress bar on a terminal.  count: how many.  doing: what is done with them."""
+    from tqdm import tqdm
+
+    return tqdm(items, doing, count, unit="image", leave=False, disable=not sys.stderr.isatty(), dynamic_ncols=True)

@@ -14,15 +14,16 @@ from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
+from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.randomness import seed_torch
-from tiny_diffusion.runs.checkpoint import Checkpoint, load_model, make_model
+from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.images import check_device, open_run_data
 from tiny_diffusion.runs.messages import duration, what_is_coming, what_is_faster, who_trains
 from tiny_diffusion.runs.sync import Sync
-from tiny_diffusion.runs.writer import RunWriter
+from tiny_diffusion.runs.writer import RunWriter, Shows
 from tiny_diffusion.runtime.torchrun_store import mark_begun
-from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world, to_device
+from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world
 from tiny_diffusion.training.trainer import RunLength, StepReport, Trainer
 
 SAVE_EVERY_S = 120.0  # what a kill can cost at most
@@ -37,7 +38,7 @@ class Session:
     Of several processes each has one, and all do the same; what is written and printed is the first one's.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, started: float):
+    def __init__(self, config: Config, folder: RunFolder, started: float, shows: Shows):
         self.config, self.folder, self.started = config, folder, started
         self.elapsed_before = 0.0
         self.world = world = make_world(config.device, os.environ)
@@ -57,13 +58,11 @@ class Session:
         self.agreed = agreed = Sync(world, self.elapsed)
         classes = len(self.data.class_names)
         self.trainer = Trainer(model, config, self.batches, self._length(), lambda: agreed.seconds, classes)
-        self.writer = RunWriter(config, folder, self.trainer, self.data)
+        self.writer = RunWriter(config, folder, self.trainer, self.data, shows)
         self.sample_every, self.save_every = map(self._epochs_between, (config.sample_interval, config.save_interval))
         self.measure = None
         if config.eval_interval:
-            from tiny_diffusion.evaluation.online import Measure
-
-            self.measure = Measure(config.dataset, self.data, world, config.splits)
+            self.measure = shows.make_measure(config.dataset, self.data, world, config.splits)
         self.pending: list[StepReport] = []
 
     def _epochs_between(self, asked: int | None) -> int:

@@ -4,9 +4,14 @@ One process agrees with itself.
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 
+from tiny_diffusion.config.option import specs
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.errors import FileError
+from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runtime.world import World
 
 
@@ -45,3 +50,22 @@ class Sync:
         if self._asked is not None and number == signal.SIGINT and self.world.size == 1:
             raise KeyboardInterrupt
         self._asked = number
+
+
+def newest_after_restart(output_dir: str, given: Mapping[str, object], extend: bool) -> tuple[bool, Path | None]:
+    """After torchrun has started a failed command again: whether its run goes on, and from which checkpoint.
+
+    (False, None): the folder holds another run; do as the command says.  (True, None): nothing was saved yet.
+    given: the options of the command.  extend: the run is being lengthened.
+    """
+    try:
+        newest = RunFolder(output_dir).newest()
+    except FileError:
+        return False, None
+    if newest is None:
+        return True, None
+    path, checkpoint = newest
+    fixed = {name: value for name, value in given.items() if not specs(Config)[name].free}
+    if any(getattr(checkpoint.config, name) != value for name, value in fixed.items()):
+        return False, None
+    return (False, None) if extend and checkpoint.about["finished"] else (True, path)

@@ -6,6 +6,8 @@ It is told when; `cli.session` decides when.  Of several processes all are told,
 import math
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,11 @@ from tqdm import tqdm
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.data.pixels import to_pictures
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.sampling import Request, sample
 from tiny_diffusion.errors import FileError
+from tiny_diffusion.models.build import make_diffusion
 from tiny_diffusion.runs.checkpoint import save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.training.trainer import StepReport, Trainer
@@ -26,10 +29,26 @@ from tiny_diffusion.training.trainer import StepReport, Trainer
 STEPS = 20
 
 
+@dataclass(frozen=True)
+class Shows:
+    """What a run shows beside its checkpoints and its log.  runs/ knows neither pictures nor evaluation: the command
+    that starts a run gives it these functions, and without them it shows nothing.
+
+    save_samples: (path, images uint8 (N, H, W, C), captions=None or N texts).
+    save_loss_curve: (path, steps, losses, held-out steps, held-out losses, title=..., scores={name: pairs}).
+    make_measure: (data set's name, images, world, splits) -> measure(model, diffusion, request) -> {name: value}.
+    """
+
+    save_samples: Callable[..., None] = lambda *args, **more: None
+    save_loss_curve: Callable[..., None] = lambda *args, **more: None
+    make_measure: Callable[..., Callable[..., dict[str, float]]] | None = None
+
+
 class RunWriter:
     """Writes one run's folder.  heldout_history: [step, loss] pairs, the plot's second curve."""
 
-    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer, data: ImageSet):
+    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer, data: ImageSet, shows: Shows):
+        self.shows = shows
         self.config, self.folder, self.trainer, self.world = config, folder, trainer, trainer.world
         self.class_names, self.channels = data.class_names, data.channels
         self.heldout_history: list[list[float]] = []
@@ -75,17 +94,15 @@ class RunWriter:
 
     def draw_samples(self, epoch: int) -> Path:
         """samples/epoch_XXX.png from the averaged weights: the same noise each time, so that progress shows."""
-        from tiny_diffusion.visuals.images import grid, save_png, to_uint8
-
         path = self.folder.sample_picture(epoch)
         request = self.request(range(self.config.num_samples))
         shape = (self.channels, *self.config.size)
-        images = sample(self.trainer.ema.model, Diffusion.of(self.config), request, shape, self.world)
+        images = sample(self.trainer.ema.model, make_diffusion(self.config), request, shape, self.world)
         if not self.world.is_main:
             return path
         if torch.isfinite(images).all():
             captions = [self.class_names[label] for label in request.labels()] if self.config.class_cond else None
-            save_png(path, grid(to_uint8(images.numpy()), captions=captions))
+            self.shows.save_samples(path, to_pictures(images), captions=captions)
         else:
             tqdm.write(f"epoch {epoch}: the samples hold NaN; {path} is not written", file=sys.stderr)
         return path
@@ -99,8 +116,6 @@ class RunWriter:
         return Request(indices, sampler, steps, row.grid, self.config.seed, classes, eta=row.eta)
 
     def plot_losses(self) -> None:
-        from tiny_diffusion.visuals.figures import save_loss_curve
-
         if not self.world.is_main:
             return
         steps, losses = self.folder.losses()
@@ -109,7 +124,7 @@ class RunWriter:
         scores = {}
         for step, name, value in self.folder.scores():
             scores.setdefault(name, []).append((step, value))
-        save_loss_curve(self.folder.loss_plot, steps, losses, *heldout, title=title, scores=scores)
+        self.shows.save_loss_curve(self.folder.loss_plot, steps, losses, *heldout, title=title, scores=scores)
 
     def save(self, path: Path, elapsed: float, finished: bool = False) -> bool:
         """Writes a checkpoint.  False, with a line, if the weights are not finite; every earlier one is left alone."""

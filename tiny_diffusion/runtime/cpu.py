@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MAX_KEPT = (2**30, 2**25)  # bytes; the second is the most that some versions of glibc take
 
 
-def settle() -> None:
+def tune_cpu() -> None:
     """Nothing that the environment has settled already is changed."""
     # OpenMP's threads spin while they wait for one another.  As long as they do by default, and a training step beside
     # another busy program takes twenty times as long; too briefly, and waking them takes a fifth of it.  Read by import

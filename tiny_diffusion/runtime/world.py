@@ -15,7 +15,7 @@ from datetime import timedelta
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tiny_diffusion.errors import LostProcessError, OptionError
 from tiny_diffusion.runtime.torchrun_store import meet, open_store
@@ -89,7 +89,7 @@ class World:
 
     def barrier(self) -> None:
         """For all to have come this far."""
-        self.largest(0.0)
+        self.maximum(0.0)
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -103,7 +103,7 @@ class World:
     def all_equal(self, about: object) -> bool:
         """Whether all processes say the same, by its repr."""
         digest = int.from_bytes(hashlib.sha256(repr(about).encode()).digest()[:6], "big")  # exact as a float
-        largest, negated = self.largest(digest, -digest)
+        largest, negated = self.maximum(digest, -digest)
         return largest == -negated
 
 
@@ -181,12 +181,6 @@ def check_batch_size(batch_size: int, accumulate: int, processes: int) -> None:
             f"Use {f'{below} or ' if below else ''}{above}, or start {' or '.join(map(str, dividing))} "
             f"process{'' if dividing == [1] else 'es'}."
         )
-
-
-def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network on the device, in the memory format that its convolutions are fastest in."""
-    model = model.to(device)
-    return model if device.type == "mps" else model.to(memory_format=torch.channels_last)
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.diffusion.process import Diffusion, Model
+from tiny_diffusion.diffusion.process import Model
 from tiny_diffusion.diffusion.timesteps import stratified
+from tiny_diffusion.models.build import make_diffusion, part_of
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
-from tiny_diffusion.runs.checkpoint import part_of
 from tiny_diffusion.runtime.memory import Result, split_until_it_fits
 from tiny_diffusion.training.ema import Ema
 from tiny_diffusion.training.optimizers import Optimizer
@@ -82,7 +82,7 @@ class Trainer:
         self.world, self.rows = batches.world, batches.rows
         self.num_classes = num_classes
         self.parts = config.accumulate
-        self.diffusion = Diffusion.of(config)
+        self.diffusion = make_diffusion(config)
         self.optimizer = Optimizer(config.optimizer, model)
         self.ema = Ema(model, config.ema_decay)
         self.step = 0

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tiny_diffusion.visuals.images import grid, replacing
+from tiny_diffusion.files import atomic_write
+from tiny_diffusion.visuals.images import grid
 
 DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito (2008)
@@ -265,5 +266,5 @@ def _plain_log_ticks(axes) -> None:
 
 
 def _save(path: str | os.PathLike, figure) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})

@@ -6,34 +6,19 @@ A file is written under a temporary name and then renamed: a reader finds the ol
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+
+from tiny_diffusion.files import atomic_write
 
 BACKGROUND = 80  # a grey that black and white images both stand out from
 TEXT = 240
 TILE_PIXELS = 56  # smaller images are enlarged to at least this ...
 PICTURE_PIXELS = 1600  # ... unless the whole would grow beyond this
 CAPTION_POINTS, HEADING_POINTS = 12, 14
-
-
-def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Float images (N, C, H, W) in [-1, 1] as uint8 (N, H, W, C); values outside are clamped, 0 becomes 128.
-
-    Raises ValueError if any value is NaN: a picture would hide it.
-    """
-    x = np.asarray(x, dtype=np.float32)
-    bad = np.isnan(x).any(axis=(1, 2, 3))
-    if bad.any():
-        raise ValueError(
-            f"{bad.sum()} of {len(x)} images contain NaN (the first is image {bad.argmax()}): "
-            "the model that drew them has probably diverged. Try an earlier checkpoint."
-        )
-    return np.rint((x.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def grid(
@@ -179,26 +164,17 @@ def _text(text: str, width: int, points: int, background: int) -> np.ndarray:
     return np.repeat(np.asarray(line)[..., None], 3, axis=2)
 
 
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """An open binary file that takes the place of path, in one move, when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """One uint8 image, (H, W, 3) or grey (H, W, 1), without loss."""
     from PIL import Image
 
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, format="PNG")
+
+
+def save_grid(path: str | os.PathLike, images: np.ndarray, captions: Sequence[str] | None = None) -> None:
+    """Images (N, H, W, C) as one picture, as `grid` arranges them."""
+    save_png(path, grid(images, captions=captions))
 
 
 def save_gif(
@@ -221,7 +197,7 @@ def save_gif(
         pictures = [Image.fromarray(f[..., 0]) for f in kept]
     else:
         pictures = [Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in kept]
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         pictures[0].save(
             file,
             format="GIF",
@@ -235,7 +211,7 @@ def save_gif(
 def save_npz(path: str | os.PathLike, images: np.ndarray) -> None:
     """Images as one array ``arr_0``, uint8 (N, H, W, C): the format that guided-diffusion's evaluations read."""
     assert images.dtype == np.uint8, images.dtype
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         np.savez_compressed(file, images)
 
 

@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import time
-import uuid
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from tiny_diffusion.files import atomic_path, check_writable
 
 FORMAT = 1  # raise it when decoding changes
 MAX_BYTES = 20e9  # of all decoded sets together; the ones not used for longest go first
@@ -91,17 +92,12 @@ class Cache:
             return False
         from safetensors import SafetensorError
 
-        partial = self.folder / f".{name}.{uuid.uuid4().hex}.part"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            os.replace(partial, self.folder / name)
+            with atomic_path(self.folder / name) as partial:
+                write(partial)
             return True
         except (OSError, SafetensorError):  # safetensors' own for a full disk
             return False
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -113,10 +109,7 @@ def cache_folder(fallback: Path) -> Path:
     """$XDG_CACHE_HOME/tiny_diffusion, or ~/.cache/tiny_diffusion; fallback/cache where neither can be written."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiny_diffusion"
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{uuid.uuid4().hex}.part"
-        probe.touch()
-        probe.unlink()
+        check_writable("cache", folder, folder=True)
         return folder
-    except (OSError, RuntimeError):  # RuntimeError: no home
+    except (OSError, RuntimeError):  # FileError is an OSError; RuntimeError: there is no home
         return fallback / "cache"

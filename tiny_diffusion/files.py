@@ -1,0 +1,93 @@
+"""Files: written whole or not at all, and checked before the work rather than after it.
+
+A file is written under a temporary name beside its target and then renamed, so a reader finds the old file or the new
+one, never a half.
+"""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tiny_diffusion.errors import FileError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path`, whose file replaces that of `path` when the block ends without an error.
+
+    The folder is made if it is missing.  What the block wrote is removed if it raises.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, *, fsync: bool = False) -> Iterator[BinaryIO]:
+    """An open binary file that replaces `path` when the block ends without an error.
+
+    fsync: the contents are on the disk before the file gets its name, so that not even a power cut leaves a half.
+    """
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        yield file
+        if fsync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes the text as UTF-8, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Writes plain values as indented JSON, whole or not at all, with null for NaN and infinity."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: object) -> object:
+    """Plain values with None in place of NaN and infinity, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def partial_path(path: Path) -> Path:
+    """A temporary name beside the file, of this process and of this one attempt to write it."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+
+
+def partials_of(folder: Path, pattern: str) -> list[Path]:
+    """The temporary files that killed processes left of files whose names match the pattern."""
+    return list(folder.glob(f".{pattern}.*.part"))
+
+
+def check_writable(option: str, path: Path, folder: bool = False) -> None:
+    """Raises FileError now rather than after the work if the file cannot be written.
+
+    option: the option that named it.  folder: the path is a folder, into which files will be written.
+    """
+    parent = path if folder else path.parent
+    try:
+        if not folder and path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        parent.mkdir(parents=True, exist_ok=True)
+        probe = partial_path(parent / (path.name or "probe"))
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
+        raise FileError(f"--{option} {path} cannot be written: {reason}. Name another place.") from error
