@@ -3,9 +3,17 @@
 Each becomes one uint8 tensor.  Nothing in an .npz is executed.
 """
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.data.image_set import OpenRequest, evenly_spaced
+from tiny_diffusion.errors import FileError, OptionError
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,3 +28,82 @@ class NamedImages:
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.images.shape[1:])
+
+    def evenly(self, count: int) -> "NamedImages":
+        """At most this many, spread evenly over all: folders are sorted by class."""
+        if len(self.images) <= count:
+            return self
+        chosen = evenly_spaced(len(self.images), count)
+        labels = None if self.labels is None else self.labels[chosen]
+        return NamedImages(self.name, self.images[chosen], labels, self.class_names)
+
+    def sha256(self) -> str:
+        """Of the shape and every grey level."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy())
+        return digest.hexdigest()
+
+
+def read_images(option: str, text: str) -> NamedImages:
+    """The images of an .npz file or of a folder.  Raises FileError or OptionError in one line."""
+    path = Path(text)
+    if path.suffix == ".npz" and not path.is_dir():
+        return NamedImages(path.name, _npz(option, path))
+    if path.is_dir():
+        return NamedImages(path.name or text, _folder(option, path))
+    if not path.exists():
+        raise FileError(f"--{option} {text} does not exist. Name an .npz file or a folder of images.")
+    raise OptionError(f"--{option} {text} is neither an .npz file nor a folder of images. Name one of these.")
+
+
+def _npz(option: str, path: Path) -> Tensor:
+    """arr_0: (N, H, W, C) or (N, H, W) uint8, as guided-diffusion's evaluations have it."""
+    try:
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            if "arr_0" not in archive.files:
+                there = " ".join(", ".join(archive.files).split())[:100] or "nothing"
+                raise FileError(f"--{option} {path} has no array arr_0, but {there}. Save the images under that name.")
+            array = archive["arr_0"]
+            if not isinstance(array, np.ndarray):
+                raise ValueError("a member without the header of an array, which numpy hands out as bytes")
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"--{option} {path} cannot be read: {error.strerror or error}. Name another file.") from error
+    except Exception as error:  # zipfile, zlib and numpy each have their own for what is damaged
+        reason = "it holds Python objects, which are not executed" if "allow_pickle" in str(error) else "it is damaged"
+        raise FileError(f"--{option} {path} is no .npz of images: {reason}. Save them by np.savez.") from error
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        bad = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
+        raise FileError(
+            f"--{option} {path}: arr_0 is {array.dtype} {array.shape}{bad}; images are uint8 (N, H, W, 1 or 3). "
+            "Save them as such."
+        )
+    if not array.size:
+        raise FileError(f"--{option} {path} holds no images: arr_0 is {array.shape}. Name another file.")
+    array = array[..., None] if array.ndim == 3 else array
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def _folder(option: str, path: Path) -> Tensor:
+    """Images that are all of one size, as they are: nothing is scaled, which would change the score."""
+    from tiny_diffusion.data.files.folders import list_images
+    from tiny_diffusion.data.files.open import open_files
+    from tiny_diffusion.data.files.scan import named, scan
+
+    try:
+        files = list_images(path)
+        found = scan(files, 0, whole=False, background=(255, 255, 255), progress=lambda items, count, doing: items)
+    except FileError as error:
+        raise FileError(str(error).replace("--data_dir", f"--{option}")) from error
+    if found.bad:  # a score of the others would be one of other images
+        raise FileError(f"--{option} {path}: {named(files, found.bad)} cannot be read. Repair or remove such files.")
+    if len(found.sizes) > 1:
+        some = ", ".join(f"{h}x{w}" for h, w in list(found.sizes)[:3])
+        raise OptionError(
+            f"--{option} {path} holds images of several sizes ({some}): scaling them would change the score. "
+            "Scale them yourself, all in one way."
+        )
+    opening = OpenRequest(DATASETS["folder"], (), heldout=False, folder=path, size=next(iter(found.sizes)))
+    data = open_files(opening, files, found)
+    return data.take(np.arange(len(data)))
