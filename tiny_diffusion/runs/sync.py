@@ -16,7 +16,7 @@ from tiny_diffusion.runtime.world import World
 
 
 class Sync:
-    """seconds: the first process's clock, as of the last `settle`.  stop_signal: one that any process has received.
+    """seconds: the first process's clock, as of the last `update`.  stop_signal: one that any process has received.
 
     A context manager, inside which Ctrl-C and SIGTERM ask to stop and do nothing else.
     """
@@ -28,7 +28,7 @@ class Sync:
         self._asked: int | None = None  # this process
         self._handlers: dict[int, object] = {}
 
-    def settle(self) -> None:
+    def update(self) -> None:
         """All processes meet here."""
         seconds = self.clock() if self.world.is_main else 0.0
         self.seconds, stop = self.world.maximum(seconds, self._asked or 0)
