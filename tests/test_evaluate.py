@@ -485,18 +485,17 @@ def test_measurements_survive_a_resume(cli, runs, tmp_path):
     assert best.about["step"] == min(whole, key=whole.get)
 
 
-def test_the_curve_is_drawn_beside_the_loss(runs, monkeypatch, make_trainer, digits):
+def test_the_curve_is_drawn_beside_the_loss(runs, make_trainer, digits):
     from tiny_diffusion.runs.folder import RunFolder
     from tiny_diffusion.runs.writer import RunWriter, Shows
-    from tiny_diffusion.visuals import figures
 
     asked = {}
-    monkeypatch.setattr(figures, "save_loss_curve", lambda *args, **named: asked.update(named))
+    shows = Shows(save_loss_curve=lambda *args, **named: asked.update(named))
     trainer, folder = make_trainer(), RunFolder(runs[0])
     lines = lines_of(runs[0])
     folder.open(from_step=lines[-1]["step"])
     folder.close()
-    RunWriter(trainer.config, folder, trainer, digits, Shows()).plot_losses()
+    RunWriter(trainer.config, folder, trainer, digits, shows).plot_losses()
     assert asked["scores"] == {NAME: list(measured(lines).items())}
 
 
