@@ -58,7 +58,8 @@ def make_trainer(digits):
     from tiny_diffusion.data.batches import Batches
     from tiny_diffusion.models.build import make_model, to_device
     from tiny_diffusion.randomness import seed_torch
-    from tiny_diffusion.training.trainer import RunLength, Trainer
+    from tiny_diffusion.training.run_length import RunLength
+    from tiny_diffusion.training.trainer import Trainer
 
     def make(steps=10, length=None, clock=lambda: 0.0, **options):
         config = resolve({"dataset": "digits", "base_channels": 8, "batch_size": 16, **options})

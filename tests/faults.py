@@ -47,15 +47,15 @@ def slow_disk(seconds: float) -> None:
 
 def slow_step(step: int, seconds: float) -> None:
     """This step of the optimiser takes so long."""
-    one_step = Trainer._one_step
+    train_step = Trainer.train_step
 
     def slow(self, lr):
         if self.step + 1 == step:
             print("slow", flush=True)
             time.sleep(seconds)
-        return one_step(self, lr)
+        return train_step(self, lr)
 
-    Trainer._one_step = slow
+    Trainer.train_step = slow
 
 
 def killed_at(event: int) -> None:
@@ -150,7 +150,7 @@ def not_finite_at(step: int) -> None:
 
 def memory_runs_out(step: int) -> None:
     """Once, in this step, counted from 0."""
-    loss, left = Trainer._loss, [step]
+    loss, left = Trainer.loss, [step]
 
     def run_out(self, *arguments):
         if self.step in left:
@@ -158,7 +158,7 @@ def memory_runs_out(step: int) -> None:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return loss(self, *arguments)
 
-    Trainer._loss = run_out
+    Trainer.loss = run_out
 
 
 def clock_ahead(seconds: float) -> None:

@@ -99,7 +99,7 @@ def test_rates_follow_from_what_was_timed():
     found = training_speed(trainer, seconds=0.1)
     assert found["images_per_second"] == pytest.approx(6 / found["step_seconds"])
     assert found["gflops"] == pytest.approx(3 * network_gflop(trainer) * found["images_per_second"])
-    drawn = sampling_speed(trainer, Request(range(3), steps=4), seconds=0.1)
+    drawn = sampling_speed(trainer, Request(range(3), "abm", 4, "angle"), seconds=0.1)
     assert drawn["images_per_second"] == pytest.approx(3 / drawn["seconds"]) and drawn["evaluations"] == 4
     assert data_speed(trainer, seconds=0.05)["images_per_second"] > found["images_per_second"]
     assert matrix_rate(CPU, seconds=0.05) > 0

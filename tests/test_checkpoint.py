@@ -22,7 +22,7 @@ from tiny_diffusion.errors import FileError
 from tiny_diffusion.models.build import to_device
 from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, _digest, load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
-from tiny_diffusion.runs.writer import RunWriter, Shows
+from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def original(tmp_path_factory, make_trainer):
     trainer, folder = make_trainer(steps=2, class_cond=True), tmp_path_factory.mktemp("original")
     for _ in trainer.run():
         pass
-    writer = RunWriter(trainer.config, RunFolder(folder / "run"), trainer, trainer.batches.data, Shows())
+    writer = RunWriter(trainer.config, RunFolder(folder / "run"), trainer, trainer.batches.data, Callbacks())
     assert writer.save(folder / "network.pt", 1.0)
     return folder / "network.pt", trainer
 

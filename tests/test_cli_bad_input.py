@@ -635,7 +635,7 @@ def test_a_run_that_is_stopped_saves_and_says_how_to_go_on(number, code, cli, tm
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
     ended = cli.works("train", "--output_dir", "run", "--resume", "--max_steps", 4)
-    assert "going on from run/checkpoints/latest.pt, step 2" in ended.err
+    assert "resuming from run/checkpoints/latest.pt, step 2" in ended.err
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == []
 
 

@@ -97,7 +97,7 @@ def test_the_same_command_with_resume_goes_on(cli, write, tmp_path, monkeypatch)
     config = write({"dataset": "digits", "base_channels": 4, "channel_mult": [1], "batch_size": 750, "epochs": 2})
     argv = ["train", "--config", config, "--output_dir", "run", "--num_samples", 1]
     cli.works(*argv, "--max_steps", 2)
-    assert "going on from run/model_final.pt, step 2" in cli.works(*argv, "--resume").err
+    assert "resuming from run/model_final.pt, step 2" in cli.works(*argv, "--resume").err
     assert "is finished, at step 4" in cli.works(*argv, "--resume").err
     cli.works(*argv, "--extend", "--epochs", 3)
     assert load_checkpoint(tmp_path / "run/model_final.pt").about["step"] == 6

@@ -29,7 +29,8 @@ from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.runtime.torchrun_store import meet
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World, check_batch_size, make_world
-from tiny_diffusion.training.trainer import RunLength, Trainer
+from tiny_diffusion.training.run_length import RunLength
+from tiny_diffusion.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -84,11 +85,11 @@ def test_the_rows_of_the_processes_are_the_batch_of_one(kept, size, tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 17])
 def test_every_image_of_a_request_is_drawn_by_one_process_and_no_more_at_once_than_asked(count, size):
-    request = Request(range(count), batch_size=4)
+    request = Request(range(count), "abm", 20, "angle", batch_size=4)
     drawn = []
     for batch in request.batches(World(CPU, 0, size)):
         for world in worlds(size):
-            share = batch.share(world)
+            share = batch.local(world)
             assert 1 <= len(share.indices) <= 4
             drawn += list(share.indices)[: len(range(len(batch.indices))[world.local_slice(len(batch.indices))])]
     assert drawn == list(range(count))

@@ -487,15 +487,15 @@ def test_measurements_survive_a_resume(cli, runs, tmp_path):
 
 def test_the_curve_is_drawn_beside_the_loss(runs, make_trainer, digits):
     from tiny_diffusion.runs.folder import RunFolder
-    from tiny_diffusion.runs.writer import RunWriter, Shows
+    from tiny_diffusion.runs.writer import Callbacks, RunWriter
 
     asked = {}
-    shows = Shows(save_loss_curve=lambda *args, **named: asked.update(named))
+    callbacks = Callbacks(save_loss_curve=lambda *args, **named: asked.update(named))
     trainer, folder = make_trainer(), RunFolder(runs[0])
     lines = lines_of(runs[0])
     folder.open(from_step=lines[-1]["step"])
     folder.close()
-    RunWriter(trainer.config, folder, trainer, digits, shows).plot_losses()
+    RunWriter(trainer.config, folder, trainer, digits, callbacks).plot_losses()
     assert asked["scores"] == {NAME: list(measured(lines).items())}
 
 

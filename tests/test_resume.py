@@ -21,7 +21,7 @@ from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.runs import session
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
-from tiny_diffusion.runs.writer import RunWriter, Shows
+from tiny_diffusion.runs.writer import Callbacks, RunWriter
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "digits", "--image_size", 4, "--num_samples", 1, "--device", "cpu"]
@@ -100,7 +100,7 @@ def test_ten_steps_are_four_and_a_checkpoint_and_six(options, make_trainer, tmp_
         got.append((report.loss.item(), report.grad_norm.item(), report.lr))
         if report.step == 4:
             break
-    RunWriter(first.config, RunFolder(tmp_path), first, first.batches.data, Shows()).save(tmp_path / "x.pt", 1.0)
+    RunWriter(first.config, RunFolder(tmp_path), first, first.batches.data, Callbacks()).save(tmp_path / "x.pt", 1.0)
     checkpoint = load_checkpoint(tmp_path / "x.pt")
     second = make_trainer(**options)
     torch.rand(3)  # whatever torch's own generator did in between

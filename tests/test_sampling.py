@@ -13,7 +13,7 @@ from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
 from tiny_diffusion.diffusion.samplers import SAMPLERS
-from tiny_diffusion.diffusion.sampling import Request, denoising, request_from, sample
+from tiny_diffusion.diffusion.sampling import Request, default_sampling, denoising, request_from, sample
 from tiny_diffusion.models.build import make_diffusion, make_model
 from tiny_diffusion.randomness import stream
 
@@ -43,9 +43,12 @@ def wild():
     return model
 
 
+def request_for(indices, **options):
+    return Request(indices, **{"sampler": "ddim", "grid": "trailing", "steps": 8, **options})
+
+
 def draw(model, indices, **options):
-    options = {"sampler": "ddim", "grid": "trailing", "steps": 8, **options}
-    return sample(model, DIFFUSION, Request(indices, **options), SHAPE)
+    return sample(model, DIFFUSION, request_for(indices, **options), SHAPE)
 
 
 class Recorder(nn.Module):
@@ -147,7 +150,7 @@ def test_the_network_is_called_as_often_as_is_said(sampler, guidance, grid):
     images = sample(recorder, DIFFUSION, request, SHAPE)
     assert images.shape == (5, *SHAPE)
     assert len(recorder.calls) == 3 * request.evaluations()  # batches of 2, 2 and 1
-    assert request.evaluations() == (2 * 6 - 1 if sampler == "heun" else 6) * (1 if guidance == 1 else 2)
+    assert request.evaluations() == SAMPLERS[sampler].evaluations(6) * (1 if guidance == 1 else 2)
 
 
 @every_sampler
@@ -162,7 +165,7 @@ def test_clipping_holds_every_estimate_and_the_images_in_range(sampler, wild):
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (1, 16, 4), (4, 5, 7)])
 def test_images_have_any_shape_and_are_single_precision_on_the_cpu(shape):
-    images = sample(Recorder(), DIFFUSION, Request(range(3), batch_size=2), shape)
+    images = sample(Recorder(), DIFFUSION, request_for(range(3), batch_size=2), shape)
     assert images.shape == (3, *shape) and images.dtype == torch.float32 and images.device.type == "cpu"
 
 
@@ -191,21 +194,21 @@ def test_samplers_with_fresh_noise_go_elsewhere_from_the_same_start(model):
 
 def test_labels_take_turns_by_index_and_not_by_place_in_the_batch():
     classes = (4, 7, 1)
-    assert Request(range(6), classes=classes).labels() == [4, 7, 1, 4, 7, 1]
-    assert Request([5, 1, 300], classes=classes).labels() == [1, 7, 4]
-    assert Request(range(6)).labels() is None
+    assert request_for(range(6), classes=classes).labels() == [4, 7, 1, 4, 7, 1]
+    assert request_for([5, 1, 300], classes=classes).labels() == [1, 7, 4]
+    assert request_for(range(6)).labels() is None
 
 
 @pytest.mark.parametrize("indices", [range(10), [9, 0, 5, 5], range(100, 107)])
 def test_labels_are_the_same_however_a_request_is_cut(indices):
-    whole = Request(indices, classes=(2, 3, 9, 0), batch_size=3)
+    whole = request_for(indices, classes=(2, 3, 9, 0), batch_size=3)
     assert list(itertools.chain.from_iterable(part.labels() for part in whole.batches())) == whole.labels()
 
 
 def test_the_network_is_told_the_labels_and_for_guidance_none_as_well():
     for guidance, told in ((1.0, [[8, 6, 8]]), (2.0, [[8, 6, 8], None])):
         recorder = Recorder()
-        sample(recorder, DIFFUSION, Request([2, 1, 0], steps=1, classes=(8, 6), guidance=guidance), SHAPE)
+        sample(recorder, DIFFUSION, request_for([2, 1, 0], steps=1, classes=(8, 6), guidance=guidance), SHAPE)
         assert [label for _, _, label in recorder.calls] == told
 
 
@@ -229,7 +232,7 @@ def test_guidance_zero_is_no_label_and_guidance_one_is_the_label(model):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 10, 64])
 @pytest.mark.parametrize("indices", [range(10), range(5, 6), [3, 1, 4, 1, 5, 9, 2], (), range(0)])
 def test_the_parts_of_a_request_are_its_indices_in_order(indices, batch_size):
-    request = Request(indices, steps=3, seed=4, classes=(1, 2), guidance=1.5, clip=False, batch_size=batch_size)
+    request = request_for(indices, steps=3, seed=4, classes=(1, 2), guidance=1.5, clip=False, batch_size=batch_size)
     parts = list(request.batches())
     assert [index for part in parts for index in part.indices] == list(indices)
     assert all(1 <= len(part.indices) <= batch_size for part in parts)
@@ -239,7 +242,7 @@ def test_the_parts_of_a_request_are_its_indices_in_order(indices, batch_size):
 
 def test_a_request_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Request(range(3)).steps = 4
+        request_for(range(3)).steps = 4
 
 
 @pytest.mark.parametrize(
@@ -265,9 +268,13 @@ def test_only_ddpm_takes_every_step_unless_told_otherwise(sampler):
     assert request_from(usual, 1000, range(2), sampler=sampler).steps == (1000 if sampler == "ddpm" else 20)
 
 
-def test_the_default_request_is_one_that_can_be_drawn():
-    request = Request(range(2))
-    assert request.sampler in SAMPLERS and request.grid == SAMPLERS[request.sampler].grid
+@every_sampler
+def test_a_models_default_sampling_can_be_sampled_on_any_schedule(sampler):
+    for timesteps in (2, 1000):
+        defaults = default_sampling(sampler, timesteps)
+        assert 1 <= defaults["steps"] <= timesteps and defaults["grid"] == SAMPLERS[sampler].grid
+        request = request_from(defaults, timesteps, range(2))
+        assert all(getattr(request, name) == value for name, value in defaults.items())
     assert sample(Recorder(), DIFFUSION, request, SHAPE).shape == (2, *SHAPE)
 
 

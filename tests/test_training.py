@@ -16,8 +16,9 @@ from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.training import trainer as trainer_module
 from tiny_diffusion.training.ema import WARM_UP, Ema
+from tiny_diffusion.training.loss_scaling import FIRST_SCALE, STEPS_UNTIL_DOUBLED, LossScaler
 from tiny_diffusion.training.optimizers import OPTIMIZERS
-from tiny_diffusion.training.trainer import FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE, WARM_UP_STEPS, RunLength
+from tiny_diffusion.training.run_length import WARM_UP_STEPS, RunLength
 
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 SIMPLE = {"loss_weight": "uniform", "timestep_distribution": "uniform"}
@@ -292,7 +293,7 @@ def test_parts_double_until_they_fit_or_are_single_images(batch_size, images, pa
 def test_where_one_image_is_too_many_memorys_error_is_raised(make_trainer):
     trainer = make_trainer(auto_batch=True, batch_size=3)
     given = limit(trainer, 0)
-    for ask in (trainer.run().__next__, trainer.seconds_per_step):
+    for ask in (trainer.run().__next__, trainer.estimate_step_seconds):
         with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
             ask()
     assert given == [3, 2, 1, 1] and trainer.parts == 3
@@ -302,7 +303,7 @@ def test_where_one_image_is_too_many_memorys_error_is_raised(make_trainer):
 def test_without_auto_batch_memorys_error_is_raised_at_once(fault, make_trainer):
     trainer = make_trainer()
     given, before = limit(trainer, 5, fault), snapshot(trainer.tensors())
-    for ask in (trainer.run().__next__, trainer.seconds_per_step):
+    for ask in (trainer.run().__next__, trainer.estimate_step_seconds):
         with pytest.raises(type(fault)) as raised:
             ask()
         assert raised.value.args == fault.args
@@ -321,7 +322,7 @@ def test_without_auto_batch_memorys_error_is_raised_at_once(fault, make_trainer)
 def test_other_errors_are_raised_at_once(fault, make_trainer):
     trainer = make_trainer(auto_batch=True)
     given = limit(trainer, 5, fault)
-    for ask in (trainer.run().__next__, trainer.seconds_per_step):
+    for ask in (trainer.run().__next__, trainer.estimate_step_seconds):
         with pytest.raises(type(fault), match=str(fault)[:10]):
             ask()
     assert given == [16, 16] and trainer.parts == 1
@@ -351,7 +352,7 @@ def test_what_an_attempt_had_computed_is_let_go_before_the_next_one(make_trainer
 def test_the_first_estimate_finds_out_how_many_parts_it_takes_and_changes_nothing(make_trainer):
     trainer = make_trainer(auto_batch=True, dropout=0.1)
     given, before = limit(trainer, 7), snapshot(trainer.tensors())
-    assert trainer.seconds_per_step() > 0
+    assert trainer.estimate_step_seconds() > 0
     assert trainer.parts == 4 and given == [16, 8, 4, 4]
     assert equal(trainer.tensors(), before) and all(parameter.grad is None for parameter in trainer.model.parameters())
 
@@ -365,7 +366,7 @@ def test_the_first_estimate_is_of_a_whole_batch_whatever_its_parts(options, make
         lambda module, arguments, output: now.append(now[-1] + len(arguments[0]) + 60 * (len(now) == 1))
     )
     monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
-    assert trainer.seconds_per_step() == pytest.approx(16)
+    assert trainer.estimate_step_seconds() == pytest.approx(16)
 
 
 @pytest.mark.parametrize("batch_size, accumulate, count", [(16, 4, 32), (16, 1, 100)])
@@ -622,7 +623,7 @@ def test_the_heldout_loss_is_the_same_every_time_and_disturbs_no_training(option
         first = measured.heldout_loss(*heldout)
         torch.rand(3)
         assert measured.heldout_loss(*heldout) == first
-        assert measured.seconds_per_step() > 0
+        assert measured.estimate_step_seconds() > 0
         assert all(parameter.grad is None for parameter in measured.model.parameters())
     assert equal(measured.tensors(), quiet.tensors())
     assert measured.model.training
@@ -669,34 +670,41 @@ def test_a_network_without_classes_is_given_no_labels(make_trainer):
 
 
 @pytest.fixture
-def scaling(make_trainer):
-    return make_trainer(precision="fp16")
+def scaler():
+    return LossScaler(True, torch.device("cpu"))
 
 
-def test_the_loss_scale_is_halved_by_an_overflow_and_doubled_by_patience(scaling):
+def test_the_loss_scale_is_halved_by_an_overflow_and_doubled_after_enough_finite_steps(scaler):
     bad, good = torch.tensor(1.0), torch.tensor(0.0)
-    assert scaling.loss_scale.tolist() == [FIRST_LOSS_SCALE, 0]
-    scaling._adapt_loss_scale(bad)
-    assert scaling.loss_scale.tolist() == [FIRST_LOSS_SCALE / 2, 0]
-    for count in range(1, LOSS_SCALE_PATIENCE):
-        scaling._adapt_loss_scale(good)
-        assert scaling.loss_scale.tolist() == [FIRST_LOSS_SCALE / 2, count]
-    scaling._adapt_loss_scale(good)
-    assert scaling.loss_scale.tolist() == [FIRST_LOSS_SCALE, 0]
+    assert scaler.state.tolist() == [FIRST_SCALE, 0]
+    scaler.update(bad)
+    assert scaler.state.tolist() == [FIRST_SCALE / 2, 0]
+    for count in range(1, STEPS_UNTIL_DOUBLED):
+        scaler.update(good)
+        assert scaler.state.tolist() == [FIRST_SCALE / 2, count]
+    scaler.update(good)
+    assert scaler.state.tolist() == [FIRST_SCALE, 0]
 
 
-def test_an_overflow_starts_the_patience_anew(scaling):
-    for bad in [0.0] * (LOSS_SCALE_PATIENCE - 1) + [1.0] + [0.0] * (LOSS_SCALE_PATIENCE - 1):
-        scaling._adapt_loss_scale(torch.tensor(bad))
-    assert scaling.loss_scale.tolist() == [FIRST_LOSS_SCALE / 2, LOSS_SCALE_PATIENCE - 1]
+def test_an_overflow_starts_the_count_of_finite_steps_anew(scaler):
+    for bad in [0.0] * (STEPS_UNTIL_DOUBLED - 1) + [1.0] + [0.0] * (STEPS_UNTIL_DOUBLED - 1):
+        scaler.update(torch.tensor(bad))
+    assert scaler.state.tolist() == [FIRST_SCALE / 2, STEPS_UNTIL_DOUBLED - 1]
+
+
+def test_gradients_are_unscaled_by_what_the_loss_was_scaled_by(scaler):
+    gradients = [torch.tensor([3.0, -5.0])]
+    scaled = [scaler.scale(gradient) for gradient in gradients]
+    scaler.unscale_(scaled)
+    torch.testing.assert_close(scaled, gradients, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_precisions_scale_nothing(precision, make_trainer):
-    trainer = make_trainer(precision=precision)
+    scaler, loss = make_trainer(precision=precision).scaler, torch.tensor(7.0)
     for bad in (0.0, 1.0):
-        trainer._adapt_loss_scale(torch.tensor(bad))
-    assert trainer.loss_scale[0] == 1
+        scaler.update(torch.tensor(bad))
+    assert scaler.scale(loss) is loss and scaler.state[0] == 1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -704,7 +712,7 @@ def test_half_precision_has_nearly_the_gradients_of_single_precision(precision, 
     """They are compared as the optimizer gets them: unscaled and in single precision."""
     half, single = make_trainer(precision=precision, grad_clip=1e9), make_trainer(grad_clip=1e9)
     steps_of(single, 3)
-    half.load({**snapshot(single.tensors()), "scaler/loss_scale": half.loss_scale.clone()}, single.step)
+    half.load({**snapshot(single.tensors()), "scaler/loss_scale": half.scaler.state.clone()}, single.step)
     (got,), (wanted,) = steps_of(half, 1), steps_of(single, 1)
     torch.testing.assert_close(got.loss, wanted.loss, rtol=0.01, atol=0)
     reference = gradients_of(single)
@@ -715,13 +723,13 @@ def test_half_precision_has_nearly_the_gradients_of_single_precision(precision, 
 
 def test_a_loss_scale_that_is_too_large_comes_down_until_steps_succeed(make_trainer):
     trainer = make_trainer(steps=30, precision="fp16")
-    trainer.loss_scale[0] = 2.0**30
+    trainer.scaler.state[0] = 2.0**30
     weights = weights_of(trainer)
     reports = run(trainer)
     skipped = [report.skipped.item() for report in reports]
     overflows = skipped.index(0)
     assert overflows > 0 and skipped == [*range(1, overflows + 1), *[0] * (30 - overflows)]
-    assert trainer.loss_scale.tolist() == [2.0 ** (30 - overflows), 30 - overflows]
+    assert trainer.scaler.state.tolist() == [2.0 ** (30 - overflows), 30 - overflows]
     assert not equal(weights_of(trainer), weights)
 
 

@@ -19,7 +19,8 @@ from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.diffusion.sampling import Request, sample
 from tiny_diffusion.models.build import make_diffusion, make_model, to_device
 from tiny_diffusion.randomness import seed_torch
-from tiny_diffusion.training.trainer import RunLength, Trainer
+from tiny_diffusion.training.run_length import RunLength
+from tiny_diffusion.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent.parent  # where `python -m tiny_diffusion` is found
 MAX_IMAGES = 60_000  # made up

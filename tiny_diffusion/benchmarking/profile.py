@@ -127,7 +127,7 @@ def _place(event) -> str | None:
 def _named_places(trainer: Trainer) -> Iterator[None]:
     """Within it, what the optimiser, the average and the data do bears their names in a profile."""
     places = [
-        (trainer, "_clip", OPTIMISER),
+        (trainer, "clip_gradients", OPTIMISER),
         (trainer.optimizer, "step", OPTIMISER),
         (trainer.ema, "update", AVERAGE),
         (trainer.batches, "at", DATA),

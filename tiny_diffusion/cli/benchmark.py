@@ -54,7 +54,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.benchmarking.measure import data_speed, make_trainer, sampling_speed, start_up, training_speed
     from tiny_diffusion.benchmarking.profile import profile_step
     from tiny_diffusion.benchmarking.rates import matrix_rate
-    from tiny_diffusion.diffusion.sampling import Request
+    from tiny_diffusion.diffusion.sampling import default_sampling, request_from
     from tiny_diffusion.runs.images import check_device
     from tiny_diffusion.runtime.world import choose_device
 
@@ -75,7 +75,8 @@ def run(argv: list[str], program: str, started: float) -> int:
     found["training"] = training_speed(trainer, options.seconds)
     found["matrix_product_gflops"] = matrix_rate(device, yardstick, options.seconds / 4)
     sampler = DATASETS[config.dataset].sampler
-    request = Request(range(options.num_images), sampler, min(20, config.timesteps), seed=config.seed)
+    defaults = default_sampling(sampler, config.timesteps)
+    request = request_from(defaults, config.timesteps, range(options.num_images), seed=config.seed)
     found["sampling"] = sampling_speed(trainer, request, options.seconds)
     found["data"] = data_speed(trainer, options.seconds / 4)
     profiled = profile_step(trainer, steps=math.ceil(options.seconds / (4 * found["training"]["step_seconds"])))

@@ -12,7 +12,6 @@ def run(argv: list[str], program: str, started: float) -> int:
     if options.checkpoint is None:
         raise OptionError("--checkpoint is required: the file to describe, for example outputs/model_final.pt")
 
-    from tiny_diffusion.diffusion.sampling import request_from
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
 
     checkpoint = load_checkpoint(options.checkpoint)
@@ -26,7 +25,7 @@ def run(argv: list[str], program: str, started: float) -> int:
         "images": f"{about['channels']} x {height} x {width}, classes {', '.join(about['class_names']) or 'none'}",
         "network": f"{parameters:,} parameters, {'class-conditional' if config.class_cond else 'unconditional'}",
         "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",
-        "sampling": request_from(about["sampling"], config.timesteps, ()).describe(),
+        "sampling": checkpoint.request(()).describe(),
     }
     for name, text in rows.items():
         print(f"{name:<12}{text}")

@@ -96,8 +96,6 @@ def _output(text: str | None) -> tuple[Path | None, str]:
 
 def _request(options: SampleOptions, checkpoint, indices):
     """The checkpoint's own way of sampling, with what was asked for instead."""
-    from tiny_diffusion.diffusion.sampling import request_from
-
     usual, config = checkpoint.about["sampling"], checkpoint.config
     refuse_drawing(
         config,
@@ -106,9 +104,7 @@ def _request(options: SampleOptions, checkpoint, indices):
         eta=options.eta,
         guidance=options.guidance,
     )
-    return request_from(
-        usual,
-        config.timesteps,
+    return checkpoint.request(
         indices,
         sampler=options.sampler,
         steps=options.steps,
@@ -185,7 +181,7 @@ def _draw(model, diffusion, request, checkpoint, animated: bool, world):
     drawn, frames = [], []
     with tqdm(total=len(request.indices), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for number, batch in enumerate(request.batches(world)):
-            for count, step in enumerate(denoising(model, diffusion, batch.share(world), shape)):
+            for count, step in enumerate(denoising(model, diffusion, batch.local(world), shape)):
                 if number == 0 and count in wanted:
                     noisy, clean = (pictures(x)[: request.batch_size] for x in (step.x, step.clean))
                     frames.append((count, step.level.time, noisy, clean))

@@ -108,7 +108,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         return _print_options(config)
     from tiny_diffusion.runs.session import Session
 
-    session = Session(config, folder, started, _shows())
+    session = Session(config, folder, started, _callbacks())
     if source is not None:
         session.take_weights(source, actions.init_from)
     if actions.overwrite and is_main():
@@ -116,14 +116,14 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
     return session.train()
 
 
-def _shows():
-    """The pictures and the measurement of a run, loaded when they are first needed."""
+def _callbacks():
+    """What a run shows and measures."""
     from tiny_diffusion.evaluation.online import OnlineMeasure
-    from tiny_diffusion.runs.writer import Shows
+    from tiny_diffusion.runs.writer import Callbacks
     from tiny_diffusion.visuals.figures import save_loss_curve
     from tiny_diffusion.visuals.images import save_grid
 
-    return Shows(save_grid, save_loss_curve, OnlineMeasure)
+    return Callbacks(save_grid, save_loss_curve, OnlineMeasure)
 
 
 def _refuse_inside(config: Config) -> None:
@@ -222,7 +222,7 @@ def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         return 0
     from tiny_diffusion.runs.session import Session
 
-    session = Session(config, RunFolder(config.output_dir), started, _shows())
+    session = Session(config, RunFolder(config.output_dir), started, _callbacks())
     session.resume(path, checkpoint, actions.extend)
     return session.train()
 

@@ -1,7 +1,7 @@
 """The diffusion process on batches of images: noising, the training loss, and the denoiser that samplers call.
 
-It joins the core's tables to tensors and knows neither data sets nor optimisers.  A model is any callable
-``model(x, time, label) -> output`` with x (B, C, H, W), time (B,) and label (B,) or None.
+It applies the tables of schedules, predictions and weights to tensors, and knows neither data sets nor optimisers.  A
+model is any callable ``model(x, time, label) -> output`` with x (B, C, H, W), time (B,) and label (B,) or None.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 @dataclass(frozen=True, eq=False)
 class Diffusion:
-    """A noising process and what the network learns about it."""
+    """A noising process, and what the network learns about it.  Each name is a key of its module's table."""
 
     schedule: Schedule
     prediction: str = "v"
@@ -34,26 +34,25 @@ class Diffusion:
     loss_kind: str = "mse"
 
     def timesteps(self, u: np.ndarray) -> np.ndarray:
-        """Real-valued t in [0, T-1] for u in (0, 1), by the timestep distribution."""
-        return np.clip(
-            TIMESTEP_DISTRIBUTIONS[self.timestep_distribution](self.schedule, u), 0, self.schedule.timesteps - 1
-        )
+        """Real-valued t in [0, T-1] for uniform u in (0, 1), by the timestep distribution."""
+        t = TIMESTEP_DISTRIBUTIONS[self.timestep_distribution](self.schedule, u)
+        return np.clip(t, 0, self.schedule.timesteps - 1)
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: np.ndarray) -> Tensor:
-        """The images as they look at t of the noising process: q(x_t | x_0), Ho et al. (2020), eq. 4.
+        """The images at time t of the noising process: q(x_t | x_0), Ho et al. (2020), eq. 4.
 
-        clean, noise: (B, C, H, W), clean in [-1, 1].  t: (B,) real-valued in [0, T-1].
+        clean, noise: (B, C, H, W), clean in [-1, 1].   t: (B,) real-valued in [0, T-1].
         Raises IndexError if any t is outside the schedule.
         """
         _, alpha, sigma = self.schedule.at(t)
-        return _column(alpha, clean) * clean + _column(sigma, clean) * noise
+        return _per_image(alpha, clean) * clean + _per_image(sigma, clean) * noise
 
     def loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None = None) -> Tensor:
         """The weighted training loss, averaged over the batch: a scalar.  Shapes as in `add_noise`."""
         time, alpha, sigma = self.schedule.at(t)
-        weight = _column(output_weight(self.loss_weight, self.prediction, alpha, sigma), clean)
-        wanted = target(self.prediction, _column(alpha, clean), _column(sigma, clean), clean, noise)
-        output = model(self.add_noise(clean, noise, t), _column(time, clean).flatten(), label)
+        weight = _per_image(output_weight(self.loss_weight, self.prediction, alpha, sigma), clean)
+        wanted = target(self.prediction, _per_image(alpha, clean), _per_image(sigma, clean), clean, noise)
+        output = model(self.add_noise(clean, noise, t), _per_image(time, clean).flatten(), label)
         return (weight * LOSSES[self.loss_kind](output.to(wanted.dtype), wanted, reduction="none")).mean()
 
     def denoiser(
@@ -62,8 +61,9 @@ class Diffusion:
     ) -> Denoise:  # fmt: skip
         """``denoise(x, level) -> (clean, noise)`` for the samplers, without gradients.
 
-        guidance: 1 follows the label as learnt; w is ``none + w (label - none)`` on the output, Ho & Salimans (2022).
-        clip: hold the clean image in [-1, 1] and re-derive the noise; near pure noise x_0 is divided by a tiny alpha.
+        guidance: the weight w of ``none + w (label - none)`` on the output, Ho & Salimans (2022); 1 is conditional.
+        clip: clamp the estimate of x_0 to [-1, 1] and recompute the noise, because near pure noise x_0 is divided by a
+        tiny alpha.  Raises ValueError for guidance without labels.
         """
         if guidance != 1.0 and label is None:
             raise ValueError("guidance needs labels")
@@ -74,8 +74,8 @@ class Diffusion:
                 time = torch.full((len(x),), level.time, device=x.device)
                 output = model(x, time, label)
                 if guidance != 1.0:
-                    plain = model(x, time, None)
-                    output = plain + guidance * (output - plain)
+                    unconditional = model(x, time, None)
+                    output = unconditional + guidance * (output - unconditional)
             clean, noise = recover(self.prediction, level.alpha, level.sigma, x, output.to(x.dtype))
             if clip:
                 clean = clean.clamp(-1, 1)
@@ -85,6 +85,6 @@ class Diffusion:
         return denoise
 
 
-def _column(values: np.ndarray, like: Tensor) -> Tensor:
-    """(B,) numbers as (B, 1, 1, 1) on the device and in the type of the images."""
-    return torch.as_tensor(values, dtype=like.dtype).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
+def _per_image(values: np.ndarray, images: Tensor) -> Tensor:
+    """(B,) numbers as (B, 1, 1, 1), on the device and in the type of the images."""
+    return torch.as_tensor(values, dtype=images.dtype).to(images.device, non_blocking=True).view(-1, 1, 1, 1)

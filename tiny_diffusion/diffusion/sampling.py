@@ -1,6 +1,6 @@
-"""From a model and a request to images: the one place that every command, and Python, draws through.
+"""From a model and a request to images: the one place through which every command, and Python, samples.
 
-Image i of a seed starts from its own stream, so it is the same picture alone, in any batch and in any process.
+Image i of a seed starts from its own random stream, so it is the same picture alone, in any batch and on any rank.
 """
 
 from collections import deque
@@ -18,20 +18,22 @@ from tiny_diffusion.randomness import stream
 from tiny_diffusion.runtime.memory import SplitBatches
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 
+DEFAULT_STEPS = 20  # benchmarks/RESULTS.md has the quality by steps
+
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw and how.
+    """Which images to sample, and how.
 
-    indices: which images of the seed.   classes: the labels they take in turn; empty for an unconditional model.
-    eta: how much noise is fresh, where that can be chosen.   clip: hold estimates of x_0 in [-1, 1].
-    batch_size: images drawn together, by each process.
+    indices: which images of the seed.   classes: labels that the images take in turn; empty for unconditional models.
+    eta: the amount of fresh noise, for samplers that let it be chosen.   clip: keep estimates of x_0 in [-1, 1].
+    batch_size: images sampled together, on each rank.
     """
 
     indices: Sequence[int]
-    sampler: str = "abm"
-    steps: int = 20
-    grid: str = "angle"
+    sampler: str
+    steps: int
+    grid: str
     seed: int = 0
     classes: tuple[int, ...] = ()
     guidance: float = 1.0
@@ -40,32 +42,41 @@ class Request:
     batch_size: int = 64
 
     def batches(self, world: World = SINGLE_PROCESS) -> Iterator["Request"]:
-        """The same request, as much at a time as all processes draw together."""
+        """The request in batches, each of the images that all ranks sample together."""
         together = self.batch_size * world.size
         for start in range(0, len(self.indices), together):
             yield replace(self, indices=self.indices[start : start + together])
 
-    def share(self, world: World) -> "Request":
-        """What of it this process draws.  Where there is nothing left, the first image: `World.gather` drops it."""
+    def local(self, world: World = SINGLE_PROCESS) -> "Request":
+        """This rank's part of a batch.  A rank without a part takes the first image, which `World.gather` drops."""
         share = self.indices[world.local_slice(len(self.indices))]
         return replace(self, indices=share if len(share) else self.indices[:1])
 
     def labels(self) -> list[int] | None:
-        """The label of each image; None for an unconditional model.  Image i's does not depend on its neighbours."""
+        """The label of each image, which depends on its index alone; None for an unconditional model."""
         return [self.classes[i % len(self.classes)] for i in self.indices] if self.classes else None
 
     def describe(self) -> str:
-        """In words, how it steps from noise to image."""
+        """The sampler, its steps and its grid in words."""
         fresh = "" if self.eta is None else f", eta {self.eta:g}"
         return f"{self.sampler}{fresh}, {self.steps} steps on the {self.grid} grid"
 
     def evaluations(self) -> int:
-        """Calls of the network for each batch."""
+        """How often the network is evaluated for each image."""
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
 
 
+def default_sampling(sampler: str, timesteps: int) -> dict[str, object]:
+    """How a model samples unless a request says otherwise, as checkpoints store it under "sampling".
+
+    sampler: the one that suits the model's images.   timesteps: T of its schedule.
+    """
+    row, steps = SAMPLERS[sampler], min(DEFAULT_STEPS, timesteps)
+    return {"sampler": sampler, "steps": steps, "grid": row.grid, "guidance": 1.0, "eta": row.eta, "clip": True}
+
+
 def request_from(
-    usual: Mapping[str, object],
+    defaults: Mapping[str, object],
     timesteps: int,
     indices: Sequence[int],
     *,
@@ -76,30 +87,30 @@ def request_from(
     eta: float | None = None,
     **more,
 ) -> Request:
-    """A checkpoint's own way of sampling, with what was asked for instead; another sampler brings its own grid.
+    """A model's default sampling with what was asked for in its place.  Another sampler brings its own grid and eta.
 
-    usual: the checkpoint's "sampling".  timesteps: T of its process.  more: what else a Request says.
+    defaults: as `default_sampling` makes them.   timesteps: T of the model's schedule.   more: other fields of Request.
     """
-    sampler = sampler or usual["sampler"]
-    other, row = sampler != usual["sampler"], SAMPLERS[sampler]
+    sampler = sampler or defaults["sampler"]
+    other, row = sampler != defaults["sampler"], SAMPLERS[sampler]
     if eta is None:
-        eta = row.eta if other else usual.get("eta", row.eta)  # the first checkpoints do not tell
+        eta = row.eta if other else defaults.get("eta", row.eta)  # the first checkpoints do not hold it
     return Request(
         indices=indices,
         sampler=sampler,
-        steps=steps or (usual["steps"] if row.few or not other else timesteps),
-        grid=grid or (row.grid if other else usual["grid"]),
-        guidance=usual["guidance"] if guidance is None else guidance,
+        steps=steps or (defaults["steps"] if row.few or not other else timesteps),
+        grid=grid or (row.grid if other else defaults["grid"]),
+        guidance=defaults["guidance"] if guidance is None else guidance,
         eta=eta,
-        clip=usual["clip"],
+        clip=defaults["clip"],
         **more,
     )
 
 
 def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int]) -> Iterator[Step]:
-    """The steps of one batch from pure noise, which is the first, to the images, which are the last.
+    """Yields the steps of one batch: first the pure noise, last the images.
 
-    shape: (C, H, W).  Computes where the model's weights are, and in parts where memory runs out.
+    shape: (C, H, W).  Computes on the model's device, in smaller batches where memory runs out.
     """
     device = next(model.parameters()).device
     streams = [stream(request.seed, "image", index) for index in request.indices]
@@ -122,14 +133,18 @@ def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: t
 
 
 def sample(
-    model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int], world: World = SINGLE_PROCESS
+    model: nn.Module,
+    diffusion: Diffusion,
+    request: Request,
+    shape: tuple[int, int, int],
+    world: World = SINGLE_PROCESS,
 ) -> Tensor:
-    """The images alone, all batches together: (N, C, H, W) float32 on the CPU, about in [-1, 1].
+    """The sampled images, all batches together: (N, C, H, W) float32 on the CPU, about in [-1, 1].
 
-    The processes of the world share the work, and each has all images.
+    The ranks of the world share the work, and each returns all images.
     """
-    drawn = []
+    images = []
     for batch in request.batches(world):
-        last = deque(denoising(model, diffusion, batch.share(world), shape), maxlen=1).pop()
-        drawn.append(world.gather(last.x, len(batch.indices)))
-    return torch.cat(drawn)
+        last = deque(denoising(model, diffusion, batch.local(world), shape), maxlen=1).pop()
+        images.append(world.gather(last.x, len(batch.indices)))
+    return torch.cat(images)

@@ -12,7 +12,7 @@ import torch
 from tiny_diffusion.config.option import EvaluateOptions
 from tiny_diffusion.config.rules import refuse_drawing
 from tiny_diffusion.data.pixels import to_uint8
-from tiny_diffusion.diffusion.sampling import Request, request_from, sample
+from tiny_diffusion.diffusion.sampling import Request, sample
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.models.build import make_diffusion, to_device
@@ -52,11 +52,8 @@ class ModelImages:
     def requests(self) -> Iterator[Request]:
         """Each way to draw that was asked for: what is not named is as `sample` would have it."""
         options = self.options
-        classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
         for sampler, steps in product(options.sampler or (None,), options.steps or (None,)):
-            yield request_from(
-                self.checkpoint.about["sampling"],
-                self.config.timesteps,
+            yield self.checkpoint.request(
                 range(options.num_images),
                 sampler=sampler,
                 steps=steps,
@@ -64,7 +61,6 @@ class ModelImages:
                 guidance=options.guidance,
                 eta=options.eta,
                 seed=options.seed,
-                classes=classes,
                 batch_size=options.batch_size or BATCH,
             )
 

@@ -1,8 +1,8 @@
 """Checkpoints: self-describing files of tensors and plain JSON that cannot run code.
 
-A file is a torch zip holding one JSON text and one flat table of tensors, named by path ("model/conv_in.weight").
-Saving is atomic: a temporary file beside the target, flushed to disk, renamed.  Loading trusts nothing: the zip's
-directory, sizes and checksums, then the sha256 of the contents, then the configuration, before any memory is spent.
+A file is a torch zip with one JSON text and one flat table of tensors, named like "model/conv_in.weight".  Saving is
+atomic: a temporary file beside the target, flushed to disk, renamed.  Loading trusts nothing: it checks the directory,
+sizes and checksums of the zip, then the sha256 of the contents, then the configuration, before it builds a network.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS, Sampler
+from tiny_diffusion.diffusion.sampling import Request, request_from
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
@@ -34,7 +35,7 @@ KEYS = {
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """about: the JSON (see KEYS).  tensors: by path; the first part is model, ema, optimizer or scaler."""
+    """about: the JSON (see KEYS).   tensors: by name, which begins with model/, ema/, optimizer/ or scaler/."""
 
     about: dict
     tensors: dict[str, Tensor]
@@ -43,15 +44,35 @@ class Checkpoint:
     def config(self) -> Config:
         return Config.from_dict(self.about["config"])
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per label; none where the images have no classes."""
+        return tuple(self.about["class_names"])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return (self.about["channels"], *self.about["image_size"])
+
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one part, without its name."""
+        """The tensors of one part: model, ema, optimizer or scaler."""
         return part_of(self.tensors, name)
+
+    def request(self, indices: Sequence[int], *, classes: Sequence[int] | None = None, **asked) -> Request:
+        """A request for these images as `sample.py` makes it: the checkpoint's own sampling, changed where asked.
+
+        classes: labels that the images take in turn [all of a class-conditional model].   asked: fields of Request.
+        """
+        config = self.config
+        if classes is None:
+            classes = range(len(self.class_names)) if config.class_cond else ()
+        return request_from(self.about["sampling"], config.timesteps, indices, classes=tuple(classes), **asked)
 
 
 def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -> None:
     """Writes the file whole or not at all.
 
-    What was there stays where FloatingPointError (a tensor holds NaN or infinity) or OSError is raised.
+    Raises FloatingPointError if a tensor holds NaN or infinity, or OSError; an earlier file of this name then stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -74,7 +95,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         _check_zip(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what a strange pickle has in it: it is refused or is none
+            warnings.simplefilter("ignore")  # torch warns of strange pickles, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
         about, tensors = _unpack(content)
         whole = about["sha256"] == _digest(about, tensors)
@@ -86,7 +107,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FileError(
             f"{path} is not a checkpoint of this program: it holds more than tensors. Nothing in it was run."
         ) from error
-    except Exception as error:  # whatever a hostile file makes the readers raise; weights_only keeps it from running
+    except Exception as error:  # a hostile file can make the readers raise anything; weights_only runs none of it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason = reason[:MAX_REASON_LENGTH]
         raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason}).") from error
@@ -97,8 +118,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (OptionError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
         raise FileError(f"{path} holds a configuration that this version cannot use: {reason}") from error
-    if impossible := _impossible(about, config):
-        raise FileError(f"{path} is not a checkpoint of this program: its {impossible[0]} cannot be.")
+    if invalid := _invalid_keys(about, config):
+        raise FileError(f"{path} is not a checkpoint of this program: its {invalid[0]} cannot be.")
     return Checkpoint(about, tensors)
 
 
@@ -119,7 +140,7 @@ def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
 
 
 def _check_zip(path: Path) -> None:
-    """Raises ValueError unless this is a whole zip of stored (uncompressed) entries with right checksums."""
+    """Raises ValueError unless the file is a complete zip of uncompressed entries with correct checksums."""
     if not zipfile.is_zipfile(path):
         raise ValueError("not a zip file, or cut short")
     with zipfile.ZipFile(path) as archive:
@@ -132,7 +153,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _unpack(content: object) -> tuple[dict, dict[str, Tensor]]:
-    """Raises ValueError, TypeError or KeyError unless the contents have the shape that `save_checkpoint` gives them."""
+    """The JSON and the tensors.  Raises ValueError, TypeError or KeyError if `save_checkpoint` did not write them."""
     if not isinstance(content, dict) or set(content) != {"about", "tensors"}:
         raise ValueError("it holds something else, perhaps another program's weights")
     about, tensors = json.loads(content["about"]), content["tensors"]
@@ -153,8 +174,8 @@ def _unpack(content: object) -> tuple[dict, dict[str, Tensor]]:
     return about, tensors
 
 
-def _impossible(about: Mapping, config: Config) -> list[str]:
-    """The facts that no run can have written, by key: commands rely on them once the file is loaded."""
+def _invalid_keys(about: Mapping, config: Config) -> list[str]:
+    """The keys whose values no run can have written.  Commands rely on all of them once the file is loaded."""
 
     def number(value: object, *kinds: type) -> bool:
         return type(value) in kinds and 0 <= value < 2**63
@@ -165,16 +186,16 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
             for pair in values
         )
 
-    def fresh(eta: object, row: Sampler) -> bool:
+    def valid_eta(eta: object, row: Sampler) -> bool:
         return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.max_eta)
 
-    names, stretch, sampling = about["class_names"], about["stretch"], about["sampling"]
+    names, segment, sampling = about["class_names"], about["stretch"], about["sampling"]
     best = about["best_score"]
-    possible = {
+    valid = {
         "step": number(about["step"], int),
         "elapsed_seconds": number(about["elapsed_seconds"], int, float),
         "finished": type(about["finished"]) is bool,
-        "stretch": isinstance(stretch, list) and len(stretch) == 2 and all(number(x, int, float) for x in stretch),
+        "stretch": isinstance(segment, list) and len(segment) == 2 and all(number(x, int, float) for x in segment),
         "loss_history": pairs(about["loss_history"], float, type(None)),
         "heldout_history": pairs(about["heldout_history"], float),
         "channels": type(about["channels"]) is int and 1 <= about["channels"] <= 4,
@@ -189,14 +210,14 @@ def _impossible(about: Mapping, config: Config) -> list[str]:
         and number(sampling.get("steps"), int)
         and 1 <= sampling["steps"] <= config.timesteps
         and number(sampling.get("guidance"), int, float)
-        and fresh(sampling.get("eta"), SAMPLERS[sampling["sampler"]])
+        and valid_eta(sampling.get("eta"), SAMPLERS[sampling["sampler"]])
         and type(sampling.get("clip")) is bool,
     }
-    return [key for key, fine in possible.items() if not fine]
+    return [key for key, is_valid in valid.items() if not is_valid]
 
 
 def _digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the JSON without itself and every tensor's name, type, shape and bytes."""
+    """sha256 over the JSON (without the hash itself) and the name, type, shape and bytes of every tensor."""
     rest = {key: value for key, value in about.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(tensors):

@@ -1,4 +1,4 @@
-"""The images of a run: opened and reported, with the few that are measured after each epoch."""
+"""The images of a run: those that train, and the few on which the loss is measured after each epoch."""
 
 import os
 import sys
@@ -18,20 +18,20 @@ from tiny_diffusion.models.build import count_parameters
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.messages import show_progress
 
-HELDOUT_IMAGES = 256
-COPIES = 4  # of the weights, at least, while training: themselves, gradients, momenta, their average
+VALIDATION_IMAGES = 256
+WEIGHT_COPIES = 4  # at least, in training: the weights, their gradients, their momenta and their average
 
 
 class RunData(NamedTuple):
-    """images: those that train.  measured: images (N, C, H, W) in [-1, 1] and labels, held out if any are."""
+    """images: those that train.   validation: images (N, C, H, W) in [-1, 1] and labels, held out if any are."""
 
     images: ImageSet
-    measured: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
     heldout_count: int
 
 
 def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> RunData:
-    """Opens the sets of a configuration and prints what was found."""
+    """Opens the images of a configuration and prints what was found."""
     data = open_images(config, cache=Cache(cache_folder(folder.path)), progress=show_progress)
     if config.class_cond and not data.class_names:
         raise OptionError(
@@ -39,18 +39,18 @@ def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> Ru
             "Leave it out, or sort the images into a sub-folder for each class."
         )
     heldout = open_images(config, heldout=True, channels=data.channels)
-    # Without any, the same is measured on images that train: it tells of divergence, not of generality.
+    # Without held-out images the loss is measured on training images: it shows divergence, but no overfitting.
     source = heldout if len(heldout) else data
-    chosen = evenly_spaced(len(source), HELDOUT_IMAGES)
-    measured = to_float(source.take(chosen.numpy()).to(device)), source.labels[chosen].to(device)
+    chosen = evenly_spaced(len(source), VALIDATION_IMAGES)
+    validation = to_float(source.take(chosen.numpy()).to(device)), source.labels[chosen].to(device)
     for line in data.report:
         print(line, file=sys.stderr)
-    return RunData(data, measured, len(heldout))
+    return RunData(data, validation, len(heldout))
 
 
 def open_images(config: Config, heldout: bool = False, **options) -> ImageSet:
-    """The images of a configuration: those that train, or those held out.  options: as in OpenRequest."""
-    about = {
+    """The images of a configuration: those that train, or those held out.   options: as in OpenRequest."""
+    given = {
         "random_crop": config.random_crop and not heldout,
         "workers": config.workers,
         **({} if config.background is None else {"background": config.background}),
@@ -62,24 +62,27 @@ def open_images(config: Config, heldout: bool = False, **options) -> ImageSet:
         data_dir=config.data_dir,
         size=config.size,
         splits=config.splits,
-        **about,
+        **given,
         **options,
     )
 
 
 def check_device(config: Config, device: torch.device) -> None:
-    """Refuses what this device cannot do, and what would have it swap, or kill the process, rather than say no."""
+    """Refuses what the device cannot do, and what would not fit into memory: the system would swap or kill the process.
+
+    Raises OptionError or MemoryError.
+    """
     if config.precision == "fp16" and device.type != "cuda":
         raise OptionError(f"--precision fp16 needs a CUDA device, and this run is on {device.type}. Use bf16 or fp32.")
     dataset = DATASETS[config.dataset]
     parameters = count_parameters(config, dataset.channels, len(dataset.classes))
     height, width = config.size
     images = dataset.images(config.splits)
-    needed = 4 * COPIES * parameters + images * dataset.channels * height * width
+    needed = 4 * WEIGHT_COPIES * parameters + images * dataset.channels * height * width  # bytes
     if device.type == "cpu" and hasattr(os, "sysconf"):
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > there:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > available:
             raise MemoryError(
                 f"a network of {parameters / 1e6:,.1f} M parameters and {images:,} images of {height}x{width} take "
-                f"{needed / 1e9:,.0f} GB or more, and this computer has {there / 1e9:,.0f}"
+                f"{needed / 1e9:,.0f} GB or more, and this computer has {available / 1e9:,.0f}"
             )

@@ -1,4 +1,4 @@
-"""What a run says of itself before it trains: what trains on what, how long it will take, what would be faster."""
+"""What a run prints: what trains on what, how long it will take, and what would be faster."""
 
 import math
 import sys
@@ -12,53 +12,55 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.training.trainer import Trainer
 
-FEW_STEPS = 300  # too few to learn much from
+FEW_STEPS = 300  # a network learns little in fewer
 MANY_MINUTES = 15
 
 
-def who_trains(config: Config, trainer: Trainer, heldout_count: int, folder: Path) -> str:
-    """The images and the network."""
+def describe_run(config: Config, trainer: Trainer, heldout_count: int, folder: Path) -> str:
+    """The images, the network, the device and the output folder."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
     size = "x".join(map(str, (trainer.batches.data.channels, *config.size)))
+    splits = describe_splits(config, heldout_count)
     return (
-        f"{config.dataset}: {len(trainer.batches):,} images of {size} train{splits_in_words(config, heldout_count)}; "
+        f"{config.dataset}: {len(trainer.batches):,} images of {size} train{splits}; "
         f"network of {parameters:.2f} M parameters on {trainer.device}; writes {folder}"
     )
 
 
-def splits_in_words(config: Config, heldout: int) -> str:
-    """Which parts of the set train and which are held out, in words."""
-    having = DATASETS[config.dataset].splits
+def describe_splits(config: Config, heldout: int) -> str:
+    """Which parts of the data set train, and how many images of which parts are held out."""
     parts = f" ({', '.join(config.splits)})" if config.splits else ""
-    rest = ", ".join(split for split in having if split not in config.splits)
-    return f"{parts}, {heldout:,} are held out{f' ({rest})' if rest else ''}" if heldout else f"{parts}, none held out"
+    if not heldout:
+        return f"{parts}, none held out"
+    rest = ", ".join(split for split in DATASETS[config.dataset].splits if split not in config.splits)
+    return f"{parts}, {heldout:,} are held out{f' ({rest})' if rest else ''}"
 
 
-def what_is_coming(config: Config, trainer: Trainer, seconds_a_step: float, elapsed: float) -> str:
-    """How many steps, and how long they will take.  elapsed: seconds of the run's clock."""
+def describe_length(config: Config, trainer: Trainer, step_seconds: float, elapsed: float) -> str:
+    """How many steps the run has and how long they will take.  elapsed: seconds on the run's clock."""
     length, images = trainer.length, len(trainer.batches)
     if config.minutes is not None:
-        steps = max(0.0, length.seconds - elapsed) / seconds_a_step
+        steps = max(0.0, length.seconds - elapsed) / step_seconds
         return f"{config.minutes:g} minutes, about {steps:,.0f} steps ({steps * config.batch_size / images:.1f} epochs)"
-    minutes_left = (length.steps - trainer.step) * seconds_a_step / 60
-    coming = f"{length.steps:,} steps ({config.epochs} epochs), about {duration(minutes_left * 60)}"
-    coming += "; --minutes 10 for a quick one" if minutes_left > MANY_MINUTES else ""
+    seconds_left = (length.steps - trainer.step) * step_seconds
+    text = f"{length.steps:,} steps ({config.epochs} epochs), about {duration(seconds_left)}"
+    text += "; --minutes 10 for a quick one" if seconds_left > 60 * MANY_MINUTES else ""
     if length.steps < FEW_STEPS and config.max_steps is None:
         enough = math.ceil(1000 * config.batch_size / images)
-        coming += f". Few to learn from: --epochs {enough} makes a thousand, --minutes 10 what fits"
-    return coming
+        text += f". Few to learn from: --epochs {enough} makes a thousand, --minutes 10 what fits"
+    return text
 
 
-def what_is_faster(config: Config, device: torch.device) -> list[str]:
-    """On a CPU a line for a preset that is slow there."""
+def faster_options(config: Config, device: torch.device) -> list[str]:
+    """A line that names faster options, where a preset is slow on a CPU; otherwise none."""
     if not config.preset or not PRESETS[config.preset].faster or device.type != "cpu":
         return []
     faster = PRESETS[config.preset].faster_on(config.dataset, config.data_dir)
-    return [f"--preset {config.preset} is made for a GPU and slow here; faster to something to look at: {faster}"]
+    return [f"--preset {config.preset} is made for a GPU and slow here; good samples come sooner with: {faster}"]
 
 
 def duration(seconds: float) -> str:
-    """In words."""
+    """Seconds in words."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

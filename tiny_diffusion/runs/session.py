@@ -1,4 +1,7 @@
-"""One training session: from the data and the network, through the trainer's reports, to the last line it prints."""
+"""One call of train: from the data and the network, through the trainer's reports, to the last line it prints.
+
+Of several ranks each has a session and all do the same; rank 0 writes and prints.
+"""
 
 import contextlib
 import math
@@ -16,29 +19,31 @@ from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.randomness import seed_torch
-from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
+from tiny_diffusion.runs.checkpoint import Checkpoint
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.images import check_device, open_run_data
-from tiny_diffusion.runs.messages import duration, what_is_coming, what_is_faster, who_trains
+from tiny_diffusion.runs.messages import describe_length, describe_run, duration, faster_options
+from tiny_diffusion.runs.restore import restore, take_weights
 from tiny_diffusion.runs.sync import Sync
-from tiny_diffusion.runs.writer import RunWriter, Shows
+from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.runtime.torchrun_store import mark_begun
 from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world
-from tiny_diffusion.training.trainer import RunLength, StepReport, Trainer
+from tiny_diffusion.training.run_length import RunLength
+from tiny_diffusion.training.trainer import StepReport, Trainer
 
-SAVE_EVERY_S = 120.0  # what a kill can cost at most
+SAVE_EVERY_S = 120.0  # the most that a kill can cost
 MAX_SKIPPED = 20  # non-finite steps in a row
-STEPS_BETWEEN = 200  # pictures and numbered checkpoints, where --sample_interval and --save_interval leave it open
-REPORTS_AT_ONCE = 20  # on a GPU, so that it is not waited for after each step
+DEFAULT_INTERVAL_STEPS = 200  # between pictures and checkpoints, where --sample_interval and --save_interval are unset
+REPORTS_AT_ONCE = 20  # on a GPU: reading one waits for the device
+SAVE_SECONDS = 2.5  # kept back from --minutes for the last plot and checkpoint
+SAMPLING_MARGIN = 1.3  # on the estimate of the last picture
+DEFAULT_EVAL_IMAGES = 1000
 
 
 class Session:
-    """Everything that one call of train does, once it is known what to do.
+    """Trains one run to its end, or to a stop that saves.   started: time.monotonic() when the process began."""
 
-    Of several processes each has one, and all do the same; what is written and printed is the first one's.
-    """
-
-    def __init__(self, config: Config, folder: RunFolder, started: float, shows: Shows):
+    def __init__(self, config: Config, folder: RunFolder, started: float, callbacks: Callbacks):
         self.config, self.folder, self.started = config, folder, started
         self.elapsed_before = 0.0
         self.world = world = make_world(config.device, os.environ)
@@ -48,30 +53,28 @@ class Session:
         if config.deterministic:
             make_deterministic(self.device)
         with world.main_process_first():
-            run_data = open_run_data(config, folder, self.device)
-        self.data, self.measured, self.heldout_count = run_data.images, run_data.measured, run_data.heldout_count
+            self.data, self.validation, self.heldout_count = open_run_data(config, folder, self.device)
         seed_torch(config.seed, "weights")
-        model = to_device(make_model(config, self.data.channels, len(self.data.class_names)), self.device)
+        classes = len(self.data.class_names)
+        model = to_device(make_model(config, self.data.channels, classes), self.device)
         self.batches = Batches(
             self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip, world=world
         )
-        self.agreed = agreed = Sync(world, self.elapsed)
-        classes = len(self.data.class_names)
-        self.trainer = Trainer(model, config, self.batches, self._length(), lambda: agreed.seconds, classes)
-        self.writer = RunWriter(config, folder, self.trainer, self.data, shows)
-        self.sample_every, self.save_every = map(self._epochs_between, (config.sample_interval, config.save_interval))
-        self.measure = None
+        self.sync = sync = Sync(world, self.elapsed)
+        self.trainer = Trainer(model, config, self.batches, self._length(), lambda: sync.seconds, classes)
+        self.writer = RunWriter(config, folder, self.trainer, self.data, callbacks)
+        self.sample_every, self.save_every = map(self._interval, (config.sample_interval, config.save_interval))
+        self.evaluator = None
         if config.eval_interval:
-            self.measure = shows.make_measure(config.dataset, self.data, world, config.splits)
+            self.evaluator = callbacks.make_evaluator(config.dataset, self.data, world, config.splits)
         self.pending: list[StepReport] = []
 
-    def _epochs_between(self, asked: int | None) -> int:
-        """As asked; otherwise as many epochs as make STEPS_BETWEEN steps, so that a handful of images is not drawn
-        again after each of them."""
-        return asked or math.ceil(STEPS_BETWEEN * self.config.batch_size / len(self.data))
+    def _interval(self, asked: int | None) -> int:
+        """Epochs between pictures or checkpoints: as asked, or as many as make DEFAULT_INTERVAL_STEPS steps."""
+        return asked or math.ceil(DEFAULT_INTERVAL_STEPS * self.config.batch_size / len(self.data))
 
     def elapsed(self) -> float:
-        """Seconds that the run has spent, from the start of the process, earlier sessions included."""
+        """Seconds that the run has spent since its processes started, earlier sessions included."""
         return self.elapsed_before + time.monotonic() - self.started
 
     def _length(self, from_step: int = 0, from_seconds: float = 0.0, reserve: float = 0.0) -> RunLength:
@@ -81,101 +84,71 @@ class Session:
         return RunLength(steps=steps, from_step=from_step, from_seconds=from_seconds)
 
     def take_weights(self, source: Checkpoint, path: str) -> None:
-        """--init_from: the averaged weights of another run, and nothing else of it."""
-        state, model = load_model(source).state_dict(), self.trainer.model
-        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        about, classes = source.about, len(self.data.class_names)
-        if self.data.channels != about["channels"] or self.config.class_cond and classes != len(about["class_names"]):
-            raise OptionError(
-                f"--init_from {path} draws images of {about['channels']} channels and {len(about['class_names'])} "
-                f"classes, and those of --dataset {self.config.dataset} have {self.data.channels} and {classes}. "
-                "Name images of the same kind, or leave out --init_from."
-            )
-        if wanted != {name: tensor.shape for name, tensor in state.items()}:
-            raise OptionError(
-                f"--init_from {path} is a network of other sizes than the options ask for. "
-                "Leave out the options of the network, and it keeps its own."
-            )
-        model.load_state_dict(state)
-        self.trainer.ema.model.load_state_dict(state)
+        """--init_from: starts from the averaged weights of another run, and takes nothing else from it."""
+        take_weights(self.trainer, self.data, source, path)
 
     def resume(self, path: Path, checkpoint: Checkpoint, extend: bool) -> None:
-        """Continue where the checkpoint stands; extend: as a new stretch with a warm-up and a decay of its own."""
+        """Continues from the checkpoint.   extend: in a new segment, with a warm-up and a decay of its own."""
+        restore(self.trainer, self.data, checkpoint, path)
         about = checkpoint.about
-        if self.data.channels != about["channels"] or list(self.data.class_names) != about["class_names"]:
-            raise OptionError(
-                f"--data_dir {self.config.data_dir} holds other classes or channels than the images of this run. "
-                "Name the folder that it began with."
-            )
-        try:
-            self.trainer.load(checkpoint.tensors, about["step"])
-        except (KeyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise FileError(
-                f"{path} cannot be resumed: its tensors do not fit its configuration ({reason})."
-            ) from error
         step, seconds = about["step"], about["elapsed_seconds"]
         self.elapsed_before = seconds
         self.writer.heldout_history = about["heldout_history"]
         self.writer.best_score = about["best_score"]
-        stretch = (step, seconds) if extend else tuple(about["stretch"])
-        self.trainer.length = self._length(*stretch)
-        length = self.trainer.length
-        behind = step >= length.steps if length.seconds is None else seconds >= length.seconds
-        if extend and behind:
+        segment = (step, seconds) if extend else tuple(about["stretch"])
+        self.trainer.length = length = self._length(*segment)
+        over = step >= length.steps if length.seconds is None else seconds >= length.seconds
+        if extend and over:
             raise OptionError(
                 f"--extend: {self.trainer.epoch:.1f} epochs and {seconds / 60:.1f} minutes are behind this run. "
                 "Give --epochs or --minutes a larger number: the new length in all."
             )
-        print(f"going on from {path}, step {step}", file=sys.stderr)
+        print(f"resuming from {path}, step {step}", file=sys.stderr)
 
     def train(self) -> int:
-        """Runs to the end, or to a stop that saves.  Returns the exit code."""
+        """Trains to the end, or to a stop that saves.  Returns the exit code."""
         try:
-            return self._train()
+            self._check_ranks_agree()
+            self.writer.begin()
+            if self.world.is_main:
+                mark_begun(os.environ)
+            self._announce()
+            with self.sync, contextlib.closing(self.folder):
+                with self._progress_bar() as bar:
+                    self._loop(bar)
+                return self._finish() if self.sync.stop_signal is None else self._stopped(self.sync.stop_signal)
         except FileError:
             raise
         except OSError as error:
             raise FileError(
                 f"--output_dir {self.folder.path} cannot be written: {error.strerror or error}. "
-                "What was saved before is untouched; --resume goes on from it."
+                "What was saved before is untouched; --resume continues from it."
             ) from error
-
-    def _train(self) -> int:
-        self._check_agreement()
-        self.writer.begin()
-        if self.world.is_main:
-            mark_begun(os.environ)
-        self._settle_length()
-        with self.agreed, contextlib.closing(self.folder):
-            with self._progress_bar() as bar:
-                self._loop(bar)
-            return self._finish() if self.agreed.stop_signal is None else self._stopped(self.agreed.stop_signal)
 
     def _loop(self, bar: tqdm) -> None:
         trainer = self.trainer
-        self.agreed.update()
+        self.sync.update()
         epochs_done, parts = int(trainer.epoch), self.config.accumulate
         for report in trainer.run():
             self.pending.append(report)
             if trainer.parts > parts:
                 parts = trainer.parts
-                bar.write(f"memory ran out: going on with batches in {parts} parts", file=sys.stderr)
+                bar.write(f"memory ran out: continuing with batches in {parts} parts", file=sys.stderr)
             if (epoch := int(trainer.epoch)) > epochs_done:
-                self._write_reports(bar, self._measure_quality(epochs_done, epoch, bar))
+                self._write_reports(bar, self._evaluate_samples(epochs_done, epoch, bar))
                 self._after_epoch(epochs_done, epoch, bar)
                 epochs_done = epoch
             elif self.device.type == "cpu" or len(self.pending) == REPORTS_AT_ONCE:
                 self._write_reports(bar)
-            self.agreed.update()
-            if self.agreed.stop_signal is not None or trainer.step == self.config.max_steps:
+            self.sync.update()
+            if self.sync.stop_signal is not None or trainer.step == self.config.max_steps:
                 break
             if time.monotonic() - self.writer.last_save > SAVE_EVERY_S:
                 self.writer.save(self.folder.latest, self.elapsed())
         self._write_reports(bar)
 
-    def _check_agreement(self) -> None:
-        """Raises OptionError if the processes would train different things, for want of the same files or options."""
+    def _check_ranks_agree(self) -> None:
+        """Raises OptionError if the ranks would train different things because their files or options differ."""
         config = self.config
         options = [getattr(config, name) for name, spec in specs(Config).items() if not spec.free]
         if not self.world.all_equal((self.trainer.step, self.trainer.length, len(self.data), options)):
@@ -184,20 +157,28 @@ class Session:
                 f"{config.output_dir} holds. Give all the same command, and folders that all of them see."
             )
 
-    def _settle_length(self) -> None:
-        """Says what is coming, and keeps back from --minutes what the last picture and the last save will take."""
+    def _announce(self) -> None:
+        """Prints what trains and for how long, after a first estimate of the speed."""
         trainer, config = self.trainer, self.config
-        seconds = trainer.seconds_per_step()
+        step_seconds = trainer.estimate_step_seconds()
         if config.minutes is not None:
-            forwards = self.writer.request(()).evaluations() * config.num_samples / config.batch_size
-            reserve = min(2.5 + 1.3 * forwards * seconds / 3, config.minutes * 30)
+            reserve = self._reserve_seconds(step_seconds)
             trainer.length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)
-        about_it = (
-            who_trains(config, trainer, self.heldout_count, self.folder.path),
-            what_is_coming(config, trainer, seconds, self.elapsed()),
-            *what_is_faster(config, self.device),
+        lines = (
+            describe_run(config, trainer, self.heldout_count, self.folder.path),
+            describe_length(config, trainer, step_seconds, self.elapsed()),
+            *faster_options(config, self.device),
         )
-        print("\n".join(about_it), file=sys.stderr)
+        print("\n".join(lines), file=sys.stderr)
+
+    def _reserve_seconds(self, step_seconds: float) -> float:
+        """What the last picture and the last save take, to keep back from --minutes: at most half of them.
+
+        A training step costs three forward passes of a batch: one forward, and a backward pass worth two.
+        """
+        forward_seconds = step_seconds / 3
+        batches = self.writer.request(()).evaluations() * self.config.num_samples / self.config.batch_size
+        return min(SAVE_SECONDS + SAMPLING_MARGIN * batches * forward_seconds, self.config.minutes * 60 / 2)
 
     def _progress_bar(self) -> tqdm:
         budget, length = self.config.minutes is not None, self.trainer.length
@@ -209,11 +190,11 @@ class Session:
             bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         )
 
-    def _write_reports(self, bar: tqdm, measured: dict[str, float] | None = None) -> None:
-        """What has been reported since the last time goes to the log and the bar; measured: after the last of them."""
+    def _write_reports(self, bar: tqdm, scores: dict[str, float] | None = None) -> None:
+        """Writes the pending reports to the log and the bar.   scores: what was measured after the last of them."""
         for report in self.pending:
-            last = report is self.pending[-1]
-            if self.writer.write_report(report, measured or {} if last else {}) >= MAX_SKIPPED:
+            is_last = report is self.pending[-1]
+            if self.writer.write_report(report, scores or {} if is_last else {}) >= MAX_SKIPPED:
                 raise DivergenceError(
                     f"the loss was not finite for {MAX_SKIPPED} steps in a row, up to step {report.step}. "
                     "What was saved before is untouched. "
@@ -224,72 +205,75 @@ class Session:
             bar.update((round(self.elapsed()) if self.config.minutes is not None else self.trainer.step) - bar.n)
             self.pending.clear()
 
-    def _measure_quality(self, before: int, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Every --eval_interval epochs: how near drawn images come to real ones; --keep_best keeps the nearest."""
+    def _evaluate_samples(self, before: int, epoch: int, bar: tqdm) -> dict[str, float]:
+        """Every --eval_interval epochs: how close samples are to real images; --keep_best keeps the best checkpoint."""
         config = self.config
         if not config.eval_interval or epoch // config.eval_interval == before // config.eval_interval:
             return {}
-        request = self.writer.request(range(config.eval_images or 1000))
-        found = self.measure(self.trainer.ema.model, self.trainer.diffusion, request)
-        for name, value in found.items():
+        request = self.writer.request(range(config.eval_images or DEFAULT_EVAL_IMAGES))
+        scores = self.evaluator(self.trainer.ema.model, self.trainer.diffusion, request)
+        for name, value in scores.items():
             bar.write(f"epoch {epoch}: {name} {value:.4f}", file=sys.stderr)
             self.writer.add_score(name, value, self.elapsed())
-        return found
+        return scores
 
     def _after_epoch(self, before: int, epoch: int, bar: tqdm) -> None:
         """What is due at the end of an epoch, or of several that ended in one step."""
-        loss = self._measure()
+        loss = self._validation_loss()
         if epoch // self.sample_every > before // self.sample_every:
-            self.writer.draw_samples(epoch)
+            self.writer.save_samples(epoch)
             self.writer.plot_losses()
-            spent = duration(self.elapsed())
             what = f"held-out {loss:.4f}" if self.heldout_count else f"averaged weights {loss:.4f}"
+            spent = duration(self.elapsed())
             bar.write(f"epoch {epoch}: loss {self.writer.loss:.4f}, {what}, {spent} so far", file=sys.stderr)
         if epoch // self.save_every > before // self.save_every:
             self.writer.save_epoch(epoch, self.elapsed())
 
-    def _measure(self) -> float:
-        """The held-out loss, kept; without held-out images, that of images that train.
+    def _validation_loss(self) -> float:
+        """The loss of the averaged weights on the validation images, which joins the held-out curve if they are that.
 
-        Raises DivergenceError where it is not finite: such weights are not worth saving.
+        Raises DivergenceError if it is not finite: such weights are not worth saving.
         """
-        loss = self.trainer.heldout_loss(*self.measured)
+        loss = self.trainer.heldout_loss(*self.validation)
         if not math.isfinite(loss):
             raise DivergenceError(
                 f"the averaged weights' loss is not finite after step {self.trainer.step}. "
                 f"What was saved before is untouched. Lower --lr (now {self.config.lr:g})."
             )
         if self.heldout_count:
-            self.writer.add_heldout(loss)
+            self.writer.add_heldout_loss(loss)
         return loss
 
     def _stopped(self, number: int) -> int:
+        """Saves after a signal and returns its exit code."""
         saved = self.writer.save(self.folder.latest, self.elapsed())
-        self.world.barrier()  # torchrun ends all of them when the first has ended
+        self.world.barrier()  # torchrun ends all ranks when the first has ended
         print(
             f"stopped by {signal.Signals(number).name} at step {self.trainer.step}"
             + (f"; saved {self.folder.latest}" if saved else "")
-            + ". Go on with the same command and --resume.",
+            + ". Continue with the same command and --resume.",
             file=sys.stderr,
         )
         return 128 + number
 
     def _finish(self) -> int:
+        """The last pictures and the last checkpoint."""
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
         if lost := getattr(self.data.images, "bad", {}):
             print(f"{len(lost)} images could not be read while training, others took their place", file=sys.stderr)
         history = self.writer.heldout_history
-        measured = history[-1][1] if history and history[-1][0] == self.trainer.step else self._measure()
-        picture = self.writer.draw_samples(epoch)
+        is_measured = history and history[-1][0] == self.trainer.step
+        loss = history[-1][1] if is_measured else self._validation_loss()
+        picture = self.writer.save_samples(epoch)
         self.writer.plot_losses()
         if not self.writer.save_final(self.elapsed(), finished):
             raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")
-        done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume goes on;"
+        done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume continues;"
         print(
             f"{done} after {duration(self.elapsed())}, step {self.trainer.step}, "
-            f"{'held-out loss' if self.heldout_count else 'loss of the averaged weights'} {measured:.4f}\n"
+            f"{'held-out loss' if self.heldout_count else 'loss of the averaged weights'} {loss:.4f}\n"
             f"samples    {picture}\nlosses     {self.folder.loss_plot}\nmodel      {self.folder.final}\n"
-            f"draw more  python sample.py --checkpoint {self.folder.final}",
+            f"sample     python sample.py --checkpoint {self.folder.final}",
             file=sys.stderr,
         )
         return 0

@@ -1,7 +1,4 @@
-"""What the processes of a run agree on after each step, so that they take the same steps: the time, whether to stop.
-
-One process agrees with itself.
-"""
+"""What the ranks of a run synchronise after each step, so that they all take the same steps: the clock, and stops."""
 
 import signal
 from collections.abc import Callable, Mapping
@@ -16,40 +13,40 @@ from tiny_diffusion.runtime.world import World
 
 
 class Sync:
-    """seconds: the first process's clock, as of the last `update`.  stop_signal: one that any process has received.
+    """seconds: rank 0's clock at the last `update`.   stop_signal: a signal that any rank has received, or None.
 
-    A context manager, inside which Ctrl-C and SIGTERM ask to stop and do nothing else.
+    As a context manager it catches Ctrl-C and SIGTERM, which then only ask the run to stop.
     """
 
     def __init__(self, world: World, clock: Callable[[], float]):
         self.world, self.clock = world, clock
         self.seconds = 0.0
         self.stop_signal: int | None = None
-        self._asked: int | None = None  # this process
+        self._received: int | None = None  # by this rank
         self._handlers: dict[int, object] = {}
 
     def update(self) -> None:
-        """All processes meet here."""
+        """Synchronises all ranks; each of them calls it after every step."""
         seconds = self.clock() if self.world.is_main else 0.0
-        self.seconds, stop = self.world.maximum(seconds, self._asked or 0)
+        self.seconds, stop = self.world.maximum(seconds, self._received or 0)
         self.stop_signal = int(stop) or None
 
     def __enter__(self) -> "Sync":
-        self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: object) -> None:
-        """The first request is granted after the step in progress; the second Ctrl-C at once.
+    def _receive(self, number: int, frame: object) -> None:
+        """The first signal stops the run after the current step; a second Ctrl-C stops it at once.
 
-        Not of several processes: torchrun sends each a Ctrl-C that the terminal has sent it already.
+        With several ranks it does not, because torchrun repeats the Ctrl-C that the terminal has already sent to each.
         """
-        if self._asked is not None and number == signal.SIGINT and self.world.size == 1:
+        if self._received is not None and number == signal.SIGINT and self.world.size == 1:
             raise KeyboardInterrupt
-        self._asked = number
+        self._received = number
 
 
 def newest_after_restart(output_dir: str, given: Mapping[str, object], extend: bool) -> tuple[bool, Path | None]:

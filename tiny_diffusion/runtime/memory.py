@@ -1,4 +1,4 @@
-"""Memory: which errors say that it has run out, how to give back what a failed attempt leaves, how to ask for less."""
+"""Memory: which errors say that it ran out, and how to go on with smaller parts of a batch."""
 
 import gc
 from collections.abc import Callable
@@ -8,63 +8,73 @@ import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
-SIGNS = (  # in what a RuntimeError says; an "illegal memory access" is none
+OUT_OF_MEMORY = (  # in the message of a RuntimeError; CUDA's "illegal memory access" is not one of these
     "out of memory",  # CUDA, MPS
     "can't allocate memory",  # the CPU on Linux and macOS
     "not enough memory",  # the CPU on Windows
     "bad_alloc",  # C++
     "alloc_failed",  # cuBLAS, cuDNN
-    "invalid buffer size",  # MPS, of one tensor
+    "invalid buffer size",  # MPS, for one tensor
 )
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether it was for want of memory."""
+    """Whether the error says that memory ran out."""
     message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in message for sign in SIGNS)
+        isinstance(error, RuntimeError) and any(words in message for words in OUT_OF_MEMORY)
     )
 
 
-def release(device: torch.device) -> None:
-    """Gives back to the device what no tensor holds any more."""
+class BatchSplitter:
+    """Runs work on a batch in `parts` micro-batches, and in twice as many after each time that memory runs out.
+
+    parts grows up to max_parts and stays there for later batches.  on_retry is called before each retry, to free what
+    the failed attempt left.
+    """
+
+    def __init__(self, parts: int, max_parts: int, device: torch.device, on_retry: Callable[[], None] | None = None):
+        self.parts, self.max_parts, self.device, self.on_retry = parts, max_parts, device, on_retry
+
+    def run(self, work: Callable[[int], Result]) -> Result:
+        """work(parts).  Raises its error if it runs out of memory in max_parts parts, and any other error at once."""
+        while True:
+            try:
+                return work(self.parts)
+            except (MemoryError, RuntimeError) as error:
+                if self.on_retry is not None:
+                    self.on_retry()
+                if self.parts >= self.max_parts or not ran_out_of_memory(error):
+                    raise
+            # Outside the handler, because until it is left the error keeps everything that the attempt computed.
+            release_memory(self.device)
+            self.parts = min(2 * self.parts, self.max_parts)
+
+
+def release_memory(device: torch.device) -> None:
+    """Gives unused memory back to the device."""
     gc.collect()
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).empty_cache()
 
 
-def split_until_it_fits(attempt: Callable[[int], Result], parts: int, most: int, device: torch.device) -> Result:
-    """attempt(parts), and where memory runs out again in twice as many parts, up to `most`.
-
-    Raises the attempt's error where it is made in `most` parts, and any other as it comes.
-    """
-    while True:
-        try:
-            return attempt(parts)
-        except (MemoryError, RuntimeError) as error:
-            if parts >= most or not ran_out_of_memory(error):
-                raise
-        # Not in the handler: until that is left, the error holds on to all that the attempt had computed.
-        release(device)
-        parts = min(2 * parts, most)
-
-
 class SplitBatches:
-    """A model for images of which a whole batch may not fit: where memory runs out, it goes on in twice as many parts.
-
-    Raises the model's error where a single image does not fit, and any other as it comes.
-    """
+    """A model whose batches are split where memory runs out.  Raises its error if a single image does not fit."""
 
     def __init__(self, model: Callable[..., Tensor]):
         self.model, self.parts = model, 1
 
     def __call__(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        def attempt(parts: int) -> Tensor:
-            self.parts = parts
+        splitter = BatchSplitter(self.parts, len(x), x.device)
+
+        def outputs(parts: int) -> Tensor:
             if parts == 1:
                 return self.model(x, time, label)
             labels = (None,) * parts if label is None else label.tensor_split(parts)
             rows = zip(x.tensor_split(parts), time.tensor_split(parts), labels, strict=True)
             return torch.cat([self.model(*part) for part in rows])
 
-        return split_until_it_fits(attempt, self.parts, len(x), x.device)
+        try:
+            return splitter.run(outputs)
+        finally:
+            self.parts = splitter.parts

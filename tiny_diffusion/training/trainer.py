@@ -1,8 +1,8 @@
-"""The training loop: yields a report per optimiser step and knows no files, plots or progress bars.
+"""The training loop: yields a report per optimiser step, and knows no files, plots or progress bars.
 
-Everything random in step k is a function of (seed, k), so a trainer that is given the tensors and the step of another
-continues it bit for bit (on the CPU).  It is drawn for the whole batch, of which each process takes its rows: several
-processes compute what one does, but for dropout.
+Everything random in step k is a function of (seed, k), so a trainer with the tensors and the step of another continues
+it bit for bit (on the CPU).  Random numbers are drawn for the global batch, of which each rank takes its rows, so
+several ranks compute what one computes.  Dropout alone differs between ranks.
 """
 
 import math
@@ -20,19 +20,23 @@ from tiny_diffusion.diffusion.process import Model
 from tiny_diffusion.diffusion.timesteps import stratified
 from tiny_diffusion.models.build import make_diffusion, part_of
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
-from tiny_diffusion.runtime.memory import Result, split_until_it_fits
+from tiny_diffusion.runtime.memory import BatchSplitter
 from tiny_diffusion.training.ema import Ema
+from tiny_diffusion.training.loss_scaling import LossScaler
 from tiny_diffusion.training.optimizers import Optimizer
+from tiny_diffusion.training.run_length import RunLength
 
-WARM_UP_STEPS = 100
-FIRST_LOSS_SCALE, LOSS_SCALE_PATIENCE = 2.0**15, 1000
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """step: optimiser steps done.  epoch: passes over the data done, a fraction.  loss, grad_norm, skipped: scalars on
-    the device, so that reading them is the caller's choice; skipped counts non-finite steps in a row, each undone."""
+    """One optimiser step.
+
+    step: steps done, this one included.   epoch: passes over the data done, a fraction.   lr: the learning rate.
+    loss, grad_norm (before clipping), skipped (non-finite steps in a row, each undone): scalars on the device.  To read
+    one waits for the device, so when to read them is the caller's choice.
+    """
 
     step: int
     epoch: float
@@ -43,35 +47,10 @@ class StepReport:
     images_per_second: float
 
 
-@dataclass(frozen=True)
-class RunLength:
-    """How long a run is: to `steps`, or for `seconds` of its clock, from where this stretch of it began."""
-
-    steps: int | None = None
-    seconds: float | None = None
-    from_step: int = 0
-    from_seconds: float = 0.0
-
-    def progress(self, step: int, seconds: float) -> float:
-        """0 at the start, 1 at the end, and from the start where the end lies before it."""
-        if self.steps is not None:
-            done, whole = step - self.from_step, self.steps - self.from_step
-        else:
-            done, whole = seconds - self.from_seconds, self.seconds - self.from_seconds
-        return done / whole if whole > 0 else 1.0
-
-    def lr_scale(self, step: int, progress: float) -> float:
-        """The share of the peak learning rate: a linear warm-up, then sqrt(1 - progress) down to zero."""
-        warm_up = (
-            WARM_UP_STEPS if self.steps is None else min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))
-        )
-        return min(1.0, (step - self.from_step + 1) / warm_up) * math.sqrt(max(0.0, 1 - progress))
-
-
 class Trainer:
-    """Trains `model` in place.  clock: seconds that the run has spent so far, over all its resumptions.
+    """Trains `model` in place.
 
-    `parts` is how many micro-batches each batch is split into: `accumulate`, until `auto_batch` has had to raise it.
+    clock: the seconds that the run has spent, over all its sessions.   num_classes: of class-conditional models.
     """
 
     def __init__(
@@ -81,29 +60,28 @@ class Trainer:
         self.model, self.config, self.batches, self.length, self.clock = model, config, batches, length, clock
         self.world, self.rows = batches.world, batches.rows
         self.num_classes = num_classes
-        self.parts = config.accumulate
+        self.device = next(model.parameters()).device
         self.diffusion = make_diffusion(config)
         self.optimizer = Optimizer(config.optimizer, model)
         self.ema = Ema(model, config.ema_decay)
-        self.step = 0
-        self.device = next(model.parameters()).device
+        self.scaler = LossScaler(config.precision == "fp16", self.device)
+        max_parts = self.local_batch if config.auto_batch else config.accumulate
+        self.splitter = BatchSplitter(config.accumulate, max_parts, self.device, on_retry=self.drop_gradients)
         self.forward = torch.compile(model) if config.compile else model
+        self.step = 0
         self.skipped = torch.zeros((), device=self.device)
-        self.loss_scale = torch.tensor(
-            [FIRST_LOSS_SCALE if config.precision == "fp16" else 1.0, 0.0], device=self.device
-        )
 
     def finished(self) -> bool:
         """Whether the run has reached its length."""
         return self.length.progress(self.step, self.clock()) >= 1
 
     def run(self) -> Iterator[StepReport]:
-        """Steps until the run has reached its length, a report after each."""
+        """Trains until the run has reached its length; yields a report after each step."""
         self.model.train()
         while (progress := self.length.progress(self.step, self.clock())) < 1:
             started = time.perf_counter()
             lr = self.config.lr * self.length.lr_scale(self.step, progress)
-            loss, norm = self._one_step(lr)
+            loss, norm = self.train_step(lr)
             speed = self.config.batch_size / (time.perf_counter() - started)
             yield StepReport(self.step, self.epoch, loss, norm, self.skipped, lr, speed)
 
@@ -118,133 +96,119 @@ class Trainer:
         return max(0, self.step - 1) * self.config.batch_size // len(self.batches) + 1
 
     @property
-    def micro_batch(self) -> int:
-        """The most images that go through the network at once."""
-        return math.ceil(self.own_batch / self.parts)
+    def parts(self) -> int:
+        """How many micro-batches each batch is split into: --accumulate, or more after --auto_batch raised it."""
+        return self.splitter.parts
 
     @property
-    def own_batch(self) -> int:
-        """Images a step that are this process's."""
+    def micro_batch(self) -> int:
+        """The largest number of images that go through the network at once."""
+        return math.ceil(self.local_batch / self.parts)
+
+    @property
+    def local_batch(self) -> int:
+        """This rank's images per step."""
         return self.rows.stop - self.rows.start
 
-    def _one_step(self, lr: float) -> tuple[Tensor, Tensor]:
-        loss = self._within_memory(self._gradients)
-        # What follows sees the same numbers in all processes, so they clip, skip and step alike.
-        self.world.all_reduce_mean_([loss, *self._held_gradients()])
-        norm = self._clip()
+    def train_step(self, lr: float) -> tuple[Tensor, Tensor]:
+        """One optimiser step at this learning rate: the loss, and the norm of the gradients before clipping."""
+        loss = self.splitter.run(self.compute_gradients)
+        # From here on all ranks see the same numbers, so they clip, skip and step alike.
+        self.world.all_reduce_mean_([loss, *self._gradients()])
+        norm = self.clip_gradients()
         bad = (~torch.isfinite(loss + norm)).float()
         self.optimizer.step(lr, bad)
         self.skipped = (self.skipped + 1) * bad
-        self._adapt_loss_scale(bad)
+        self.scaler.update(bad)
         self.step += 1
         self.ema.update(self.step)
         return loss, norm
 
-    def _gradients(self) -> Tensor:
-        """Leaves the gradients of this process's rows in place and changes nothing else.  Returns their loss."""
+    def compute_gradients(self, parts: int) -> Tensor:
+        """Computes the gradients of this rank's rows, in so many micro-batches, and returns the loss."""
         clean, label = self.batches.at(self.step)
-        whole = (self.config.batch_size, *clean.shape[1:])
-        label = self._hide_some(label) if self.config.class_cond else None
-        u = stratified(stream(self.config.seed, "timesteps", self.step), whole[0])
+        batch_shape = (self.config.batch_size, *clean.shape[1:])
+        label = self._drop_labels(label) if self.config.class_cond else None
+        u = stratified(stream(self.config.seed, "timesteps", self.step), self.config.batch_size)
         t = self.diffusion.timesteps(u[self.rows])
         generator = torch_stream(self.config.seed, "noise", self.step, self.device)
-        noise = clean.new_empty(whole).normal_(generator=generator)[self.rows]
+        noise = clean.new_empty(batch_shape).normal_(generator=generator)[self.rows]
         if self.config.dropout:
             seed_torch(self.config.seed, "dropout", self.step + (self.world.rank << 40))
-        self.model.zero_grad(set_to_none=True)
+        self.drop_gradients()
         total = torch.zeros((), device=self.device)
-        for rows in slices(len(clean), self.parts):
-            loss = self._loss(self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows])
+        for rows in slices(len(clean), parts):
+            loss = self.loss(self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows])
             share = loss * ((rows.stop - rows.start) / len(clean))
-            (share * self.loss_scale[0] if self.config.precision == "fp16" else share).backward()
+            self.scaler.scale(share).backward()
             total += share.detach()
         return total
 
-    def _loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None) -> Tensor:
+    def loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None) -> Tensor:
+        """The training loss in the run's precision.  Shapes as in Diffusion.loss."""
         with torch.autocast(self.device.type, AUTOCAST[self.config.precision], self.config.precision != "fp32"):
             return self.diffusion.loss(model, clean, noise, t, label)
 
-    def _within_memory(self, attempt: Callable[[], Result]) -> Result:
-        """What the attempt returns.  With auto_batch, one that runs out of memory is made again in twice as many parts.
+    def drop_gradients(self) -> None:
+        """Frees the gradients."""
+        self.model.zero_grad(set_to_none=True)
 
-        Raises the attempt's error for any other reason, and when the parts are single images.
-        """
-
-        def in_so_many(parts: int) -> Result:
-            self.parts = parts
-            try:
-                return attempt()
-            except (MemoryError, RuntimeError):
-                self.model.zero_grad(set_to_none=True)  # what it leaves takes memory, too
-                raise
-
-        most = self.own_batch if self.config.auto_batch else self.parts
-        return split_until_it_fits(in_so_many, self.parts, most, self.device)
-
-    def _hide_some(self, label: Tensor) -> Tensor:
-        """Labels, a share of them replaced by the null class, so that guidance has something to differ from."""
+    def _drop_labels(self, label: Tensor) -> Tensor:
+        """Labels, a share of them replaced by the null class.  Ho & Salimans (2022), algorithm 1."""
         u = stream(self.config.seed, "labels", self.step).random(self.config.batch_size)
-        hidden = torch.from_numpy(u[self.rows] < self.config.label_dropout).to(label.device)
-        return label.masked_fill(hidden, self.num_classes)
+        dropped = torch.from_numpy(u[self.rows] < self.config.label_dropout).to(label.device)
+        return label.masked_fill(dropped, self.num_classes)
 
-    def _held_gradients(self) -> list[Tensor]:
+    def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
 
-    def _clip(self) -> Tensor:
-        """Scales the gradients to at most grad_clip in norm; the norm before."""
-        gradients = self._held_gradients()
-        if self.config.precision == "fp16":
-            torch._foreach_div_(gradients, self.loss_scale[0])
+    def clip_gradients(self) -> Tensor:
+        """Scales the gradients to a norm of at most grad_clip; returns the norm before."""
+        gradients = self._gradients()
+        self.scaler.unscale_(gradients)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def _adapt_loss_scale(self, bad: Tensor) -> None:
-        """fp16: half after an overflow, double after LOSS_SCALE_PATIENCE good steps.  Micikevicius et al. (2018)."""
-        if self.config.precision == "fp16":
-            scale, good = self.loss_scale
-            good = (good + 1) * (1 - bad)
-            grown = (good >= LOSS_SCALE_PATIENCE).float()
-            self.loss_scale = torch.stack([scale * (1 - 0.5 * bad) * (1 + grown), good * (1 - grown)])
+    def estimate_step_seconds(self) -> float:
+        """Seconds per step, from forward and backward passes of one micro-batch that change no weights.
 
-    def seconds_per_step(self) -> float:
-        """A first estimate, from passes over one micro-batch that change nothing: the second, the first warms up.
-
-        Of several processes that of the slowest, for which the others wait.
+        The first pass warms up and the second counts.  Of several ranks the slowest, for which the others wait.
         """
         for _ in range(2):
-            seconds = self._within_memory(self._seconds_of_a_pass)
-        self.model.zero_grad(set_to_none=True)
+            seconds = self.splitter.run(self._pass_seconds)
+        self.drop_gradients()
         return self.world.maximum(seconds)[0]
 
-    def _seconds_of_a_pass(self) -> float:
-        """Forward and backward, of a whole batch as one micro-batch tells it."""
-        clean, label = (whole[: self.micro_batch] for whole in self.batches.at(self.step))
+    def _pass_seconds(self, parts: int) -> float:
+        """Seconds of forward and backward for this rank's batch, extrapolated from one micro-batch."""
+        images = math.ceil(self.local_batch / parts)
+        clean, label = (rows[:images] for rows in self.batches.at(self.step))
         started = time.perf_counter()
         t = self.diffusion.timesteps(np.full(len(clean), 0.5))
-        self._loss(self.model, clean, clean, t, label if self.config.class_cond else None).backward()
+        self.loss(self.model, clean, clean, t, label if self.config.class_cond else None).backward()
         float(clean.sum())  # waits for the device
-        return (time.perf_counter() - started) * self.own_batch / len(clean)
+        return (time.perf_counter() - started) * self.local_batch / len(clean)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold for another trainer to continue."""
+        """All tensors that another trainer needs to continue, as a flat table of "part/tensor" names."""
         return {
             **{f"model/{name}": tensor for name, tensor in self.model.state_dict().items()},
             **{f"ema/{name}": tensor for name, tensor in self.ema.model.state_dict().items()},
             **{f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()},
-            "scaler/loss_scale": self.loss_scale,
+            "scaler/loss_scale": self.scaler.state,
         }
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Continue another trainer of the same configuration.  Raises KeyError or RuntimeError if it was not."""
+        """Continues another trainer of the same configuration.  Raises KeyError or RuntimeError if it was not."""
         self.model.load_state_dict(part_of(tensors, "model"))
         self.ema.model.load_state_dict(part_of(tensors, "ema"))
         self.optimizer.load(part_of(tensors, "optimizer"))
-        self.loss_scale.copy_(tensors["scaler/loss_scale"])
+        self.scaler.state.copy_(tensors["scaler/loss_scale"])
         self.step = step
 
     def heldout_loss(self, images: Tensor, labels: Tensor) -> float:
-        """The averaged weights' loss on these images at noise and levels that are the same every time."""
+        """The loss of the averaged weights on these images, with the same noise and noise levels each time."""
         t = self.diffusion.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
         noise = torch.empty_like(images).normal_(generator=torch_stream(self.config.seed, "heldout", 1, self.device))
         total = 0.0
@@ -257,5 +221,5 @@ class Trainer:
 
 
 def slices(count: int, parts: int) -> list[slice]:
-    """Neighbouring slices that share `count` rows as equally as can be."""
+    """Neighbouring slices that divide `count` rows as equally as possible."""
     return [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(count), parts)]

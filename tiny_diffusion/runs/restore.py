@@ -1,0 +1,49 @@
+"""What a trainer takes from a checkpoint: everything, to continue its run, or the weights, to start a new one."""
+
+from pathlib import Path
+
+from tiny_diffusion.data.image_set import ImageSet
+from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
+from tiny_diffusion.training.trainer import Trainer
+
+
+def restore(trainer: Trainer, data: ImageSet, checkpoint: Checkpoint, path: Path) -> None:
+    """Continues the checkpoint's run.
+
+    Raises OptionError if the images have other classes or channels, FileError if the tensors do not fit.
+    """
+    about = checkpoint.about
+    if data.channels != about["channels"] or data.class_names != checkpoint.class_names:
+        raise OptionError(
+            f"--data_dir {trainer.config.data_dir} holds other classes or channels than the images of this run. "
+            "Name the folder that it began with."
+        )
+    try:
+        trainer.load(checkpoint.tensors, about["step"])
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(f"{path} cannot be resumed: its tensors do not fit its configuration ({reason}).") from error
+
+
+def take_weights(trainer: Trainer, data: ImageSet, source: Checkpoint, path: str) -> None:
+    """Starts from the averaged weights of another run.
+
+    Raises OptionError if its images have other channels or classes, or its network other sizes.
+    """
+    config, channels, classes = trainer.config, source.about["channels"], len(source.class_names)
+    if data.channels != channels or config.class_cond and len(data.class_names) != classes:
+        raise OptionError(
+            f"--init_from {path} samples images of {channels} channels and {classes} classes, and those of --dataset "
+            f"{config.dataset} have {data.channels} and {len(data.class_names)}. Name images of the same kind, or "
+            "leave out --init_from."
+        )
+    state = load_model(source).state_dict()
+    wanted = {name: tensor.shape for name, tensor in trainer.model.state_dict().items()}
+    if wanted != {name: tensor.shape for name, tensor in state.items()}:
+        raise OptionError(
+            f"--init_from {path} is a network of other sizes than the options ask for. "
+            "Leave out the options of the network, and it keeps its own."
+        )
+    trainer.model.load_state_dict(state)
+    trainer.ema.model.load_state_dict(state)
