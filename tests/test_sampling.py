@@ -147,7 +147,7 @@ def test_the_network_is_called_as_often_as_is_said(sampler, guidance, grid):
     images = sample(recorder, DIFFUSION, request, SHAPE)
     assert images.shape == (5, *SHAPE)
     assert len(recorder.calls) == 3 * request.evaluations()  # batches of 2, 2 and 1
-    assert request.evaluations() == (2 * 6 - 1 if sampler == "heun" else 6) * (1 if guidance == 1 else 2)
+    assert request.evaluations() == SAMPLERS[sampler].evaluations(6) * (1 if guidance == 1 else 2)
 
 
 @every_sampler
