@@ -1,8 +1,8 @@
-"""Schedules, levels and samplers give what diffusers' schedulers give, where those are right (and FACTS says where).
+"""Schedules, levels and samplers give what diffusers' schedulers give, where those are right.
 
-diffusers is a development dependency.  Its tables are float32, 1e-5 off at the end of cosine's, where x_0 is
-x/5e-5; so the tables are compared at that precision, and the samplers with the tables of the diffusers scheduler
-recomputed from the same betas in float64.  DPM-Solver++ and flow matching still step in float32.
+diffusers is a development dependency.  Its tables are float32, with an error of 1e-5 at the end of cosine's, where x_0
+is x/5e-5.  So the tables are compared at that precision, and the samplers are compared after the tables of diffusers'
+scheduler were recomputed from the same betas in float64.  DPM-Solver++ and flow matching still step in float32.
 """
 
 import math
@@ -32,13 +32,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of
 THEIR_NAME = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 every_shared_prediction = pytest.mark.parametrize("prediction", [name for name in PREDICTIONS if name in THEIR_NAME])
+two_schedules_with_betas = pytest.mark.parametrize("name", ["linear", "cosine"])  # a sampler sees levels only
 schedules_with_betas = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
-every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
-lengths_and_steps = pytest.mark.parametrize("timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 37), (200, 200)])
+every_shift = pytest.mark.parametrize("shift", [0.0, -4.2])  # -4.2: for images of 256 pixels
+lengths_and_steps = pytest.mark.parametrize("timesteps, steps", [(10, 7), (1000, 37)])
 
 
 def network(x, time, label=None):
-    """A fixed function of image and time, bounded in x, that is no good at anything."""
+    """A fixed function of image and time that stands for a network."""
     time = torch.as_tensor(time, dtype=torch.float64).reshape(-1, 1, 1, 1)
     return 0.5 * torch.sin(2 * x + 0.3) + 0.3 * torch.cos(time / 90) * x
 
@@ -51,7 +52,7 @@ def noise():
 
 
 def betas_of(name, timesteps, shift=0.0):
-    """The betas that make this table, read back from its alpha."""
+    """The betas of this table, read back from its alpha."""
     alpha_squared = make_schedule(name, timesteps, logsnr_shift=shift).alpha ** 2
     return 1 - alpha_squared / np.append(1.0, alpha_squared[:-1])
 
@@ -82,7 +83,7 @@ def draw_ours(sampler, name, timesteps, prediction, grid, x, steps, clip=False, 
 
 
 def assert_same_pictures(ours, expected, rtol=1e-9):
-    """Relative to the largest pixel: without clipping some of these pictures are in the thousands, or millions."""
+    """Relative to the largest pixel, because without clipping some of these pictures reach thousands or millions."""
     largest = float(expected.abs().max())
     assert 0.01 < largest < np.inf
     torch.testing.assert_close(ours, expected, rtol=0, atol=rtol * max(1.0, largest))
@@ -91,14 +92,14 @@ def assert_same_pictures(ours, expected, rtol=1e-9):
 # Tables
 
 
-@pytest.mark.parametrize("timesteps", [200, 500, 1000])
+@pytest.mark.parametrize("timesteps", [200, 1000])
 def test_linear_is_diffusers_linear_with_its_betas_scaled_to_the_number_of_steps(timesteps):
     scale = 1000 / timesteps
     expected = DDPMScheduler(timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale, beta_schedule="linear")
     assert_allclose(make_schedule("linear", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-5)
 
 
-@pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+@pytest.mark.parametrize("timesteps", [2, 1000])
 def test_cosine_is_diffusers_squaredcos_cap_v2(timesteps):
     expected = DDPMScheduler(timesteps, beta_schedule="squaredcos_cap_v2")
     assert_allclose(make_schedule("cosine", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-4)
@@ -114,7 +115,7 @@ def test_every_table_travels_to_diffusers_as_trained_betas(name, timesteps, shif
 
 
 @every_shift
-@pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+@pytest.mark.parametrize("timesteps", [2, 1000])
 def test_flow_is_diffusers_flow_matching_table_and_time(timesteps, shift):
     schedule = make_schedule("flow", timesteps, logsnr_shift=shift)
     expected = FlowMatchEulerDiscreteScheduler(timesteps, shift=math.exp(-shift / 2))
@@ -124,7 +125,7 @@ def test_flow_is_diffusers_flow_matching_table_and_time(timesteps, shift):
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
-@pytest.mark.parametrize("timesteps, steps", [(10, 7), (200, 13), (1000, 1), (1000, 37), (1000, 50), (1000, 1000)])
+@pytest.mark.parametrize("timesteps, steps", [(10, 7), (1000, 1), (1000, 37), (1000, 1000)])
 def test_the_grids_are_diffusers_spacings(spacing, timesteps, steps):
     scheduler = DDPMScheduler(timesteps, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
@@ -145,7 +146,7 @@ def test_add_noise_is_diffusers_add_noise(name, noise):
 
 
 def with_the_same_noise(monkeypatch, pictures):
-    """Let diffusers' ancestral sampling draw these pictures instead of its own; returns our way to draw them."""
+    """Makes diffusers' ancestral sampling use these pictures as noise; returns a `draw` that gives the same ones."""
     fresh = iter(pictures)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(fresh))
     ours = iter(pictures)
@@ -153,7 +154,7 @@ def with_the_same_noise(monkeypatch, pictures):
 
 
 @lengths_and_steps
-@schedules_with_betas
+@two_schedules_with_betas
 @every_shared_prediction
 @pytest.mark.parametrize("clip", [False, True])
 def test_ddpm_is_diffusers_ancestral_sampling(clip, prediction, name, timesteps, steps, noise, monkeypatch):
@@ -166,11 +167,11 @@ def test_ddpm_is_diffusers_ancestral_sampling(clip, prediction, name, timesteps,
 
 
 @lengths_and_steps
-@schedules_with_betas
+@two_schedules_with_betas
 @every_shared_prediction
 @pytest.mark.parametrize("eta, clip", [(0.0, False), (0.0, True), (0.6, False), (1.0, True)])
 def test_ddim_is_diffusers_ddim(eta, clip, prediction, name, timesteps, steps, noise, monkeypatch):
-    """On leading spacing, which its t - T // n follows; with clipping it re-derives the noise only when told to."""
+    """On leading spacing, which its t - T // n assumes.  With clipping it re-derives the noise only on request."""
     x, *fresh = noise(steps + 1)
     theirs_draw, ours_draw = iter(fresh), iter(fresh)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *_, **__: next(theirs_draw))
@@ -182,8 +183,8 @@ def test_ddim_is_diffusers_ddim(eta, clip, prediction, name, timesteps, steps, n
     assert_same_pictures(ours, expected)
 
 
-@pytest.mark.parametrize("timesteps, steps", [(10, 5), (200, 25), (1000, 20), (1000, 1)])
-@schedules_with_betas
+@pytest.mark.parametrize("timesteps, steps", [(10, 5), (1000, 20)])
+@two_schedules_with_betas
 @every_shared_prediction
 def test_ddim_is_diffusers_ddim_on_trailing_spacing_where_the_steps_divide(prediction, name, timesteps, steps, noise):
     x = noise()[0]
@@ -193,7 +194,7 @@ def test_ddim_is_diffusers_ddim_on_trailing_spacing_where_the_steps_divide(predi
 
 
 @lengths_and_steps
-@schedules_with_betas
+@two_schedules_with_betas
 @every_shared_prediction
 def test_dpmpp_2m_is_diffusers_second_order_multistep_solver(prediction, name, timesteps, steps, noise):
     x = noise()[0]
@@ -206,15 +207,17 @@ def test_dpmpp_2m_is_diffusers_second_order_multistep_solver(prediction, name, t
     assert_same_pictures(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0, 1.5])
-@pytest.mark.parametrize("timesteps, steps", [(10, 7), (200, 13), (1000, 37)])
-@schedules_with_betas
+@pytest.mark.parametrize("eta", [0.0, 1.0, 1.5])
+@lengths_and_steps
+@two_schedules_with_betas
 @every_shared_prediction
 def test_sa_solver_of_order_one_takes_the_steps_of_diffusers(
     prediction, name, timesteps, steps, eta, noise, monkeypatch
 ):
-    """Its predictor alone, all steps but the last, which diffusers takes to a level above clean.  Of order two the
-    polynomials are others: theirs go over lambda, which is infinite without an image."""
+    """Their predictor without corrector, for all steps but the last, which in diffusers ends above the clean level.
+
+    At order two the results differ: their polynomials are over lambda, which is infinite at alpha = 0.
+    """
     x, *fresh = noise(steps + 1)
     theirs_draw, ours_draw = iter(fresh), iter(fresh)
     monkeypatch.setattr("diffusers.schedulers.scheduling_sasolver.randn_tensor", lambda *_, **__: next(theirs_draw))
@@ -236,7 +239,7 @@ def test_sa_solver_of_order_one_takes_the_steps_of_diffusers(
 @pytest.mark.parametrize("name, beta_schedule", [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 @every_shared_prediction
 def test_a_stock_scheduler_with_its_own_table_draws_the_same_picture(prediction, name, beta_schedule, noise):
-    """Nothing of ours in it; clipping keeps the error of its float32 table from growing."""
+    """diffusers' own tables are used; clipping keeps the error of float32 from growing."""
     x = noise()[0]
     scheduler = DDIMScheduler(beta_schedule=beta_schedule, prediction_type=THEIR_NAME[prediction], clip_sample=True)
     expected = draw_theirs(scheduler, x, 50, use_clipped_model_output=True)
@@ -245,9 +248,9 @@ def test_a_stock_scheduler_with_its_own_table_draws_the_same_picture(prediction,
 
 @every_shift
 @pytest.mark.parametrize("grid", ["trailing", "leading", "rho"])
-@pytest.mark.parametrize("timesteps, steps", [(2, 1), (10, 7), (200, 13), (1000, 37), (200, 200)])
+@pytest.mark.parametrize("timesteps, steps", [(2, 1), (10, 7), (1000, 37)])
 def test_ddim_on_flow_is_diffusers_flow_matching_euler(timesteps, steps, grid, shift, noise):
-    """Which is given the levels before the shift, and shifts them."""
+    """diffusers is given the levels before the shift and shifts them itself."""
     x = noise()[0]
     plain, levels = (
         make_levels(make_schedule("flow", timesteps, logsnr_shift=each), grid, steps) for each in (0.0, shift)
@@ -262,9 +265,9 @@ def test_ddim_on_flow_is_diffusers_flow_matching_euler(timesteps, steps, grid, s
     assert_same_pictures(ours, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [5, 13, 40])
+@pytest.mark.parametrize("steps", [5, 40])
 def test_dpmpp_2m_on_flow_is_diffusers_second_order_multistep_solver_on_flow(steps, noise):
-    """Its own levels, fractional in t; the time that it rounds to a whole number is not used."""
+    """On diffusers' levels, whose t are fractional; the times that it rounds to whole numbers are not used."""
     x = noise()[0]
     scheduler = DPMSolverMultistepScheduler(
         1000, prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"

@@ -1,4 +1,4 @@
-"""Loss weights and timestep distributions: how much each noise level counts, and how often it is seen."""
+"""Loss weights and timestep distributions: how much each noise level counts, and how often training sees it."""
 
 import itertools
 import math
@@ -15,8 +15,8 @@ from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.diffusion.timesteps import MEAN, STD, TIMESTEP_DISTRIBUTIONS, stratified
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
-every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
-every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
+every_length = pytest.mark.parametrize("timesteps", [2, 1000])
+every_shift = pytest.mark.parametrize("shift", [0.0, -4.2])  # -4.2: for images of 256 pixels
 every_distribution = pytest.mark.parametrize("distribution", TIMESTEP_DISTRIBUTIONS)
 variance_preserving = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
 stated_on_the_image = pytest.mark.parametrize("weight", [name for name, row in LOSS_WEIGHTS.items() if row])
@@ -68,35 +68,31 @@ def test_edm_is_the_published_weight_in_terms_of_the_ratio_of_noise_to_image(nam
 @every_length
 @variance_preserving
 def test_edm_with_unit_data_is_no_weight_at_all_on_v(name, timesteps, monkeypatch):
-    """EDM's network with sigma_data = 1 is -v, and its weighting is what makes the loss of that network plain."""
+    """With sigma_data = 1 EDM's network outputs -v, and its weight makes the loss of that output unweighted."""
     monkeypatch.setattr(weights_module, "SIGMA_DATA", 1.0)
     assert_allclose(output_weight("edm", "v", *table(name, timesteps)), 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @every_schedule
-def test_uniform_counts_every_output_alike(name, prediction):
+def test_uniform_weights_every_output_alike(name, prediction):
     alpha, sigma = table(name)
     assert_array_equal(output_weight("uniform", prediction, alpha, sigma), np.ones(200))
 
 
-@every_shift
-@every_length
 @pairs
 @pytest.mark.parametrize("weight", LOSS_WEIGHTS)
-def test_every_weight_is_finite_and_not_negative_even_where_no_image_is_left(
-    weight, prediction, name, timesteps, shift
-):
-    alpha, sigma = table(name, timesteps, shift)
+def test_every_weight_is_finite_and_not_negative_even_where_no_image_is_left(weight, prediction, name):
+    alpha, sigma = table(name, 1000, shift=-4.2)
     values = output_weight(weight, prediction, alpha, sigma)
-    assert values.shape == (timesteps,)
+    assert values.shape == (1000,)
     assert np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)
 
 
 # Stratified numbers
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 128])
+@pytest.mark.parametrize("count", [1, 7, 128])
 def test_stratified_numbers_fall_one_in_each_interval(count):
     u = stratified(np.random.default_rng(0), count)
     assert u.shape == (count,)
@@ -109,11 +105,11 @@ def test_stratified_numbers_are_a_function_of_the_stream():
     assert np.all(first != other)
 
 
-def test_every_place_of_the_batch_sees_every_interval_equally_often():
+def test_every_position_of_the_batch_gets_every_interval_equally_often():
     """4000 batches of 4: each of the 16 counts is binomial, 1000 with a standard deviation of 27."""
     rng = np.random.default_rng(0)
     intervals = np.array([np.floor(stratified(rng, 4) * 4) for _ in range(4000)]).astype(int)
-    counts = [np.bincount(place, minlength=4) for place in intervals.T]
+    counts = [np.bincount(position, minlength=4) for position in intervals.T]
     assert np.abs(np.array(counts) - 1000).max() < 5 * 27.4
 
 
@@ -128,20 +124,19 @@ def test_stratified_numbers_are_uniform_within_their_interval():
 
 # Timestep distributions
 
-MANY = (np.arange(100_000) + 0.5) / 100_000  # the quantiles of u: what is drawn is then the law itself
+MANY = (np.arange(100_000) + 0.5) / 100_000  # evenly spaced u, whose t have the distribution itself
 
 
 def normal_cdf(x):
     return 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
 
-@every_shift
 @every_length
 @every_schedule
 @every_distribution
-def test_every_t_lies_on_the_schedule_up_to_the_outermost_numbers(distribution, name, timesteps, shift):
-    """The outermost that `stratified` can draw in a batch of a million."""
-    schedule = make_schedule(name, timesteps, logsnr_shift=shift)
+def test_every_t_lies_on_the_schedule_up_to_the_outermost_numbers(distribution, name, timesteps):
+    """1e-12 is the smallest number that `stratified` can give in a batch of a million."""
+    schedule = make_schedule(name, timesteps, logsnr_shift=-4.2)
     t = TIMESTEP_DISTRIBUTIONS[distribution](schedule, np.array([1e-12, 0.5, 1 - 1e-12]))
     assert np.all((t >= 0) & (t <= timesteps - 1))
 
@@ -170,7 +165,7 @@ def test_uniform_hits_every_entry_of_the_table_equally_often(name, timesteps):
     assert_array_equal(t, np.repeat(np.arange(timesteps), 5))
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.8, 0.98])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.98])
 @every_schedule
 def test_logit_normal_puts_the_normal_share_below_each_time(name, share):
     """P(t < T s) = Phi(ln(s / (1 - s))).  Esser et al. (2024), eq. 19, with location 0 and scale 1."""
@@ -180,22 +175,21 @@ def test_logit_normal_puts_the_normal_share_below_each_time(name, share):
 
 
 @every_shift
-@pytest.mark.parametrize("log_ratio", [-3.0, -0.8, 0.6, 2.0])
+@pytest.mark.parametrize("log_ratio", [-0.8, 2.0])
 @every_schedule
 def test_edm_puts_the_normal_share_below_each_noise_level(name, log_ratio, shift):
     """P(ln(sigma/alpha) < x - shift/2) = Phi((x - mean) / std), inside the range of the schedule."""
     schedule = make_schedule(name, logsnr_shift=shift)
     _, alpha, sigma = schedule.at(TIMESTEP_DISTRIBUTIONS["edm"](schedule, MANY))
-    drawn = np.log(sigma / np.maximum(alpha, 1e-300))
-    assert np.mean(drawn < log_ratio - shift / 2) == pytest.approx(normal_cdf((log_ratio - MEAN) / STD), abs=2e-5)
+    log_ratios = np.log(sigma / np.maximum(alpha, 1e-300))
+    assert np.mean(log_ratios < log_ratio - shift / 2) == pytest.approx(normal_cdf((log_ratio - MEAN) / STD), abs=2e-5)
 
 
-@pytest.mark.parametrize("shift", [-20.0, -4.2, 3.0, 20.0])
-@every_length
+@pytest.mark.parametrize("shift, timesteps", [(-20.0, 1000), (3.0, 10)])
 @every_schedule
 @every_distribution
 def test_a_shift_moves_the_noise_of_every_quantile_and_not_its_time(distribution, name, timesteps, shift):
-    """ln(sigma/alpha) by -shift/2: as often as before, training sees what hides as much of the image as before."""
+    """ln(sigma/alpha) moves by -shift/2."""
     plain, shifted = make_schedule(name, timesteps), make_schedule(name, timesteps, logsnr_shift=shift)
     before, after = (TIMESTEP_DISTRIBUTIONS[distribution](schedule, MANY[::100]) for schedule in (plain, shifted))
     assert_allclose(after, before, rtol=0, atol=1e-9 * timesteps)
@@ -216,8 +210,8 @@ def test_edm_takes_another_mean_and_spread():
 
 
 @every_schedule
-def test_what_edm_would_draw_outside_the_schedule_is_held_at_its_ends(name):
-    """At T = 10 the cleanest level is far from clean, and its share of the law goes to t = 0."""
+def test_what_edm_has_outside_the_schedule_goes_to_its_ends(name):
+    """At T = 10 the first level is far from clean, and the probability of cleaner ones goes to t = 0."""
     schedule = make_schedule(name, 10)
     t = TIMESTEP_DISTRIBUTIONS["edm"](schedule, MANY)
     beyond = normal_cdf((-0.5 * schedule.log_snr[0] - MEAN) / STD)

@@ -1,4 +1,4 @@
-"""Predictions: what the network outputs determines the image and the noise, and the other way round."""
+"""Predictions: the network's output determines the image and the noise, and they determine the output."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
-every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+every_length = pytest.mark.parametrize("timesteps", [2, 1000])
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def rng():
 
 
 def levels_of(name, timesteps, prediction):
-    """(alpha, sigma) in and between the entries of the table, but for the one singular level: epsilon at alpha = 0."""
+    """(alpha, sigma) on and between the entries of the table, without the one singular level: epsilon at alpha = 0."""
     _, alpha, sigma = make_schedule(name, timesteps).at(np.linspace(0, timesteps - 1, 3 * timesteps + 1))
     solvable = (alpha > 0) | (prediction != "epsilon")
     return alpha[solvable], sigma[solvable]
@@ -46,7 +46,7 @@ def test_image_and_noise_come_back_from_the_target(prediction, name, timesteps, 
 @every_length
 @every_schedule
 @every_prediction
-def test_whatever_the_network_says_its_image_and_noise_make_up_x(prediction, name, timesteps, rng):
+def test_the_image_and_noise_recovered_from_any_output_make_up_x(prediction, name, timesteps, rng):
     alpha, sigma = levels_of(name, timesteps, prediction)
     x, output = rng.standard_normal((2, *alpha.shape))
     clean, noise = recover(prediction, alpha, sigma, x, output)
@@ -58,7 +58,7 @@ def test_whatever_the_network_says_its_image_and_noise_make_up_x(prediction, nam
 @every_length
 @every_schedule
 @every_prediction
-def test_only_epsilon_where_no_image_is_left_is_singular_and_exactly_so(prediction, name, timesteps):
+def test_the_determinant_is_zero_only_for_epsilon_at_alpha_zero(prediction, name, timesteps):
     schedule = make_schedule(name, timesteps)
     det = determinant(prediction, schedule.alpha, schedule.sigma)
     assert det.shape == (timesteps,)

@@ -11,22 +11,33 @@ from numpy.testing import assert_allclose
 from scipy.integrate import quad
 
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
-from tiny_diffusion.diffusion.samplers import SAMPLERS, _pulled, _turned, abm, ddim, dpmpp_2m, heun, sa_solver
-from tiny_diffusion.diffusion.schedules import CLEAN, SCHEDULES, Level, make_schedule
+from tiny_diffusion.diffusion.levels import CLEAN, Level
+from tiny_diffusion.diffusion.multistep import (
+    Estimate,
+    abm,
+    data_term,
+    lagrange_weights,
+    sa_solver,
+    velocity_integral,
+    well_spaced,
+)
+from tiny_diffusion.diffusion.samplers import SAMPLERS, ddim, dpmpp_2m, heun
+from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
-every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
+# A sampler sees levels only.  These two end at alpha = 5e-5 and at alpha = 0.
+both_kinds = pytest.mark.parametrize("name", ["cosine", "flow"])
 deterministic = pytest.mark.parametrize("sampler", [name for name, row in SAMPLERS.items() if row.order])
-variance_preserving = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
+variance_preserving = pytest.mark.parametrize("name", ["linear", "cosine"])
 
 
 class Gaussian:
     """The perfect denoiser of data from N(mean, std^2), in closed form; mean and std may be arrays.
 
-    What it is given may also be a law instead of a number: an array whose entries are the coefficients of 1 (the
-    constant, `unit`) and of independent standard normals.  Means and variances are then exact, without a sample drawn.
+    x may also stand for a random variable: an array of the coefficients of 1 (the constant, `unit`) and of independent
+    standard normals.  Means and variances are then exact, without sampling.
     """
 
     def __init__(self, mean, std, unit=1.0):
@@ -41,13 +52,13 @@ class Gaussian:
         return clean, level.sigma / self.variance(level) * centred
 
     def flow(self, x, start, end):
-        """Where the probability flow takes x: the same number of standard deviations from the mean."""
-        stretch = np.sqrt(self.variance(end) / self.variance(start))
-        return end.alpha * self.mean + stretch * (x - start.alpha * self.mean)
+        """Where the probability flow takes x: it keeps its number of standard deviations from the mean."""
+        growth = np.sqrt(self.variance(end) / self.variance(start))
+        return end.alpha * self.mean + growth * (x - start.alpha * self.mean)
 
 
 class FewImages:
-    """The perfect denoiser of a data set of a few images: their average, weighted by how likely each made x."""
+    """The perfect denoiser of a data set of a few images: their average, weighted by their posterior given x."""
 
     def __init__(self, images):
         self.images = images  # (K, D)
@@ -61,7 +72,7 @@ class FewImages:
 
 
 def wobbly(x, level):
-    """A denoiser that is no one's: nonlinear, imperfect, but with x = alpha * clean + sigma * noise."""
+    """A nonlinear denoiser, perfect for no data, whose estimates satisfy x = alpha * clean + sigma * noise."""
     clean = (0.7 * np.sin(x) if not isinstance(x, torch.Tensor) else 0.7 * torch.sin(x)) + 0.1 * level.alpha
     return clean, (x - level.alpha * clean) / level.sigma
 
@@ -72,7 +83,7 @@ def last(steps):
 
 
 def run(sampler, denoise, x, levels, seed=0, **options):
-    """All steps of the named sampler, with its own stream of numbers where it draws."""
+    """All steps of the named sampler, with its own random stream if it draws noise."""
     if SAMPLERS[sampler].draws or options.get("eta"):
         rng = np.random.default_rng(seed)
         options["draw"] = lambda: rng.standard_normal(np.shape(x))
@@ -84,10 +95,9 @@ def run(sampler, denoise, x, levels, seed=0, **options):
 
 @every_grid
 @every_sampler
-@every_schedule
-@pytest.mark.parametrize("timesteps", [2, 10])
-def test_n_steps_visit_n_levels_in_order_and_evaluate_as_often_as_declared_for_every_n(timesteps, name, sampler, grid):
-    for n in range(1, timesteps + 1):
+@both_kinds
+def test_n_steps_visit_n_levels_in_order_with_the_declared_number_of_evaluations(name, sampler, grid):
+    for timesteps, n in [(2, 1), (2, 2), *((10, n) for n in range(1, 11))]:
         levels, seen = make_levels(make_schedule(name, timesteps), grid, n), []
 
         def denoise(x, level, seen=seen):
@@ -97,13 +107,12 @@ def test_n_steps_visit_n_levels_in_order_and_evaluate_as_often_as_declared_for_e
         steps = run(sampler, denoise, 0.4, levels)
         assert [step.level for step in steps] == levels[1:]
         assert list(dict.fromkeys(seen)) == levels[:-1]
-        assert len(seen) == SAMPLERS[sampler].evaluations(n) == (2 * n - 1 if sampler == "heun" else n)
+        assert len(seen) == SAMPLERS[sampler].evaluations(n)
 
 
 @every_sampler
-@every_schedule
-@pytest.mark.parametrize("timesteps, n", [(200, 63), (200, 200), (1000, 999), (1000, 1000)])
-def test_long_chains_evaluate_as_often_as_declared(timesteps, n, name, sampler):
+@both_kinds
+def test_a_chain_of_a_thousand_steps_has_the_declared_number_of_evaluations(name, sampler):
     count = 0
 
     def denoise(x, level):
@@ -111,12 +120,12 @@ def test_long_chains_evaluate_as_often_as_declared(timesteps, n, name, sampler):
         count += 1
         return wobbly(x, level)
 
-    assert len(run(sampler, denoise, 0.4, make_levels(make_schedule(name, timesteps), "trailing", n))) == n
-    assert count == SAMPLERS[sampler].evaluations(n)
+    assert len(run(sampler, denoise, 0.4, make_levels(make_schedule(name), "trailing", 1000))) == 1000
+    assert count == SAMPLERS[sampler].evaluations(1000)
 
 
 @every_sampler
-@every_schedule
+@both_kinds
 def test_the_last_step_lands_on_the_estimate_of_the_image(name, sampler):
     step = run(sampler, wobbly, 0.4, make_levels(make_schedule(name), "trailing", 7))[-1]
     assert step.level == CLEAN
@@ -124,8 +133,8 @@ def test_the_last_step_lands_on_the_estimate_of_the_image(name, sampler):
 
 
 @every_sampler
-@every_schedule
-def test_each_step_tells_the_estimate_of_the_image_at_the_level_it_left(name, sampler):
+@both_kinds
+def test_each_step_yields_the_estimate_of_the_image_at_the_level_it_left(name, sampler):
     levels = make_levels(make_schedule(name), "trailing", 7)
     steps = run(sampler, wobbly, 0.4, levels)
     states = [0.4, *(step.x for step in steps)]
@@ -134,7 +143,7 @@ def test_each_step_tells_the_estimate_of_the_image_at_the_level_it_left(name, sa
 
 
 @every_sampler
-@every_schedule
+@both_kinds
 def test_floats_arrays_and_tensors_give_the_same_numbers(name, sampler):
     levels = make_levels(make_schedule(name), "trailing", 9)
     start = np.array([0.4, -1.3, 2.0])
@@ -155,14 +164,14 @@ def test_floats_arrays_and_tensors_give_the_same_numbers(name, sampler):
 
 
 @every_sampler
-def test_the_state_that_was_given_is_left_as_it_was(sampler):
+def test_a_sampler_does_not_change_the_x_it_is_given(sampler):
     x = np.array([0.4, -1.3])
     run(sampler, wobbly, x, make_levels(make_schedule("cosine"), "trailing", 5))
     assert x.tolist() == [0.4, -1.3]
 
 
 @deterministic
-def test_a_sampler_that_declares_no_draws_takes_none(sampler):
+def test_a_sampler_that_declares_no_draws_is_deterministic(sampler):
     assert not SAMPLERS[sampler].draws
     levels = make_levels(make_schedule("cosine"), "trailing", 5)
     assert last(SAMPLERS[sampler].run(wobbly, 0.4, levels)).x == last(SAMPLERS[sampler].run(wobbly, 0.4, levels)).x
@@ -170,9 +179,9 @@ def test_a_sampler_that_declares_no_draws_takes_none(sampler):
 
 @every_grid
 @every_sampler
-@every_schedule
+@both_kinds
 def test_the_perfect_denoiser_of_a_few_images_returns_those_images(name, sampler, grid):
-    """Not near them, not between them; and not always the same one."""
+    """Exactly, and not always the same one."""
     images = np.sign(np.random.default_rng(1).standard_normal((3, 16)))
     x = np.random.default_rng(2).standard_normal((24, 16))
     drawn = run(sampler, FewImages(images), x, make_levels(make_schedule(name), grid, 30))[-1].x
@@ -181,15 +190,14 @@ def test_the_perfect_denoiser_of_a_few_images_returns_those_images(name, sampler
     assert set(distances.argmin(1)) == {0, 1, 2}
 
 
-@every_grid
 @every_sampler
-@every_schedule
-def test_large_images_come_back_from_the_schedule_that_is_shifted_for_them(name, sampler, grid):
-    """Of the same 16 pixels, 8 x 8 of each: a level hides as much of them as it does of 16 without the shift."""
+@both_kinds
+def test_large_images_come_back_from_the_schedule_that_is_shifted_for_them(name, sampler):
+    """Images of the same 16 pixels, each repeated 8 x 8 times."""
     images = np.sign(np.random.default_rng(1).standard_normal((3, 16))).repeat(8 * 8, axis=1)
     x = np.random.default_rng(2).standard_normal((24, 16 * 8 * 8))
     schedule = make_schedule(name, logsnr_shift=2 * math.log(1 / 8))
-    drawn = run(sampler, FewImages(images), x, make_levels(schedule, grid, 30))[-1].x
+    drawn = run(sampler, FewImages(images), x, make_levels(schedule, SAMPLERS[sampler].grid, 30))[-1].x
     distances = np.abs(drawn[:, None] - images).max(-1)  # (B, K)
     assert distances.min(1).max() < 1e-6
     assert set(distances.argmin(1)) == {0, 1, 2}
@@ -197,11 +205,11 @@ def test_large_images_come_back_from_the_schedule_that_is_shifted_for_them(name,
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 @every_grid
-@every_schedule
+@both_kinds
 def test_large_images_of_repeated_pixels_are_drawn_as_the_small_ones(name, grid, sampler):
-    """Hoogeboom et al. (2023), section 3.1: what a shift of 2 ln(1/k) stands for, at every step of the way.
+    """Hoogeboom et al. (2023), section 3.1: the meaning of a shift of 2 ln(1/k), at every step.
 
-    A mean over k * k pixels has k times less noise, and both samplers see ratios of image to noise only.
+    A mean over k * k pixels has k times less noise, and both samplers depend on ratios of image to noise only.
     """
     k, rng = 4, np.random.default_rng(2)
     images = np.sign(np.random.default_rng(1).standard_normal((3, 16)))
@@ -218,7 +226,7 @@ def test_large_images_of_repeated_pixels_are_drawn_as_the_small_ones(name, grid,
 
 
 @every_sampler
-@every_schedule
+@both_kinds
 @pytest.mark.parametrize("timesteps", [10, 200])
 def test_the_images_come_back_from_short_processes_too(timesteps, name, sampler):
     images = np.sign(np.random.default_rng(1).standard_normal((3, 64)))
@@ -229,7 +237,7 @@ def test_the_images_come_back_from_short_processes_too(timesteps, name, sampler)
 
 @every_grid
 @every_sampler
-@every_schedule
+@both_kinds
 def test_a_single_image_comes_back_exactly_from_any_number_of_steps(name, sampler, grid):
     schedule = make_schedule(name, 10)
     for n in range(1, 11):
@@ -244,8 +252,8 @@ def test_a_single_image_comes_back_exactly_from_any_number_of_steps(name, sample
 def test_error_shrinks_with_the_declared_order(name, sampler):
     """Halving the step divides the error by 2**order.
 
-    Measured from log-SNR -2 to 4, in equal steps of t, for several means and widths of the data at once: one alone
-    could have its error change sign.
+    Measured from log-SNR -2 to 4, in equal steps of t, as the largest error over several means and deviations of the
+    data: the error of a single one could change sign.
     """
     gaussian = Gaussian(np.array([0.3, -0.5, 0.0, 0.2, 0.7]), np.array([0.1, 0.3, 0.5, 0.7, 2.0]))
     x = np.array([1.7, -1.0, 0.3, 0.9, 2.0])
@@ -256,15 +264,15 @@ def test_error_shrinks_with_the_declared_order(name, sampler):
         end = last(SAMPLERS[sampler].run(gaussian, x, levels)).x
         return np.abs(end - gaussian.flow(x, levels[0], levels[-1])).max()
 
-    # Over two halvings; above the order where terms of the error happen to cancel (abm on the linear schedule).
+    # Over two halvings.  It is above the order where terms of the error cancel (abm on the linear schedule).
     assert -0.1 < math.log2(error(80) / error(320)) / 2 - SAMPLERS[sampler].order < 0.9
 
 
-@pytest.mark.parametrize("shift", [-2.8, 3.0])  # -2.8: of 128 pixels
+@pytest.mark.parametrize("shift", [-2.8, 3.0])  # -2.8: for images of 128 pixels
 @deterministic
-@pytest.mark.parametrize("name", ["cosine", "flow"])
+@both_kinds
 def test_the_order_is_the_declared_one_on_shifted_schedules_too(name, sampler, shift):
-    """From log-SNR -2 to 4 before the shift, in equal steps of it, which are the same on all schedules with betas."""
+    """Measured from log-SNR -2 to 4 before the shift, in equal steps of log-SNR."""
     gaussian = Gaussian(np.array([0.3, -0.5, 0.0, 0.2, 0.7]), np.array([0.1, 0.3, 0.5, 0.7, 2.0]))
     x = np.array([1.7, -1.0, 0.3, 0.9, 2.0])
     schedule = make_schedule(name, logsnr_shift=shift)
@@ -277,7 +285,7 @@ def test_the_order_is_the_declared_one_on_shifted_schedules_too(name, sampler, s
     assert math.log2(error(80) / error(320)) / 2 == pytest.approx(SAMPLERS[sampler].order, abs=0.2)
 
 
-@pytest.mark.parametrize("shift, to", [(0.0, 199), (-4.2, 399)])  # -4.2: of 256 pixels
+@pytest.mark.parametrize("shift, to", [(0.0, 199), (-4.2, 399)])  # -4.2: for images of 256 pixels
 @pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if not row.betas])
 @pytest.mark.parametrize("sampler", ["heun", "abm"])
 def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name, shift, to):
@@ -295,10 +303,10 @@ def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name, s
     assert math.log2(error(320) / error(640)) > SAMPLERS[sampler].order - 0.25
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("eta", [0.0, 1.5])
 @every_schedule
 def test_sa_solver_converges_in_law_with_order_two_for_every_eta(name, eta):
-    """Mean and variance, exactly, from log-SNR -2 to 4: halving the step divides the variance's error by four."""
+    """From log-SNR -2 to 4 the mean is exact, and halving the step divides the error of the variance by four."""
     schedule = make_schedule(name)
 
     def error(n):
@@ -313,7 +321,7 @@ def test_sa_solver_converges_in_law_with_order_two_for_every_eta(name, eta):
             errors.append((law[1:] ** 2).sum() - gaussian.variance(levels[-1]))
         return np.abs(errors).max()
 
-    # Above 2 where terms of the error happen to cancel (the exponential schedule, eta 1).
+    # It is above 2 where terms of the error cancel (the exponential schedule, eta 1).
     assert -0.15 < math.log2(error(80) / error(320)) / 2 - 2 < 0.9
 
 
@@ -330,20 +338,19 @@ def moments(steps, mean, std, levels, sampler="ddim", **options):
 
 @every_sampler
 @every_schedule
-@pytest.mark.parametrize("timesteps", [200, 1000])
-def test_a_full_chain_ends_with_the_mean_and_spread_of_the_data(timesteps, name, sampler):
-    """What is missing is the discretisation, of order 1/T, and the alpha of 0.006 that the last level still has.
+def test_a_full_chain_ends_with_the_mean_and_spread_of_the_data(name, sampler):
+    """Up to the error of discretisation, of order 1/200, and the alpha of 0.006 that the noisiest level still has.
 
-    Orders above 1 are left with what the last step drops: the variance of the data given the cleanest level.
+    For orders above 1 the error is what the last step drops: the variance of the data given the cleanest level.
     """
-    levels = make_levels(make_schedule(name, timesteps), "trailing", timesteps)
-    mean, std = moments(timesteps, 0.4, 0.5, levels, sampler)
+    levels = make_levels(make_schedule(name, 200), "trailing", 200)
+    mean, std = moments(200, 0.4, 0.5, levels, sampler)
     assert mean == pytest.approx(0.4, abs=0.002)
-    assert std == pytest.approx(0.5, rel=(1 if (SAMPLERS[sampler].order or 0) > 1 else 10) / timesteps)
+    assert std == pytest.approx(0.5, rel=(1 if (SAMPLERS[sampler].order or 0) > 1 else 10) / 200)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
-@every_schedule
+@both_kinds
 def test_ddim_ends_with_the_mean_and_spread_of_the_data_for_every_eta(name, eta):
     levels = make_levels(make_schedule(name), "trailing", 1000)
     mean, std = moments(1000, 0.4, 0.5, levels, eta=eta)
@@ -353,7 +360,7 @@ def test_ddim_ends_with_the_mean_and_spread_of_the_data_for_every_eta(name, eta)
 
 @every_schedule
 def test_ddpm_draws_samples_with_the_mean_and_spread_of_the_data(name):
-    """20000 samples: each moment within five of its standard errors, and the 4 % that 200 steps are off."""
+    """20000 samples: each moment is within five standard errors and the 4 % error of 200 steps."""
     count = 20_000
     x = np.random.default_rng(1).standard_normal(count)
     levels = make_levels(make_schedule(name, 200), "trailing", 200)
@@ -365,9 +372,9 @@ def test_ddpm_draws_samples_with_the_mean_and_spread_of_the_data(name):
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @every_grid
-@every_schedule
+@both_kinds
 def test_ddim_of_a_single_image_has_exactly_the_marginal_of_every_level_for_every_eta(name, grid, eta):
-    """Song et al. (2021), lemma 1: alpha * image + sigma * noise, with all of the fresh noise counted."""
+    """Song et al. (2021), lemma 1: alpha * image + sigma * noise, the fresh noise of every step included."""
     levels = make_levels(make_schedule(name), grid, 20)
     unit, start, *fresh = np.eye(22)
     image = 0.4
@@ -378,12 +385,12 @@ def test_ddim_of_a_single_image_has_exactly_the_marginal_of_every_level_for_ever
         assert math.sqrt((step.x[1:] ** 2).sum()) == pytest.approx(step.level.sigma, abs=1e-12)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5, 4.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0, 4.0])
 @every_grid
-@every_schedule
+@both_kinds
 def test_sa_solver_of_a_single_image_is_the_process_of_every_eta_at_every_level(name, grid, eta):
-    """The marginal, and how much of a level's noise is still the first one: (sigma/alpha)^(eta^2) over what that was
-    at first, however many steps it took."""
+    """It has the marginal of the level, and the share of the first noise in the level's noise is (sigma/alpha)^(eta^2),
+    divided by its value at the first level, for any number of steps."""
     levels = make_levels(make_schedule(name), grid, 20)
     unit, start, *fresh = np.eye(22)
     image = 0.4
@@ -398,9 +405,9 @@ def test_sa_solver_of_a_single_image_is_the_process_of_every_eta_at_every_level(
 
 
 @every_grid
-@every_schedule
+@both_kinds
 def test_dpmpp_2m_of_a_single_image_follows_it_exactly(name, grid):
-    """Its exponential integrator is exact where the estimate of the image does not change."""
+    """An exponential integrator is exact where the estimate of the image does not change."""
     levels = make_levels(make_schedule(name), grid, 20)
     noise = -1.3
     for step in dpmpp_2m(Gaussian(0.4, 0.0), levels[0].alpha * 0.4 + levels[0].sigma * noise, levels):
@@ -409,8 +416,8 @@ def test_dpmpp_2m_of_a_single_image_follows_it_exactly(name, grid):
 
 @every_grid
 @variance_preserving
-def test_heun_leaves_unit_gaussian_data_where_it_is(name, grid):
-    """Noise and image have one law, so the flow stands still; Euler's chord would shrink it by cos of every turn."""
+def test_heun_does_not_move_x_for_unit_gaussian_data(name, grid):
+    """Noise and image have the same distribution, so the flow stands still.  Euler's method would shrink x."""
     for step in run("heun", Gaussian(0.0, 1.0), 1.7, make_levels(make_schedule(name), grid, 20))[:-1]:
         assert step.x == pytest.approx(1.7, rel=1e-9)
 
@@ -432,7 +439,7 @@ def one_step(level, following, clean, noise, draw, **options):
     return next(ddim(lambda x, at: (clean, noise), None, [level, following], lambda: draw, **options)).x
 
 
-@every_length
+@pytest.mark.parametrize("timesteps", [2, 10, 1000])
 @variance_preserving
 def test_eta_one_is_the_posterior_of_ho_et_al_between_neighbouring_entries(name, timesteps):
     """Eq. 7: mean as a combination of the image and x_t, variance beta_tilde, from alpha_bar alone."""
@@ -456,7 +463,7 @@ def test_ddpm_is_ddim_with_eta_one():
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.25, 0.5, 1.0])
-@every_schedule
+@both_kinds
 def test_the_fresh_noise_of_a_step_is_proportional_to_eta(name, eta):
     level, following = (make_schedule(name).level(t) for t in (700, 600))
     fresh = partial(one_step, level, following, 0.3, -1.1)
@@ -503,14 +510,14 @@ def test_dpmpp_2m_extrapolates_the_image_as_published(name):
 
 
 def velocity_over_angle(x, level):
-    """(angle, length, derivative of x/length by the angle) of the wobbly denoiser, in trigonometry."""
+    """(angle, radius, derivative of x/radius by the angle) of the wobbly denoiser."""
     angle, length = math.atan2(level.sigma, level.alpha), math.hypot(level.sigma, level.alpha)
     clean, noise = wobbly(x, level)
     return angle, length, math.cos(angle) * noise - math.sin(angle) * clean
 
 
-@pytest.mark.parametrize("steps", [2, 3, 12])
-@every_schedule
+@pytest.mark.parametrize("steps", [2, 12])
+@both_kinds
 def test_the_first_step_of_abm_is_ddims(name, steps):
     levels = make_levels(make_schedule(name), "angle", steps)
     assert next(abm(wobbly, 0.4, levels)).x == pytest.approx(next(ddim(wobbly, 0.4, levels)).x, rel=1e-11)
@@ -518,7 +525,7 @@ def test_the_first_step_of_abm_is_ddims(name, steps):
 
 @every_schedule
 def test_abm_corrects_each_step_with_the_slope_at_its_end(name):
-    """The second step starts where Adams and Moulton's two-point rule ends, whose nodes are both ends of the first."""
+    """The second step starts where Adams-Moulton's two-point rule ends, whose nodes are the ends of the first step."""
     levels = make_levels(make_schedule(name), "angle", 12)
     guess, after = list(abm(wobbly, 0.4, levels))[:2]
     angles = [math.atan2(level.sigma, level.alpha) for level in levels[:3]]
@@ -536,7 +543,7 @@ def test_abm_corrects_each_step_with_the_slope_at_its_end(name):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @every_grid
-@every_schedule
+@both_kinds
 def test_sa_solver_of_order_one_is_ddim_without_fresh_noise_and_with_ddpms(name, grid, eta):
     levels = make_levels(make_schedule(name), grid, 12)
     noise = np.random.default_rng(3).standard_normal((11, 5))
@@ -550,23 +557,23 @@ def test_sa_solver_of_order_one_is_ddim_without_fresh_noise_and_with_ddpms(name,
 @pytest.mark.parametrize("eta", [0.0, 1.0, 1.5])
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("ratio", [0.2, 0.6, 0.95])
-def test_the_pull_is_exact_for_an_image_that_is_a_polynomial_of_the_angle(ratio, count, eta):
-    """The integral as Xue et al. (2023) write it, over lambda, the logarithm of alpha/sigma, and done by scipy."""
+def test_the_data_term_is_exact_for_an_image_that_is_a_polynomial_of_the_angle(ratio, count, eta):
+    """The integral of Xue et al. (2023), over lambda = log(alpha/sigma), by scipy."""
     end = Level(0, 0.8, 0.6)
     image = np.polynomial.Polynomial([0.3, -1.0][:count])
     start = math.atan2(end.sigma, end.alpha * ratio)
-    past = [(angle, image(angle)) for angle in (start, start + 0.5)[:count]]
+    history = [Estimate(angle, image(angle), 0.0) for angle in (start, start + 0.5)[:count]]
     lambdas = math.log(end.alpha * ratio / end.sigma), math.log(end.alpha / end.sigma)
 
     def integrand(here):
         return math.exp((1 + eta**2) * (here - lambdas[1])) * image(math.atan(math.exp(-here)))
 
     exact = end.alpha * (1 + eta**2) * quad(integrand, *lambdas, epsabs=1e-13)[0]
-    assert _pulled(past, ratio, end, eta) == pytest.approx(exact, rel=1e-7)
+    assert data_term(history, ratio, end, eta) == pytest.approx(exact, rel=1e-7)
 
 
-def test_more_noise_than_ddpms_forgets_the_networks_errors_sooner():
-    """Why eta is above 1: of an error of 1 in the first estimate less is left in the image."""
+def test_more_fresh_noise_than_ddpms_removes_more_of_an_early_error():
+    """Why eta is above 1: less of an error of 1 in one early estimate is left in the image."""
     levels = make_levels(make_schedule("cosine"), "angle", 20)
 
     def left(eta):
@@ -583,39 +590,39 @@ def test_more_noise_than_ddpms_forgets_the_networks_errors_sooner():
     assert 0 < left(1.5) < left(1.0) / 1.5 < left(0.0) / 3
 
 
-@pytest.mark.parametrize("beta_end", [0.1, 0.16, 0.2, 0.5, 0.999])
-@pytest.mark.parametrize("steps", [5, 10, 30, 200])
+@pytest.mark.parametrize("beta_end", [0.1, 0.2, 0.999])
+@pytest.mark.parametrize("steps", [10, 200])
 @every_sampler
 def test_betas_that_reach_noise_early_leave_every_sampler_stable(sampler, steps, beta_end):
-    """At an alpha of 1e-200 float64 cannot tell angles apart; what comes out is still in order and within the data."""
+    """At an alpha of 1e-200 float64 cannot tell angles apart.  The results keep their order and stay near the data."""
     levels = make_levels(make_schedule("linear", beta_end=beta_end), "trailing", steps)
     drawn = run(sampler, Gaussian(0.4, 0.5), np.array([-1.3, 0.0, 1.3]), levels)[-1].x
     assert np.all(np.abs(drawn - 0.4) < (1.5 if SAMPLERS[sampler].draws else 0.7))
     assert SAMPLERS[sampler].draws or (drawn[0] <= drawn[1] <= drawn[2] and drawn[1] == pytest.approx(0.4, abs=0.02))
 
 
-@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("steps", [5, 20])
 @every_grid
-@every_schedule
+@both_kinds
 @deterministic
-def test_no_sampler_multiplies_the_networks_errors(sampler, name, grid, steps):
+def test_no_sampler_amplifies_the_networks_errors(sampler, name, grid, steps):
     """Independent errors of 0.02 in v, sigma * 0.02 in the image, leave an error of about that size at the end.
 
-    Extrapolation could make it thirty times as large where steps grow, as those of log_snr and rho do at first.
+    Extrapolation could make it thirty times as large where steps grow, as the first ones of log_snr and rho do.
     """
     assert spread_after_errors(sampler, make_levels(make_schedule(name), grid, steps)) < 0.05
 
 
-@pytest.mark.parametrize("steps", [5, 10, 20])
-@every_schedule
+@pytest.mark.parametrize("steps", [5, 20])
+@both_kinds
 @deterministic
-def test_no_sampler_multiplies_the_networks_errors_on_its_own_grid_of_a_shifted_schedule(sampler, name, steps):
+def test_no_sampler_amplifies_the_networks_errors_on_its_own_grid_of_a_shifted_schedule(sampler, name, steps):
     schedule = make_schedule(name, logsnr_shift=-4.2)
     assert spread_after_errors(sampler, make_levels(schedule, SAMPLERS[sampler].grid, steps)) < 0.05
 
 
 def spread_after_errors(sampler, levels):
-    """Of what is drawn from one start by a denoiser that errs each time: independently, by 0.02 in v."""
+    """The deviation of the results from one start, for a denoiser with independent errors of 0.02 in v."""
     gaussian, rng = Gaussian(0.4, 0.5), np.random.default_rng(0)
 
     def imperfect(x, level):
@@ -638,15 +645,26 @@ def test_heun_is_the_mean_of_the_slopes_at_both_ends_even_where_no_image_is_left
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_turn_is_exact_for_images_and_noise_that_are_polynomials_of_the_angle(count):
-    """Of degree below the number of estimates, at unequal angles; the integral is scipy's."""
+def test_the_velocity_integral_is_exact_for_images_and_noise_that_are_polynomials_of_the_angle(count):
+    """For degrees below the number of estimates, at unequal angles; the integral is scipy's."""
     angles, end = [1.1, 1.25, 1.45][:count], 0.95
     clean, noise = (np.polynomial.Polynomial(c[:count]) for c in ([0.3, -1.0, 0.7], [-0.2, 0.4, 1.1]))
     exact = quad(lambda angle: math.cos(angle) * noise(angle) - math.sin(angle) * clean(angle), angles[0], end)[0]
-    past = [(angle, clean(angle), noise(angle)) for angle in angles]
-    assert _turned(past, angles[0], end) == pytest.approx(exact, rel=1e-12)
+    history = [Estimate(angle, clean(angle), noise(angle)) for angle in angles]
+    assert velocity_integral(history, angles[0], end) == pytest.approx(exact, rel=1e-12)
 
 
-def test_the_turn_leaves_out_estimates_within_half_of_the_step():
-    past = [(1.0, 0.3, -0.2), (1.04, 5.0, 5.0), (1.2, 9.0, 9.0)]
-    assert _turned(past, 1.0, 0.9) == pytest.approx(_turned(past[:1], 1.0, 0.9), rel=1e-12)
+def test_estimates_from_the_first_gap_of_half_a_step_on_are_left_out():
+    history = [Estimate(angle, angle**2, -angle) for angle in (1.0, 1.25, 1.375, 2.0)]
+    assert well_spaced(history, 0.2) == history
+    assert well_spaced(history, 0.25) == history[:2]
+    assert well_spaced(history, 0.5) == history[:1]
+    assert velocity_integral(history, 1.0, 0.5) == velocity_integral(history[:1], 1.0, 0.5)
+
+
+@pytest.mark.parametrize("nodes", [[0.3], [0.3, 1.1], [1.5, 0.2, 0.9, -0.4]])
+def test_lagrange_weights_interpolate_every_polynomial_of_a_degree_below_their_number(nodes):
+    at = np.linspace(-1, 2, 7)
+    polynomial = np.polynomial.Polynomial(np.arange(1.0, len(nodes) + 1))
+    assert_allclose(polynomial(np.array(nodes)) @ lagrange_weights(nodes, at), polynomial(at), rtol=1e-12, atol=1e-12)
+    assert_allclose(lagrange_weights(nodes, np.array(nodes)), np.eye(len(nodes)), atol=1e-12)

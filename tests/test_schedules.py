@@ -1,4 +1,4 @@
-"""Schedules: the laws that make a table of two numbers per step a noising process."""
+"""Schedules: the laws that make a table of two numbers per step a noising process, and the geometry of a level."""
 
 import dataclasses
 import math
@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tiny_diffusion.diffusion.schedules import CLEAN, MAX_BETA, SCHEDULES, Level, make_schedule
+from tiny_diffusion.diffusion.levels import CLEAN, Level
+from tiny_diffusion.diffusion.schedules import MAX_BETA, SCHEDULES, make_schedule
 
 WITH_BETAS = [name for name, row in SCHEDULES.items() if row.betas]
 WITH_ENDS = [name for name, row in SCHEDULES.items() if row.ends]
 STRAIGHT = [name for name, row in SCHEDULES.items() if not row.betas]
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
-every_length = pytest.mark.parametrize("timesteps", [2, 10, 200, 1000])
-every_shift = pytest.mark.parametrize("shift", [0.0, -4.2, 3.0])  # -4.2: of 256 pixels
+every_length = pytest.mark.parametrize("timesteps", [2, 1000])
+every_shift = pytest.mark.parametrize("shift", [0.0, -4.2])  # -4.2: for images of 256 pixels
 
 
 def betas_of(schedule):
-    """The noise added at each step, read back from the table: alpha_t^2 = alpha_(t-1)^2 (1 - beta_t)."""
+    """The betas, read back from the table: alpha_t^2 = alpha_(t-1)^2 (1 - beta_t)."""
     return 1 - (schedule.alpha / np.append(1.0, schedule.alpha[:-1])) ** 2
 
 
@@ -29,7 +30,7 @@ def log_snr_of(alpha, sigma):
 
 
 def fractional_times(timesteps):
-    """Real-valued times over the whole table, in and between the entries."""
+    """Real-valued times over the whole table, on and between the entries."""
     return np.linspace(0, timesteps - 1, 7 * timesteps)
 
 
@@ -65,7 +66,7 @@ def test_every_step_is_noisier_than_the_one_before(name, timesteps, shift):
 
 
 @every_schedule
-def test_every_step_is_noisier_in_the_longest_process_that_can_be_asked_for(name):
+def test_every_step_is_noisier_in_the_longest_process_there_can_be(name):
     assert np.all(np.diff(make_schedule(name, 100_000).log_snr) < 0)
 
 
@@ -77,7 +78,7 @@ def test_the_table_holds_the_log_snr_of_its_alpha_and_sigma(name, timesteps, shi
     assert_allclose(schedule.log_snr, log_snr_of(schedule.alpha, schedule.sigma), rtol=1e-9, atol=1e-9)
 
 
-@every_length
+@pytest.mark.parametrize("timesteps", [2, 10, 1000])
 @every_schedule
 def test_the_end_is_noise(name, timesteps):
     """At most a thousandth of the image's variance is left: a correlation of 0.03, which T = 2 reaches by its cap."""
@@ -91,7 +92,7 @@ def test_the_start_is_the_image(name, timesteps):
 
 
 @pytest.mark.parametrize("name", WITH_ENDS)
-@pytest.mark.parametrize("timesteps", [200, 500, 5000])
+@pytest.mark.parametrize("timesteps", [200, 5000])
 def test_any_number_of_steps_ends_where_a_thousand_do(name, timesteps):
     """log(alpha^2) is about -sum(beta), which scaling by 1000/T keeps; sum(beta^2)/2 is what differs."""
     ratio = make_schedule(name, timesteps).log_snr[-1] / make_schedule(name, 1000).log_snr[-1]
@@ -100,6 +101,25 @@ def test_any_number_of_steps_ends_where_a_thousand_do(name, timesteps):
 
 def test_the_clean_image_is_the_level_without_noise():
     assert (CLEAN.alpha, CLEAN.sigma) == (1, 0)
+
+
+# Levels
+
+
+@every_schedule
+def test_angle_and_radius_are_the_polar_coordinates_of_alpha_and_sigma(name):
+    """The angle rises from nearly 0 to nearly pi/2, and is pi/2 where no image is left."""
+    levels = [make_schedule(name).level(t) for t in (0, 300, 999)]
+    for level in [*levels, CLEAN]:
+        assert level.radius * math.cos(level.angle) == pytest.approx(level.alpha, abs=1e-15)
+        assert level.radius * math.sin(level.angle) == pytest.approx(level.sigma, abs=1e-15)
+    assert 0 == CLEAN.angle < levels[0].angle < levels[1].angle < levels[2].angle <= math.pi / 2
+
+
+def test_velocity_is_the_derivative_by_the_angle_of_x_over_the_radius():
+    level, clean, noise, h = Level(0.0, 0.3, 0.9), 0.7, -1.2, 1e-5
+    ahead, behind = (math.cos(angle) * clean + math.sin(angle) * noise for angle in (level.angle + h, level.angle - h))
+    assert level.velocity(clean, noise) == pytest.approx((ahead - behind) / (2 * h), rel=1e-8)
 
 
 # Closed forms
@@ -153,7 +173,7 @@ def test_flow_is_the_straight_line_that_ends_in_pure_noise(timesteps):
     assert schedule.sigma[-1] == 1
 
 
-@every_length
+@pytest.mark.parametrize("timesteps", [2, 10, 1000])
 @pytest.mark.parametrize("name", WITH_BETAS)
 def test_no_step_erases_the_image(name, timesteps):
     schedule = make_schedule(name, timesteps)
@@ -182,7 +202,7 @@ def test_an_end_that_is_not_given_is_the_rows_own(name):
 
 @pytest.mark.parametrize("name", WITH_ENDS)
 def test_a_tiny_first_beta_keeps_its_digits(name):
-    """1 - (1 - 1e-14) would keep two of them."""
+    """1 - (1 - 1e-14) keeps only two of them."""
     assert make_schedule(name, beta_start=1e-14).sigma[0] == pytest.approx(1e-7, rel=1e-9)
 
 
@@ -195,10 +215,10 @@ def test_levels_far_into_the_noise_keep_their_digits():
 # The shift
 
 
-@pytest.mark.parametrize("shift", [-20.0, -4.2, 3.0, 20.0])
+@pytest.mark.parametrize("shift", [-20.0, 3.0])
 @every_length
 @every_schedule
-def test_a_shift_is_added_to_log_snr_in_and_between_the_entries(name, timesteps, shift):
+def test_a_shift_is_added_to_log_snr_on_and_between_the_entries(name, timesteps, shift):
     plain, shifted = make_schedule(name, timesteps), make_schedule(name, timesteps, logsnr_shift=shift)
     t = fractional_times(timesteps)
     before, after = (log_snr_of(*schedule.at(t)[1:]) for schedule in (plain, shifted))
@@ -207,27 +227,26 @@ def test_a_shift_is_added_to_log_snr_in_and_between_the_entries(name, timesteps,
     assert (plain.shift, shifted.shift) == (0, shift)
 
 
-@every_length
 @every_schedule
-def test_no_shift_is_a_shift_of_zero(name, timesteps):
-    plain, shifted = make_schedule(name, timesteps), make_schedule(name, timesteps, logsnr_shift=0.0)
+def test_no_shift_is_a_shift_of_zero(name):
+    plain, shifted = make_schedule(name), make_schedule(name, logsnr_shift=0.0)
     assert_array_equal(plain.log_snr, shifted.log_snr)
-    assert_array_equal(plain.at(fractional_times(timesteps)), shifted.at(fractional_times(timesteps)))
+    assert_array_equal(plain.at(fractional_times(1000)), shifted.at(fractional_times(1000)))
 
 
 @every_shift
 @every_length
 @every_schedule
-def test_the_time_of_a_log_snr_is_the_plain_schedules_time_of_what_it_was_before_the_shift(name, timesteps, shift):
+def test_a_shift_moves_the_log_snr_at_every_time_and_so_the_inverse_too(name, timesteps, shift):
     values = np.linspace(-15, 15, 301)
     shifted = make_schedule(name, timesteps, logsnr_shift=shift).t_at(values + shift)
     assert_allclose(shifted, make_schedule(name, timesteps).t_at(values), rtol=0, atol=1e-9 * timesteps)
 
 
-@pytest.mark.parametrize("k", [1, 2, 4, 8])
+@pytest.mark.parametrize("k", [2, 8])
 @every_schedule
 def test_the_shift_of_k_times_the_side_is_undone_by_averaging_k_by_k_pixels(name, k):
-    """Hoogeboom et al. (2023), eq. 4: where k * k pixels show the same, their mean has the small image's log-SNR."""
+    """Hoogeboom et al. (2023), eq. 4: the mean of k * k equal pixels has the log-SNR of the small image."""
     plain, large = make_schedule(name), make_schedule(name, logsnr_shift=2 * math.log(1 / k))
     pixels = np.eye(k * k)  # each row a pixel's noise, as coefficients of independent standard normals
     noise_of_the_mean = np.linalg.norm(pixels.mean(axis=0))
@@ -247,7 +266,7 @@ def test_the_shift_of_a_straight_schedule_is_that_of_stable_diffusion_3(name, ti
     assert_allclose(after, ratio * before / (1 + (ratio - 1) * before), rtol=1e-12)
 
 
-@pytest.mark.parametrize("shift", [-20.0, -4.2, 3.0, 8.0, 20.0])
+@pytest.mark.parametrize("shift", [-20.0, 3.0, 20.0])
 @every_length
 @pytest.mark.parametrize("name", STRAIGHT)
 def test_pure_noise_is_pure_noise_under_every_shift(name, timesteps, shift):
@@ -255,13 +274,13 @@ def test_pure_noise_is_pure_noise_under_every_shift(name, timesteps, shift):
     assert (schedule.alpha[-1], schedule.sigma[-1], schedule.level(timesteps - 1).time) == (0, 1, timesteps)
 
 
-# Reading between the entries
+# Between the entries
 
 
 @every_shift
 @every_length
 @every_schedule
-def test_a_whole_t_reads_exactly_the_table(name, timesteps, shift):
+def test_at_a_whole_t_the_level_is_the_entry_of_the_table(name, timesteps, shift):
     schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     for t in {0, 1, timesteps // 2, timesteps - 2, timesteps - 1}:
         level = schedule.level(t)
@@ -309,20 +328,20 @@ def test_t_at_is_the_inverse_of_at(name, timesteps, shift):
 
 @every_shift
 @every_schedule
-def test_a_log_snr_beyond_the_table_is_held_at_its_ends(name, shift):
+def test_a_log_snr_beyond_the_table_has_the_time_of_its_end(name, shift):
     assert_array_equal(make_schedule(name, 10, logsnr_shift=shift).t_at([1e3, np.inf, -1e3, -np.inf]), [0, 0, 9, 9])
 
 
-@pytest.mark.parametrize("t", [-0.001, 9.001, -1, 10, math.nan, math.inf, [0.0, 9.5], [[3.0], [math.nan]]])
-@every_schedule
+@pytest.mark.parametrize("t", [-0.001, 9.001, math.nan, math.inf, [0.0, 9.5], [[3.0], [math.nan]]])
+@pytest.mark.parametrize("name", ["cosine", "flow"])
 def test_a_t_outside_the_table_is_an_index_error(name, t):
     with pytest.raises(IndexError, match=r"\[0, 9\]"):
         make_schedule(name, 10).at(t)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,)])
+@pytest.mark.parametrize("shape", [(), (2, 3), (0,)])
 @every_schedule
-def test_what_is_read_has_the_shape_of_t(name, shape):
+def test_time_alpha_and_sigma_have_the_shape_of_t(name, shape):
     assert all(values.shape == shape for values in make_schedule(name, 10).at(np.full(shape, 2.5)))
 
 
@@ -334,8 +353,8 @@ def test_a_level_is_three_plain_floats(name):
 @every_shift
 @every_length
 @every_schedule
-def test_the_network_is_told_t_or_on_a_straight_schedule_the_share_of_noise_times_t(name, timesteps, shift):
-    """diffusers' two conventions; the second is why one exported network serves any number of steps."""
+def test_the_networks_time_is_t_or_on_a_straight_schedule_sigma_times_the_number_of_steps(name, timesteps, shift):
+    """diffusers' two conventions; with the second an exported network works for any number of steps."""
     schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     t = fractional_times(timesteps)
     time, _, sigma = schedule.at(t)
@@ -358,7 +377,7 @@ def test_an_unknown_schedule_is_refused_with_the_names_there_are():
 
 
 @pytest.mark.parametrize("timesteps", [1, 0, -5])
-@every_schedule
+@pytest.mark.parametrize("name", ["cosine", "flow"])
 def test_fewer_than_two_timesteps_are_refused(name, timesteps):
     with pytest.raises(ValueError, match=f"at least 2 timesteps, not {timesteps}"):
         make_schedule(name, timesteps)

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Config": "tiny_diffusion.config.training",
     "resolve": "tiny_diffusion.config.training",
-    "Level": "tiny_diffusion.diffusion.schedules",
+    "Level": "tiny_diffusion.diffusion.levels",
     "make_schedule": "tiny_diffusion.diffusion.schedules",
     "make_levels": "tiny_diffusion.diffusion.grids",
     "SAMPLERS": "tiny_diffusion.diffusion.samplers",

@@ -1,1 +1,1 @@
-"""The mathematics: pure functions on floats and arrays, with numpy and the standard library only."""
+"""The method, from schedule to image.  All but process, guidance, editing and sampling need numpy only."""

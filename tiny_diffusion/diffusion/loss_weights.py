@@ -1,8 +1,8 @@
 """Loss weights: how much an error counts at each noise level.
 
-``uniform`` counts errors of the network's output.  Every other weight is stated on the error of the clean image, and
-`output_weight` turns it into one on the output: an output error e is an error of ``sigma / det * e`` in x_0.
-To add one: a function of (alpha, sigma), a row in LOSS_WEIGHTS.
+A weight is a function of (alpha, sigma) that multiplies the squared error of x_0.  `output_weight` converts it to one
+on the network's output, where an error e is an error of ``sigma / det * e`` in x_0.  Only ``uniform`` is stated on the
+output itself.  To add one: a function of (alpha, sigma), a row in LOSS_WEIGHTS.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from tiny_diffusion.diffusion.predictions import determinant
 
 GAMMA = 5.0  # Hang et al. (2023), table 1
-SIGMA_DATA = 0.5  # Karras et al. (2022), table 1: standard deviation of images in [-1, 1]
+SIGMA_DATA = 0.5  # Karras et al. (2022), table 1: the standard deviation of images in [-1, 1]
 
 
 def min_snr(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
@@ -19,15 +19,15 @@ def min_snr(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
 
 
 def edm(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """(s^2 + d^2) / (s d)^2 on x_0 with s = sigma / alpha, d = sigma_data.  Karras et al. (2022), table 1.
+    """(s^2 + d^2) / (s d)^2 on x_0, where s = sigma / alpha and d = SIGMA_DATA.  Karras et al. (2022), table 1.
 
-    Written with alpha multiplied out, so that it holds at alpha = 0 too.
+    Both halves of the fraction are multiplied by alpha^2, so that it is finite at alpha = 0.
     """
     return (sigma**2 + (SIGMA_DATA * alpha) ** 2) / (SIGMA_DATA * sigma) ** 2
 
 
 def output_weight(name: str, prediction: str, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """The named weight as it applies to the squared error of the network's output."""
+    """The named weight on the squared error of the network's output: an array of alpha's shape."""
     weight = LOSS_WEIGHTS[name]
     if weight is None:
         return np.ones_like(alpha)

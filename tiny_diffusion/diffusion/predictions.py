@@ -1,7 +1,7 @@
 """Predictions: what the network is trained to output, as two coefficients of the clean image and the noise.
 
-The output is ``a * x_0 + b * noise``.  Together with ``x_t = alpha * x_0 + sigma * noise`` that is one 2x2 system, so
-every type has the same target and the same inverse.  Works on floats, numpy arrays and tensors alike.
+The output is ``a * x_0 + b * noise``.  Together with ``x_t = alpha * x_0 + sigma * noise`` this is one 2x2 system, so
+every type has the same target and the same inverse.  All functions take floats, numpy arrays and tensors.
 To add a type: a row in PREDICTIONS.
 """
 
@@ -15,19 +15,19 @@ PREDICTIONS = {
 
 
 def target(prediction: str, alpha, sigma, clean, noise):
-    """What the network should output for this clean image and this noise."""
+    """The training target: what the network should output for this clean image and this noise."""
     a, b = PREDICTIONS[prediction](alpha, sigma)
     return a * clean + b * noise
 
 
 def determinant(prediction: str, alpha, sigma):
-    """det of the 2x2 system; zero where the output does not determine the image (epsilon where alpha = 0)."""
+    """Of the 2x2 system.  It is 0 where the output does not determine the image: for epsilon where alpha = 0."""
     a, b = PREDICTIONS[prediction](alpha, sigma)
     return alpha * b - sigma * a
 
 
 def recover(prediction: str, alpha, sigma, x, output):
-    """(clean, noise) from the noisy x and the network's output: the inverse of `target`."""
+    """Estimates of (clean, noise) from the noisy image x and the network's output: the inverse of `target`."""
     a, b = PREDICTIONS[prediction](alpha, sigma)
     det = alpha * b - sigma * a
     return (b * x - sigma * output) / det, (alpha * output - a * x) / det

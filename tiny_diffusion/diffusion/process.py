@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tiny_diffusion.diffusion.levels import Denoise, Level
 from tiny_diffusion.diffusion.loss_weights import output_weight
 from tiny_diffusion.diffusion.predictions import recover, target
-from tiny_diffusion.diffusion.samplers import Denoise
-from tiny_diffusion.diffusion.schedules import Level, Schedule
+from tiny_diffusion.diffusion.schedules import Schedule
 from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 
 Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]

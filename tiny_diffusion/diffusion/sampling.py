@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tiny_diffusion.diffusion.grids import make_levels
+from tiny_diffusion.diffusion.levels import Step
 from tiny_diffusion.diffusion.process import Diffusion
-from tiny_diffusion.diffusion.samplers import SAMPLERS, Step
+from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runtime.memory import SplitBatches
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World

@@ -1,8 +1,9 @@
 """Schedules: how much image and how much noise there is at each step of the process.
 
 A schedule is two numbers per step, ``x_t = alpha * x_0 + sigma * noise``, tabulated at t = 0 .. T-1 and readable at any
-real t between.  It knows neither images nor networks.  To add one: write a function that returns the T betas (or, for a
-process with alpha + sigma = 1, nothing but a row), add a row to SCHEDULES.
+real t between.  It knows neither images nor networks.  Tutorials state a process by its betas: their alphas_cumprod,
+the running product of 1 - beta, is alpha^2.  To add one: write a function that returns the T betas, add a row to
+SCHEDULES.
 """
 
 import math
@@ -12,28 +13,18 @@ from functools import cached_property
 
 import numpy as np
 
+from tiny_diffusion.diffusion.levels import Level
+
 MAX_BETA = 0.999  # Nichol & Dhariwal (2021): beta = 1 would erase the image at once and make the inverse singular
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One noise level: x = alpha * x_0 + sigma * noise, and the time that the network is told for it."""
-
-    time: float
-    alpha: float
-    sigma: float
-
-
-CLEAN = Level(time=0.0, alpha=1.0, sigma=0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The table of a noising process.
 
-    log_snr: (T,) float64, log(alpha^2 / sigma^2), strictly falling; the last may be -inf (no image left at all).
-    straight: alpha + sigma = 1 (rectified flow) where True, alpha^2 + sigma^2 = 1 (variance preserving) where False.
-    shift: what was added to log-SNR everywhere; it is in log_snr already.
+    log_snr: (T,) float64, log(alpha^2 / sigma^2), strictly falling; the last may be -inf (no image is left).
+    straight: True for alpha + sigma = 1 (rectified flow), False for alpha^2 + sigma^2 = 1 (variance preserving).
+    shift: what was added to log-SNR at every t; log_snr includes it.
     """
 
     name: str
@@ -48,16 +39,18 @@ class Schedule:
 
     @cached_property
     def alpha(self) -> np.ndarray:
+        """(T,): the factor of the image, whose square is the tutorials' alphas_cumprod where there are betas."""
         return self.at(np.arange(self.timesteps))[1]
 
     @cached_property
     def sigma(self) -> np.ndarray:
+        """(T,): the factor of the noise."""
         return self.at(np.arange(self.timesteps))[2]
 
     def at(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(time, alpha, sigma) at real-valued t, each with t's shape.  Between two entries log-SNR is linear in t.
+        """(time, alpha, sigma) at real-valued t, each of t's shape.  Between two entries log-SNR is linear in t.
 
-        On a straight schedule sigma is linear in t instead, which is exact and passes through alpha = 0.
+        On a straight schedule sigma is linear in t instead, which is exact and reaches alpha = 0.
         Raises IndexError if any t is outside [0, T-1].
         """
         t = np.asarray(t, dtype=np.float64)
@@ -77,7 +70,7 @@ class Schedule:
         return Level(*(float(value) for value in self.at(np.float64(t))))
 
     def t_at(self, log_snr: np.ndarray) -> np.ndarray:
-        """The inverse: real-valued t where the process has this log-SNR, held inside [0, T-1]."""
+        """The inverse of `at`: the real-valued t of this log-SNR, clipped to [0, T-1]."""
         log_snr = np.asarray(log_snr, dtype=np.float64)
         if self.straight:
             t = self.timesteps * np.exp(-np.logaddexp(0, (log_snr - self.shift) / 2)) - 1
@@ -95,9 +88,9 @@ def make_schedule(
 ) -> Schedule:
     """The named schedule over T timesteps.
 
-    beta_start, beta_end: the ends of the betas as the papers state them for T = 1000, scaled here by 1000/T so that any
-    T >= 2 ends in noise.  logsnr_shift: added to log-SNR at every t; below 0 is more noise, as large images need
-    (Hoogeboom et al. 2023, eq. 4).  Raises ValueError for an unknown name, T < 2, or betas the schedule does not have.
+    beta_start, beta_end: the first and last beta at T = 1000, as papers state them; they are scaled by 1000/T, so that
+    any T >= 2 ends in noise.  logsnr_shift: added to log-SNR at every t; negative values add noise, which large images
+    need (Hoogeboom et al. 2023, eq. 4).  Raises ValueError for an unknown name, T < 2, or betas that it does not have.
     """
     if name not in SCHEDULES:
         raise ValueError(f"{name!r} is not a schedule; there are {', '.join(SCHEDULES)}")
@@ -117,9 +110,9 @@ def make_schedule(
         start = (row.ends[0] if beta_start is None else beta_start) * 1000 / timesteps
         end = (row.ends[1] if beta_end is None else beta_end) * 1000 / timesteps
         betas = row.betas(timesteps, start, end)
-    # log(alpha^2) is summed, not multiplied up, so that levels far into the noise keep their precision.
-    log_alpha_squared = np.cumsum(np.log1p(-np.clip(betas, 0, MAX_BETA)))
-    log_snr = log_alpha_squared - np.log(-np.expm1(log_alpha_squared)) + logsnr_shift
+    # alphas_cumprod = np.cumprod(1 - betas) = alpha^2; its logarithm, a sum, keeps its digits far into the noise.
+    log_alphas_cumprod = np.cumsum(np.log1p(-np.clip(betas, 0, MAX_BETA)))
+    log_snr = log_alphas_cumprod - np.log(-np.expm1(log_alphas_cumprod)) + logsnr_shift
     return Schedule(name, log_snr, shift=logsnr_shift)
 
 
@@ -129,38 +122,38 @@ def linear(timesteps: int, start: float, end: float) -> np.ndarray:
 
 
 def exponential(timesteps: int, start: float, end: float) -> np.ndarray:
-    """Betas in equal ratios: slow where the image is nearly clean, fast near noise."""
+    """Betas in a geometric progression: slow where the image is nearly clean, fast near noise."""
     return np.geomspace(start, end, timesteps)
 
 
 def cosine(timesteps: int) -> np.ndarray:
-    """alpha^2 falls as a squared cosine.  Nichol & Dhariwal (2021), eq. 17, offset 0.008."""
+    """alphas_cumprod falls as a squared cosine.  Nichol & Dhariwal (2021), eq. 17, offset 0.008."""
 
-    def alpha_squared(s: np.ndarray) -> np.ndarray:
+    def alphas_cumprod(s: np.ndarray) -> np.ndarray:
         return np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    return _betas_from(alpha_squared, timesteps)
+    return _betas_from(alphas_cumprod, timesteps)
 
 
 def sigmoid(timesteps: int) -> np.ndarray:
-    """alpha^2 falls as a sigmoid over [-3, 3].  Jabri et al. (2022), algorithm 1, temperature 1."""
+    """alphas_cumprod falls as a sigmoid over [-3, 3].  Jabri et al. (2022), algorithm 1, temperature 1."""
 
-    def alpha_squared(s: np.ndarray) -> np.ndarray:
+    def alphas_cumprod(s: np.ndarray) -> np.ndarray:
         low, high, here = (1 / (1 + np.exp(-z)) for z in (-3.0, 3.0, 3 - 6 * s))
         return (here - low) / (high - low)
 
-    return _betas_from(alpha_squared, timesteps)
+    return _betas_from(alphas_cumprod, timesteps)
 
 
-def _betas_from(alpha_squared: Callable[[np.ndarray], np.ndarray], timesteps: int) -> np.ndarray:
-    """beta_t = 1 - alpha^2((t+1)/T) / alpha^2(t/T), for a curve that starts near 1 at s = 0."""
-    curve = alpha_squared(np.arange(timesteps + 1) / timesteps)
+def _betas_from(alphas_cumprod: Callable[[np.ndarray], np.ndarray], timesteps: int) -> np.ndarray:
+    """beta_t = 1 - alphas_cumprod((t+1)/T) / alphas_cumprod(t/T), of a curve over s in [0, 1] that starts near 1."""
+    curve = alphas_cumprod(np.arange(timesteps + 1) / timesteps)
     return 1 - curve[1:] / curve[:-1]
 
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """betas: fills the table (None: alpha + sigma = 1).  ends: default (beta_start, beta_end) at T = 1000, if any."""
+    """betas: returns the T betas; None for alpha + sigma = 1.  ends: default (beta_start, beta_end) at T = 1000."""
 
     betas: Callable[..., np.ndarray] | None
     ends: tuple[float, float] | None = None
@@ -170,7 +163,7 @@ SCHEDULES = {
     "linear": ScheduleRow(linear, ends=(1e-4, 0.02)),
     "cosine": ScheduleRow(cosine),
     "sigmoid": ScheduleRow(sigmoid),
-    # 0.02 would leave alpha = 0.15 at the last step: this sum of betas equals the linear schedule's.
+    # An end of 0.02 would leave alpha = 0.15 at the last step.  The sum of these betas is that of the linear ones.
     "exponential": ScheduleRow(exponential, ends=(1e-4, 0.065)),
     # Liu et al. (2022); Lipman et al. (2022).  sigma = (t + 1) / T and time = T * sigma, as in diffusers.
     "flow": ScheduleRow(None),

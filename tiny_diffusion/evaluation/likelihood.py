@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.diffusion.grids import angle
+from tiny_diffusion.diffusion.levels import Level
 from tiny_diffusion.diffusion.predictions import recover
 from tiny_diffusion.diffusion.process import Diffusion, Model
 from tiny_diffusion.randomness import stream
@@ -50,10 +51,10 @@ def log_likelihood(model: Model, diffusion: Diffusion, clean: Tensor, probe: Ten
     times[0] = 0.0
     levels = [schedule.level(t) for t in times]
     z, integral = clean, torch.zeros(len(clean), dtype=torch.float64, device=clean.device)
-    here = _phi(levels[0])
+    here = levels[0].angle
     speed, divergence = _turn(model, diffusion, z, levels[0], probe)
     for level in levels[1:]:
-        there = _phi(level)
+        there = level.angle
         ahead, ahead_divergence = _turn(model, diffusion, z + (there - here) * speed, level, probe)
         z = z + (there - here) * (speed + ahead) / 2
         integral += (there - here) * (divergence + ahead_divergence).double() / 2
@@ -63,19 +64,14 @@ def log_likelihood(model: Model, diffusion: Diffusion, clean: Tensor, probe: Ten
     return gaussian + integral
 
 
-def _phi(level) -> float:
-    return math.atan2(level.sigma, level.alpha)
-
-
-def _turn(model: Model, diffusion: Diffusion, z: Tensor, level, probe: Tensor) -> tuple[Tensor, Tensor]:
+def _turn(model: Model, diffusion: Diffusion, z: Tensor, level: Level, probe: Tensor) -> tuple[Tensor, Tensor]:
     """dz/dphi and an estimate of its divergence, probe . J probe."""
-    radius = math.hypot(level.alpha, level.sigma)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        x = z * radius
+        x = z * level.radius
         time = torch.full((len(x),), level.time, device=x.device)
         output = model(x, time, None)
         clean, noise = recover(diffusion.prediction, level.alpha, level.sigma, x, output)
-        speed = (level.alpha * noise - level.sigma * clean) / radius
+        speed = level.velocity(clean, noise)
         (gradient,) = torch.autograd.grad((speed * probe).sum(), z)
     return speed.detach(), (gradient * probe).flatten(1).sum(1).detach()
