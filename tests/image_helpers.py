@@ -73,4 +73,4 @@ def open_folder(folder: Path, size: int | tuple[int, int] = 8, **options):
 
 def means(data) -> list[int]:
     """The mean grey of each image, which tells plain ones apart."""
-    return data.take(np.arange(len(data))).float().mean((1, 2, 3)).round().int().tolist()
+    return data.images[:].float().mean((1, 2, 3)).round().int().tolist()

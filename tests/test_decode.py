@@ -15,7 +15,7 @@ from image_helpers import FORMATS, chunk, encoded, plain, png, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.catalog import COLOURS, background_colour
-from tiny_diffusion.data.files.decode import ENDINGS, LONGEST, ImageSpec, UnreadableImage, decode, read_header
+from tiny_diffusion.data.files.decode import ENDINGS, MAX_LENGTH, ImageSpec, UnreadableImage, decode, read_header
 from tiny_diffusion.data.files.folders import list_images
 
 every_format = pytest.mark.parametrize("ending", FORMATS)
@@ -58,15 +58,20 @@ def test_an_ending_counts_in_any_letter_case(ending, written, tmp_path):
 def test_the_content_says_the_format_and_not_the_ending(tmp_path):
     for ending, other in itertools.product(FORMATS, repeat=2):
         path = write(tmp_path / f"{ending}.{other}", encoded(plain(100), ending))
-        assert read_header(path).kind == FORMATS[ending][0]
+        assert read_header(path).format == FORMATS[ending][0]
         assert_near(decode(path, ImageSpec((8, 8), 1)), 100, 1)
 
 
 @every_format
-def test_the_header_says_kind_size_and_grey(ending):
+def test_the_header_says_format_size_and_grey(ending):
     for image, grey in ((plain(7, 5, 9), ending != "webp"), (smooth(5, 9), False)):  # a WebP is always in colour
         header = read_header(encoded(image, ending))
-        assert (header.kind, header.size, header.grey, header.transparent) == (FORMATS[ending][0], (5, 9), grey, False)
+        assert (header.format, header.size, header.grey, header.transparent) == (
+            FORMATS[ending][0],
+            (5, 9),
+            grey,
+            False,
+        )
 
 
 def test_the_header_of_a_png_is_read_without_its_pixels():
@@ -424,7 +429,7 @@ def test_an_image_of_the_right_size_is_not_touched(ending):
 def test_what_is_not_cropped_covers_the_size_and_is_as_large_one_way(shape, size):
     got = pixels(encoded(smooth(*shape)), size, cropped=False).shape[:2]
     scale = max(size[0] / shape[0], size[1] / shape[1])
-    assert got == tuple(min(round(side * scale), LONGEST * wanted) for side, wanted in zip(shape, size, strict=True))
+    assert got == tuple(min(round(side * scale), MAX_LENGTH * wanted) for side, wanted in zip(shape, size, strict=True))
     assert any(a == b for a, b in zip(got, size, strict=True))
     assert all(a >= b for a, b in zip(got, size, strict=True))
 
@@ -441,7 +446,7 @@ def test_the_thinnest_images_are_images(shape, cropped):
     for image in (plain(100, *shape), plain((200, 100, 50), *shape)):
         got = pixels(encoded(image), (64, 48), cropped=cropped)
         assert_near(got, 100 if image.ndim == 2 else (200, 100, 50), 0)
-        assert got.size <= 3 * 64 * 48 * LONGEST
+        assert got.size <= 3 * 64 * 48 * MAX_LENGTH
         if cropped:
             assert got.shape == (64, 48, 3)
 
@@ -482,7 +487,7 @@ def outcome(content):
     try:
         header = read_header(content)
         image = decode(content, ImageSpec((16, 16), 3))
-        assert image.shape == (3, 16, 16) and header.kind
+        assert image.shape == (3, 16, 16) and header.format
     except UnreadableImage as error:
         image = str(error)
         assert image and "\n" not in image and len(image) < 200

@@ -276,7 +276,7 @@ class Session:
 
     def _finish(self) -> int:
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
-        if lost := getattr(self.data.images, "bad", {}):
+        if lost := self.data.images.unreadable:
             print(f"{len(lost)} images could not be read while training, others took their place", file=sys.stderr)
         history = self.writer.heldout_history
         measured = history[-1][1] if history and history[-1][0] == self.trainer.step else self._measure()

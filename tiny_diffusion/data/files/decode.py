@@ -1,47 +1,51 @@
-"""One image file to pixels: whatever its format, mode and orientation, as uint8 (C, H, W).
+"""Decodes one image file, whatever its format, mode and orientation, to uint8 pixels (C, H, W).
 
-Knows files and Pillow, not folders or classes.  A file that cannot be read, for whatever reason, is an UnreadableImage.
+Knows files and Pillow, not folders or classes.  A file that cannot be decoded, for whatever reason, raises
+UnreadableImage.
 """
 
 import io
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow's others are seldom meant, and EPS runs a program
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow's others are rare, and for EPS it runs a program
 ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-MAX_PIXELS = 178_956_970  # Pillow's own bound: half a gigabyte as RGB.  A larger one is a decompression bomb
+MAX_PIXELS = 178_956_970  # Pillow's own limit, half a gigabyte as RGB.  A larger image is a decompression bomb
+MAX_LENGTH = 4  # times the wanted side, for images that are not cropped: a strip of 1x5000 pixels would fill the memory
 ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from its value to Pillow's Transpose
-SIDEWAYS = (5, 6, 7, 8)
+TRANSPOSE = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from an orientation to Pillow's Transpose that undoes it
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 WIDTH, HEIGHT = 256, 257  # tags of a TIFF
-LONGEST = 4  # of the wanted side, where images are not cropped to it: a strip of 1x5000 pixels would fill the memory
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+Result = TypeVar("Result")
 
 
 class UnreadableImage(ValueError):
-    """A file that is no image, a damaged one, or one too large to be unpacked.  The message is the reason, in short."""
+    """The file is not an image, is damaged, or is too large to decode.  The message is the reason, in a few words."""
 
 
 class Header(NamedTuple):
-    """What a file says of itself.  kind: PNG, JPEG, ...  size: height and width as it is meant to be seen."""
+    """What the header of a file says.  format: PNG, JPEG, ...  size: (height, width) of the upright image."""
 
-    kind: str
+    format: str
     size: tuple[int, int]
     grey: bool
     transparent: bool
 
 
 class ImageSpec(NamedTuple):
-    """What images are made to look like.  size: height, width.  background: (red, green, blue) behind transparency.
+    """What images are decoded to.  size: (height, width).  background: (red, green, blue) behind transparent pixels.
 
-    cropped: exactly this size, from the centre.  Otherwise scaled to cover it, and one side may be longer.
+    cropped: exactly this size, from the centre.  Otherwise scaled to cover it, so that one side may be longer.
     """
 
     size: tuple[int, int]
@@ -51,22 +55,25 @@ class ImageSpec(NamedTuple):
 
 
 def read_header(content: bytes | Path) -> Header:
-    """What the file says of itself, before its pixels are unpacked."""
-    return _opened(
-        content, lambda image: Header(image.format, _size(image), _is_grey(image), image.has_transparency_data)
-    )
+    """Reads the header of a file, without decoding its pixels.  Raises UnreadableImage, FileNotFoundError."""
+
+    def header(image: "Image") -> Header:
+        name = "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs in a file
+        return Header(name, _upright_size(image), _is_grey(image), image.has_transparency_data)
+
+    return _with_image(content, header)
 
 
-def decode(content: bytes | Path, look: ImageSpec) -> np.ndarray:
-    """The image as uint8 (C, H, W)."""
-    return _opened(content, lambda image: _pixels(image, look))
+def decode(content: bytes | Path, spec: ImageSpec) -> np.ndarray:
+    """The image as uint8 (C, H, W).  Raises UnreadableImage, FileNotFoundError."""
+    return _with_image(content, lambda image: _pixels(image, spec))
 
 
-def _opened(content: bytes | Path, work):
-    """work(image).  Raises UnreadableImage, and FileNotFoundError where there is no file any more."""
+def _with_image(content: bytes | Path, work: Callable[["Image"], Result]) -> Result:
+    """work(image).  Every error of Pillow becomes an UnreadableImage."""
     from PIL import Image
 
-    # What is wrong with a file is in the error, or does not matter: no warnings and no log lines between ours.
+    # The error says what is wrong with a file, so Pillow's warnings and log lines would only disturb our output.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     try:
@@ -80,103 +87,119 @@ def _opened(content: bytes | Path, work):
         raise UnreadableImage("not a PNG, JPEG, BMP, GIF, WebP or TIFF image") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"a decompression bomb: over {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # a hostile file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
+    except Exception as error:  # a damaged file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(" ".join(reason.split())[:100]) from error
 
 
 def _orientation(image: "Image") -> int | None:
+    """The EXIF orientation, 1 to 8, if there is one."""
     from PIL import Image
 
     try:
-        return Image.Image.getexif(image).get(ORIENTATION)  # not a PNG's own, which unpacks the pixels
-    except Exception:  # damaged EXIF data hide no pixel
+        return Image.Image.getexif(image).get(ORIENTATION)  # a PNG's own getexif would decode the pixels
+    except Exception:  # damaged EXIF data do not make the pixels unreadable
         return None
 
 
-def _size(image: "Image") -> tuple[int, int]:
-    """Height and width as the image is meant to be seen."""
+def _upright_size(image: "Image") -> tuple[int, int]:
+    """Height and width of the upright image."""
     width, height = image.size
-    if image.format == "TIFF":  # Pillow has turned some of them already
+    if image.format == "TIFF":  # Pillow swaps the sides of some when it opens them
         width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
     return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
 
 
 def _is_grey(image: "Image") -> bool:
+    """Whether the mode, or every colour of the palette, is grey."""
     if image.mode != "P" or image.palette is None:
         return image.mode in GREY_MODES
     order, colours = image.palette.getdata()
-    each = {"RGB": 3, "BGR": 3, "BGRX": 4}.get(order, 0)
-    return bool(each) and colours[0::each] == colours[1::each] == colours[2::each]
+    stride = {"RGB": 3, "BGR": 3, "BGRX": 4}.get(order, 0)
+    return bool(stride) and colours[0::stride] == colours[1::stride] == colours[2::stride]
 
 
-def _pixels(image: "Image", look: ImageSpec) -> np.ndarray:
-    from PIL import Image
-
-    drafted = None
-    if image.format in ("JPEG", "MPO"):
-        # It unpacks to a half, a quarter or an eighth at a fraction of the time; twice what is needed is kept.
-        scale = _scale(_size(image), look.size)
-        drafted = image.draft(None, tuple(max(1, int(2 * side * scale)) for side in image.size))
-    image.load()  # which turns a TIFF
-    width, height = drafted[1][2:] if drafted else image.size  # a drafted one may end within its last pixel
+def _pixels(image: "Image", spec: ImageSpec) -> np.ndarray:
+    """The image scaled, cropped and turned upright: uint8 (C, H, W)."""
+    height, width = _load(image, spec)
     orientation = _orientation(image)
-    size = look.size[::-1] if orientation in SIDEWAYS else look.size  # as the image lies in its file
+    size = spec.size[::-1] if orientation in SIDEWAYS else spec.size  # as the image lies in the file
     scale = _scale((height, width), size)
-    to = size if look.cropped else covering((height, width), size)
-    h, w = min(height, to[0] / scale), min(width, to[1] / scale)
+    target = size if spec.cropped else covering((height, width), size)
+    h, w = min(height, target[0] / scale), min(width, target[1] / scale)  # the part of the file's image that is kept
     left, top = (width - w) / 2, (height - h) / 2
-    image = _plain(image, look)
-    if (*to, h, w) != (image.height, image.width) * 2:
+    image = _to_eight_bits(image, spec)
+    if (*target, h, w) != (image.height, image.width) * 2:
+        from PIL import Image
+
         box = (left, top, left + w, top + h)
-        image = image.resize(to[::-1], Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+        image = image.resize(target[::-1], Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    if orientation in TRANSPOSE:
+        image = image.transpose(TRANSPOSE[orientation])
     pixels = np.array(image)
     if pixels.ndim == 2:
-        return np.repeat(pixels[None], look.channels, 0)
+        return np.repeat(pixels[None], spec.channels, 0)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
 
 
-def _scale(sides: tuple[int, int], size: tuple[int, int]) -> float:
-    """By what an image of these sides covers the size."""
+def _load(image: "Image", spec: ImageSpec) -> tuple[float, float]:
+    """Decodes the pixels.  Height and width of the image in them.
+
+    libjpeg decodes to a half, a quarter or an eighth in a fraction of the time.  Twice the wanted size is kept, and the
+    image may end inside the last pixel.
+    """
+    decoded = None
+    if image.format in ("JPEG", "MPO"):
+        scale = _scale(_upright_size(image), spec.size)
+        decoded = image.draft(None, tuple(max(1, int(2 * side * scale)) for side in image.size))
+    image.load()  # also turns a TIFF upright
+    width, height = decoded[1][2:] if decoded else image.size
+    return height, width
+
+
+def _scale(sides: tuple[float, float], size: tuple[int, int]) -> float:
+    """The factor by which an image of these sides just covers the size."""
     return max(wanted / side for wanted, side in zip(size, sides, strict=True))
 
 
-def covering(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """What an image of these sides becomes when it is scaled to cover this size: as large, or longer one way."""
+def covering(sides: tuple[float, float], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image of these sides, scaled to cover the size: one side may be longer."""
     scale = _scale(sides, size)
     return tuple(
-        min(max(wanted, round(side * scale)), LONGEST * wanted) for wanted, side in zip(size, sides, strict=True)
+        min(max(wanted, round(side * scale)), MAX_LENGTH * wanted) for wanted, side in zip(size, sides, strict=True)
     )
 
 
-def _plain(image: "Image", look: ImageSpec) -> "Image":
-    """The image in mode L if it is grey or to be grey, else RGB; on the background where it is transparent."""
+def _to_eight_bits(image: "Image", spec: ImageSpec) -> "Image":
+    """The image in mode L if it is grey or should be, else RGB.  Transparent pixels show the background."""
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
         values, hidden = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray(_eight_bits(values))
+        image = Image.fromarray(_grey_levels(values))
         if hidden is not None:
             image.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
     elif image.mode == "LAB":
         from PIL import ImageCms
 
-        to_rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *to_rgb, outputMode="RGB")
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*look.background, 255)), image)
-    wanted = "L" if look.channels == 1 or image.mode in GREY_MODES else "RGB"
-    return image if image.mode == wanted else image.convert(wanted)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*spec.background, 255)), image)
+    mode = "L" if spec.channels == 1 or image.mode in GREY_MODES else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """16-bit, 32-bit and float greys as uint8: by what 16 bits can hold, or by what is there if that is another."""
+def _grey_levels(values: np.ndarray) -> np.ndarray:
+    """16-bit, 32-bit and float greys as uint8.
+
+    White is the largest value of 16 bits, for floats the first of 1, 255 and 65535 that no value exceeds.  Where values
+    exceed these, white is the largest value.
+    """
     floats = values.dtype.kind == "f"
-    with np.errstate(invalid="ignore"):  # of signalling NaNs, which damaged files hold
+    with np.errstate(invalid="ignore"):  # damaged files hold signalling NaNs
         values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    top = values.max(initial=0)
-    white = next((white for white in ((1, 255, 65535) if floats else (65535,)) if top <= white), top)
+    largest = values.max(initial=0)
+    white = next((white for white in ((1, 255, 65535) if floats else (65535,)) if largest <= white), largest)
     return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)
