@@ -1,4 +1,4 @@
-"""Decoding: every format, mode and orientation becomes the pixels it means, and a hostile file an UnreadableImage."""
+"""Decoding: every format, mode and orientation gives the right pixels, and a hostile file an UnreadableImage."""
 
 import io
 import itertools
@@ -23,13 +23,13 @@ rng = np.random.default_rng  # each test seeds its own
 
 
 def pixels(content, size=None, channels=3, background=(255, 255, 255), cropped=True):
-    """(H, W, C) of an image file, in its own size if no other is asked for."""
-    look = ImageSpec(size or read_header(content).size, channels, background, cropped)
-    return decode(content, look).transpose(1, 2, 0)
+    """The image of a file (H, W, C), in its own size unless another is given."""
+    spec = ImageSpec(size or read_header(content).size, channels, background, cropped)
+    return decode(content, spec).transpose(1, 2, 0)
 
 
 def assert_near(got, wanted, levels):
-    """Equal up to so many grey levels."""
+    """Asserts that no pixel differs by more than this many grey levels."""
     difference = np.abs(np.asarray(got, np.float64) - np.asarray(wanted, np.float64))
     assert difference.max() <= levels, difference.max()
 
@@ -47,7 +47,7 @@ def test_every_format_keeps_its_pixels(ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("written", [str.lower, str.upper, str.title, str.swapcase])
+@pytest.mark.parametrize("written", [str.lower, str.title])
 def test_an_ending_counts_in_any_letter_case(ending, written, tmp_path):
     write(tmp_path / f"Picture 1{ending}", plain(100)).rename(tmp_path / f"Picture 1{written(ending)}")
     files = list_images(tmp_path)
@@ -55,7 +55,7 @@ def test_an_ending_counts_in_any_letter_case(ending, written, tmp_path):
     assert (decode(files.path(0), ImageSpec((8, 8), 1)) == 100).all()
 
 
-def test_the_content_says_the_format_and_not_the_ending(tmp_path):
+def test_the_content_decides_the_format_and_not_the_ending(tmp_path):
     for ending, other in itertools.product(FORMATS, repeat=2):
         path = write(tmp_path / f"{ending}.{other}", encoded(plain(100), ending))
         assert read_header(path).format == FORMATS[ending][0]
@@ -63,19 +63,13 @@ def test_the_content_says_the_format_and_not_the_ending(tmp_path):
 
 
 @every_format
-def test_the_header_says_format_size_and_grey(ending):
+def test_the_header_gives_format_size_and_grey(ending):
     for image, grey in ((plain(7, 5, 9), ending != "webp"), (smooth(5, 9), False)):  # a WebP is always in colour
-        header = read_header(encoded(image, ending))
-        assert (header.format, header.size, header.grey, header.transparent) == (
-            FORMATS[ending][0],
-            (5, 9),
-            grey,
-            False,
-        )
+        assert read_header(encoded(image, ending)) == (FORMATS[ending][0], (5, 9), grey, False)
 
 
 def test_the_header_of_a_png_is_read_without_its_pixels():
-    """So that scanning a folder of large ones takes no longer than reading them."""
+    """So that a folder of large images is scanned quickly."""
     broken = png(300, 200, 8, 2, b"these are no rows")
     assert read_header(broken).size == (200, 300)
     with pytest.raises(UnreadableImage):
@@ -205,11 +199,11 @@ def test_floats_that_are_no_numbers_are_black():
 # Transparency
 
 BACKGROUNDS = [*COLOURS, "#ff8000", "#0102FE"]
-on_every_background = pytest.mark.parametrize("background", BACKGROUNDS)
+on_backgrounds = pytest.mark.parametrize("background", ["black", "#ff8000"])
 
 
 def over(colours, alpha, background):
-    """The colours over the background: a share of alpha / 255 of theirs."""
+    """The colours composited over the background, with a share of alpha / 255."""
     share = np.asarray(alpha, np.float64)[..., None] / 255
     return np.asarray(colours, np.float64) * share + np.array(background) * (1 - share)
 
@@ -228,7 +222,7 @@ def test_colours_by_name_and_by_number():
         assert colour is None and "white" in reason and "#rrggbb" in reason
 
 
-@on_every_background
+@on_backgrounds
 @pytest.mark.parametrize("ending", ["png", "webp", "tif"])
 def test_colours_with_alpha_lie_over_the_background(ending, background, alpha):
     content = encoded(np.dstack([COLOURED, alpha]), ending)
@@ -237,7 +231,7 @@ def test_colours_with_alpha_lie_over_the_background(ending, background, alpha):
     assert_near(pixels(content, background=behind), over(COLOURED, alpha, behind), 1)
 
 
-@on_every_background
+@on_backgrounds
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_greys_with_alpha_lie_over_the_background(ending, background, alpha):
     content = encoded(Image.merge("LA", [Image.fromarray(GREYS), Image.fromarray(alpha)]), ending)
@@ -249,7 +243,7 @@ def test_greys_with_alpha_lie_over_the_background(ending, background, alpha):
     assert_near(pixels(content, background=behind, channels=1)[..., 0], wanted @ [0.299, 0.587, 0.114], 2)
 
 
-@on_every_background
+@on_backgrounds
 @pytest.mark.parametrize("ending", ["png", "gif"])
 def test_a_transparent_colour_of_a_palette_shows_the_background(ending, background):
     image, colours = with_palette()
@@ -258,7 +252,7 @@ def test_a_transparent_colour_of_a_palette_shows_the_background(ending, backgrou
     assert_near(pixels(content, background=behind), over(colours, np.where(GREYS == 77, 0, 255), behind), 0)
 
 
-@on_every_background
+@on_backgrounds
 def test_a_palette_with_an_alpha_for_each_colour(background):
     image, colours = with_palette()
     behind, _ = background_colour(background)
@@ -276,7 +270,7 @@ def test_a_palette_with_alpha_beside_it(alpha):
     assert_near(pixels(content, background=(255, 128, 0)), over(colours, alpha, (255, 128, 0)), 1)
 
 
-@on_every_background
+@on_backgrounds
 def test_one_colour_that_stands_for_transparency(background):
     """The tRNS chunk of a PNG without a palette."""
     behind, _ = background_colour(background)
@@ -293,8 +287,8 @@ def test_one_colour_that_stands_for_transparency(background):
     assert_near(pixels(content, background=behind), over(np.full((16, 16, 3), 2), GREYS % 2 * 255, behind), 0)
 
 
-def test_what_is_hidden_by_full_transparency_does_not_bleed_into_its_neighbours():
-    """Composited before it is scaled: the colour of invisible pixels is whatever an editor left there."""
+def test_the_colour_of_invisible_pixels_does_not_bleed_into_their_neighbours():
+    """The image is composited before it is scaled, because invisible pixels may have any colour."""
     colours = np.zeros((64, 64, 4), np.uint8)
     colours[:, :32] = 0, 255, 0, 0
     colours[:, 32:] = 255, 255, 255, 255
@@ -327,7 +321,7 @@ orientations = pytest.mark.parametrize("orientation", range(1, 9))
 
 @orientations
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
-def test_an_image_comes_upright_and_its_header_says_so(ending, orientation):
+def test_an_image_is_turned_upright_and_its_header_gives_the_upright_size(ending, orientation):
     content = encoded(stored(QUADRANTS, orientation), ending, exif=exif(orientation))
     assert read_header(content).size == (48, 32)
     assert_near(pixels(content, channels=1)[..., 0], QUADRANTS, 2)
@@ -353,7 +347,7 @@ def test_an_orientation_that_follows_the_pixels_counts_too(orientation):
     "about", [b"", b"nonsense", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40]
 )
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
-def test_damaged_exif_data_hide_no_image(ending, about):
+def test_damaged_exif_data_do_not_make_an_image_unreadable(ending, about):
     content = encoded(QUADRANTS, ending, exif=b"Exif\0\0" + about)
     assert read_header(content).size == (48, 32)
     assert_near(pixels(content, channels=1)[..., 0], QUADRANTS, 2)
@@ -377,8 +371,8 @@ def test_of_an_animation_the_first_frame_counts(ending):
 
 # Cover and crop
 
-SHAPES = [(64, 64), (100, 80), (80, 100), (37, 200), (500, 61), (300, 300), (20, 30), (9, 7)]
-SIZES = [(64, 64), (32, 48), (48, 32), (17, 31), (8, 8)]
+SHAPES = [(64, 64), (100, 80), (37, 200), (500, 61), (9, 7)]
+SIZES = [(64, 64), (32, 48), (17, 31), (8, 8)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -402,8 +396,8 @@ def test_a_ramp_stays_the_ramp_that_covering_and_cropping_makes_of_it(shape, siz
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-@pytest.mark.parametrize("shape", [(301, 200), (200, 301), (1000, 650), (640, 640), (30, 40)])
-@pytest.mark.parametrize("size", [(64, 64), (33, 64), (64, 20)])
+@pytest.mark.parametrize("shape", [(301, 200), (1000, 650), (30, 40)])
+@pytest.mark.parametrize("size", [(64, 64), (33, 64)])
 def test_a_marker_in_the_centre_stays_there_within_half_a_pixel(ending, shape, size):
     image = plain(0, *shape)
     high, wide = (side // 5 + (side // 5 + side) % 2 for side in shape)  # as odd or even as the side
@@ -451,16 +445,15 @@ def test_the_thinnest_images_are_images(shape, cropped):
             assert got.shape == (64, 48, 3)
 
 
-@pytest.mark.parametrize("shape", [(512, 512), (800, 600), (601, 1403), (2000, 300), (129, 131)])
-@pytest.mark.parametrize("size", [(64, 64), (48, 100)])
-def test_a_photograph_unpacked_small_looks_as_if_unpacked_in_full(shape, size):
+@pytest.mark.parametrize("shape, size", [((512, 512), (64, 64)), ((601, 903), (48, 100)), ((129, 131), (64, 64))])
+def test_a_jpeg_decoded_at_a_fraction_looks_as_if_decoded_in_full(shape, size):
     content = encoded(smooth(*shape), "jpg", quality=90)
     in_full = encoded(Image.open(io.BytesIO(content)))
     assert_near(pixels(content, size), pixels(in_full, size), 4)
 
 
-def test_a_large_photograph_is_unpacked_faster_than_in_full():
-    content = encoded(smooth(1200, 1600), "jpg", quality=85)
+def test_a_large_jpeg_is_decoded_faster_than_in_full():
+    content = encoded(smooth(900, 1200), "jpg", quality=85)
 
     def seconds(work):
         started = time.perf_counter()
@@ -472,7 +465,7 @@ def test_a_large_photograph_is_unpacked_faster_than_in_full():
 
 
 def test_pixels_may_be_written_to():
-    """So that torch takes them as they are, without a warning."""
+    """torch warns about arrays that are read-only."""
     for channels, size in itertools.product((1, 3), ((8, 8), (5, 5))):
         got = decode(encoded(plain(3)), ImageSpec(size, channels))
         assert got.flags.writeable and got.flags.c_contiguous and got.dtype == np.uint8
@@ -482,7 +475,7 @@ def test_pixels_may_be_written_to():
 
 
 def outcome(content):
-    """An image, or the reason why not; nothing else, and soon."""
+    """The image, or the reason why the file is unreadable, within seconds."""
     started = time.monotonic()
     try:
         header = read_header(content)
@@ -497,7 +490,7 @@ def outcome(content):
 
 @pytest.fixture(scope="module")
 def victims():
-    """A file of each format and of the stranger modes."""
+    """A file of each format and of rare modes."""
     image, _ = with_palette()
     files = {ending: encoded(smooth(40, 30), ending) for ending in FORMATS}
     files["palette"] = encoded(image, transparency=bytes(range(256)))
@@ -521,13 +514,13 @@ def pillow_may_warn():
         yield
 
 
-def test_a_file_cut_anywhere_is_an_image_or_unreadable(victims):
+def test_a_truncated_file_is_an_image_or_unreadable(victims):
     for content in victims.values():
-        for length in {0, 1, 2, 3, 7, 8, 12, 16, *np.linspace(17, len(content) - 1, 24).astype(int).tolist()}:
+        for length in {0, 1, 2, 3, 7, 8, 12, 16, *np.linspace(17, len(content) - 1, 12).astype(int).tolist()}:
             outcome(content[:length])
 
 
-def test_a_file_cut_within_its_pixels_is_unreadable():
+def test_a_file_truncated_within_its_pixels_is_unreadable():
     noise = rng(7).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     for ending in FORMATS:
         content = encoded(noise, ending)
@@ -537,7 +530,7 @@ def test_a_file_cut_within_its_pixels_is_unreadable():
 def test_a_file_with_wrong_bytes_is_an_image_or_unreadable(victims):
     draws = rng(8)
     for content in victims.values():
-        for number in range(25):
+        for number in range(16):
             damaged = bytearray(content)
             places = draws.integers(0, min(len(damaged), 200) if number % 2 else len(damaged), draws.integers(1, 6))
             damaged = np.frombuffer(damaged, np.uint8).copy()
@@ -545,7 +538,7 @@ def test_a_file_with_wrong_bytes_is_an_image_or_unreadable(victims):
             outcome(damaged.tobytes())
 
 
-NO_IMAGES = {
+NOT_IMAGES = {
     "empty": b"",
     "one byte": b"\x89",
     "text": b"Hello, I am a text file.\n" * 100,
@@ -565,8 +558,8 @@ NO_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("content", NO_IMAGES.values(), ids=NO_IMAGES)
-def test_what_is_no_image_is_unreadable_whatever_it_is_called(content, tmp_path):
+@pytest.mark.parametrize("content", NOT_IMAGES.values(), ids=NOT_IMAGES)
+def test_a_file_that_is_not_an_image_is_unreadable_whatever_its_name(content, tmp_path):
     path = write(tmp_path / "x.jpg", content)
     for source in (content, path):
         for work in (read_header, lambda source: decode(source, ImageSpec((8, 8), 3))):
@@ -574,7 +567,7 @@ def test_what_is_no_image_is_unreadable_whatever_it_is_called(content, tmp_path)
                 work(source)
 
 
-def test_a_folder_is_no_image_and_a_file_that_is_gone_says_so(tmp_path):
+def test_a_folder_is_unreadable_and_a_missing_file_is_a_file_not_found(tmp_path):
     with pytest.raises(UnreadableImage):
         decode(tmp_path, ImageSpec((8, 8), 3))
     with pytest.raises(FileNotFoundError):
@@ -582,7 +575,7 @@ def test_a_folder_is_no_image_and_a_file_that_is_gone_says_so(tmp_path):
 
 
 def claiming(ending, side):
-    """A small file whose header claims to be this large each way."""
+    """A small file whose header claims this height and width."""
     content = bytearray(encoded(smooth(8, 8), ending))
     if ending == "bmp":
         content[18:26] = struct.pack("<ii", side, side)
@@ -617,7 +610,7 @@ def test_a_header_that_claims_too_many_pixels_is_refused_at_once(ending):
     for work in (read_header, lambda source: decode(source, ImageSpec((8, 8), 3))):
         with pytest.raises(UnreadableImage) as refused:
             work(claiming(ending, 16384 if ending == "webp" else 60_000))
-        if ending != "webp":  # whose decoder finds first that the canvas is not the picture's
+        if ending != "webp":  # its decoder compares the canvas with the image first
             assert "bomb" in str(refused.value)
     assert time.monotonic() - started < 1
 
@@ -635,11 +628,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
-def test_a_real_bomb_is_refused_without_being_unpacked(tmp_path):
-    """60,000 x 20,000 white pixels in 150 kB would be 3.6 GB."""
-    row = b"\0" + b"\xff" * 7500
-    path = write(tmp_path / "bomb.png", png(60_000, 20_000, 1, 0, row * 20_000))
-    assert path.stat().st_size < 1_000_000
+def test_a_real_decompression_bomb_is_refused_without_being_decoded(tmp_path):
+    """40,000 x 5,000 white pixels in a few kB would be 600 MB."""
+    row = b"\0" + b"\xff" * 5000
+    path = write(tmp_path / "bomb.png", png(40_000, 5_000, 1, 0, row * 5_000))
+    assert path.stat().st_size < 100_000
     done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)
     reason, megabytes = done.stdout.splitlines()
     assert "bomb" in reason and float(megabytes) < 50 and done.stderr == ""
@@ -647,6 +640,6 @@ def test_a_real_bomb_is_refused_without_being_unpacked(tmp_path):
 
 def test_text_that_unpacks_to_gigabytes_is_refused():
     packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(80)) + packer.flush()
     content = png(8, 8, 8, 0, bytes(72), before=chunk(b"zTXt", b"Comment\0\0" + packed))
     assert isinstance(outcome(content), (str, np.ndarray))

@@ -46,8 +46,8 @@ def folder(request: OpenRequest) -> ImageSet:
     return open_files(request, list_images(request.folder, request.splits, request.heldout))
 
 
-def open_files(request: OpenRequest, files: ImageFiles) -> ImageSet:
-    """The images of these files, with a report of what they are.
+def open_files(request: OpenRequest, files: ImageFiles, found: Scan | None = None) -> ImageSet:
+    """The images of these files, with a report of what they are.  found: their scan, if there is one already.
 
     Raises FileError if too many files are unreadable, OptionError if --random_crop would do nothing.
     """
@@ -63,7 +63,7 @@ def open_files(request: OpenRequest, files: ImageFiles) -> ImageSet:
     size = _decoded_bytes(request, len(files))
     in_memory = size <= request.cache_bytes
     signature = request.cache.key(files.signature(), request.size, request.random_crop, background)
-    found = _scan(request, files, workers, background, signature, in_memory)
+    found = found or _scan(request, files, workers, background, signature, in_memory)
     if request.random_crop:
         _refuse_needless_crops(request, files, found)
     spec = ImageSpec(request.size, found.channels, background, cropped=not request.random_crop)

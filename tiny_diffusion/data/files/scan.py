@@ -85,12 +85,12 @@ def refuse_unreadable(files: ImageFiles, unreadable: dict[int, str]) -> None:
     """Raises FileError if more files are unreadable than may be skipped, or all of them are."""
     if len(unreadable) == len(files):
         raise FileError(
-            f"none of the {len(files):,} images in {files.root} can be read: {_named_files(files, unreadable)}."
+            f"none of the {len(files):,} images in {files.root} can be read: {named_files(files, unreadable)}."
         )
     if len(unreadable) > max(MAX_UNREADABLE, MAX_UNREADABLE_SHARE * len(files)):
         raise FileError(
             f"{len(unreadable):,} of the {len(files):,} images in {files.root} cannot be read: "
-            f"{_named_files(files, unreadable)}. At most {MAX_UNREADABLE} files or {MAX_UNREADABLE_SHARE:.0%} of them "
+            f"{named_files(files, unreadable)}. At most {MAX_UNREADABLE} files or {MAX_UNREADABLE_SHARE:.0%} of them "
             "are skipped: repair or remove the others."
         )
 
@@ -110,7 +110,7 @@ def report(files: ImageFiles, found: Scan, size: tuple[int, int]) -> Iterator[st
     if small := sum(count for (h, w), count in found.sizes.items() if h < size[0] or w < size[1]):
         yield f"enlarged, because smaller than {size[0]}x{size[1]}: {small:,}"
     if found.unreadable:
-        yield f"skipped, because unreadable: {_named_files(files, found.unreadable, MAX_UNREADABLE)}"
+        yield f"skipped, because unreadable: {named_files(files, found.unreadable, MAX_UNREADABLE)}"
     if files.others:
         yield f"ignored, because not an image: {files.others:,} file{'' if files.others == 1 else 's'}"
 
@@ -121,7 +121,7 @@ def _sizes(found: Scan) -> str:
     return f"{smallest} pixels" if smallest == largest else f"{smallest} to {largest} pixels (height x width)"
 
 
-def _named_files(files: ImageFiles, unreadable: dict[int, str], max_named: int = MAX_NAMED_FILES) -> str:
+def named_files(files: ImageFiles, unreadable: dict[int, str], max_named: int = MAX_NAMED_FILES) -> str:
     """The names of the first unreadable files, with the reasons."""
     reasons = [f"{readable(files.names[index])} ({reason})" for index, reason in sorted(unreadable.items())]
     return _joined(reasons, max_named)
