@@ -119,7 +119,15 @@ def test_sub_folders_train_and_test_are_splits_and_not_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("Train", "TEST"), ("training", "testing"), ("train", "val"), ("train", "validation")]
+    "names",
+    [
+        ("Train", "TEST"),
+        ("training", "testing"),
+        ("train", "val"),
+        ("train", "validation"),
+        ("train", "eval"),
+        ("train", "dev"),
+    ],
 )
 def test_splits_may_have_any_of_their_usual_names(names, tmp_path):
     fill(tmp_path, f"{names[0]}/a.png", f"{names[1]}/b.png")
@@ -153,6 +161,14 @@ def test_a_split_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
 def test_splits_of_a_folder_without_any_are_refused(tmp_path):
     fill(tmp_path, "cat/a.png", "dog/b.png")
     assert "--splits train would be ignored" in refused(tmp_path, OptionError, splits=("train",))
+
+
+@pytest.mark.parametrize("heldout", ["test", "val", "dev"])
+def test_images_outside_of_the_splits_are_left_out_and_counted(heldout, tmp_path):
+    fill(tmp_path, "train/cat/1.png", "train/dog/2.png", f"{heldout}/cat/3.png", "docs/logo.png", "banner.png")
+    assert found(tmp_path) == {"train/cat/1.png": "cat", "train/dog/2.png": "dog"}
+    assert found(tmp_path, heldout=True) == {f"{heldout}/cat/3.png": "cat"}
+    assert any("left out, because in none of these splits: 2" in line for line in open_folder(tmp_path).report)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -204,14 +220,15 @@ def test_the_same_letters_composed_and_decomposed_are_the_same_class(tmp_path):
 
 
 def test_names_that_are_not_text_are_read_and_shown_in_one_line(tmp_path):
-    names = [os.fsdecode(b"caf\xe9"), os.fsdecode(b"\xff\xfe"), "line\nbreak", "tab\tbed"]
+    """Names that differ stay different classes."""
+    names = [os.fsdecode(name) for name in (b"caf\xe9", b"caf\xe8", b"caf\\xe9", b"\xff\xfe", b"a\nb", b"a\tb", b"a b")]
     try:
         fill(tmp_path, *(f"{name}/{name}.png" for name in names))
     except OSError:
         pytest.skip("this file system takes text only")
     data = open_folder(tmp_path)
-    assert len(data) == 4
-    assert sorted(data.class_names) == sorted(["caf\ufffd", "\ufffd\ufffd", "line\ufffdbreak", "tab\ufffdbed"])
+    shown = [r"caf\xe9", r"caf\xe8", r"caf\\xe9", r"\xff\xfe", r"a\nb", r"a\tb", "a b"]
+    assert len(data) == len(names) and sorted(data.class_names) == sorted(shown)
     for line in (*data.report, *data.class_names):
         assert line.encode("utf-8").decode().splitlines() == [line]
     fill(tmp_path, *(f"{name}/broken.png" for name in names), content=b"")
@@ -223,6 +240,13 @@ def test_hidden_files_and_those_of_macos_are_ignored(tmp_path):
     fill(tmp_path, ".DS_Store", "cat/.DS_Store", content=b"x")
     files = list_images(tmp_path)
     assert (files.names, files.others) == (("cat/a.png", "dog/b.png"), 0)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle"])
+def test_folders_of_the_operating_system_are_ignored(name, tmp_path):
+    """At the top they would be classes, or images beside the classes; below a class, duplicates."""
+    fill(tmp_path, "cat/a.png", "dog/b.png", f"{name}/c.png", f"cat/{name}/SYNOPHOTO_THUMB_M.png")
+    assert found(tmp_path) == {"cat/a.png": "cat", "dog/b.png": "dog"}
 
 
 def test_files_that_are_not_images_are_ignored_and_counted(tmp_path):

@@ -9,7 +9,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,11 @@ from tiny_diffusion.data.files.decode import ENDINGS
 from tiny_diffusion.errors import FileError, OptionError
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
-          "validation": "val"}  # fmt: skip
+          "validation": "val", "eval": "val", "evaluation": "val", "dev": "val"}  # fmt: skip
+SYSTEM_FOLDERS = {  # of macOS, Windows, Linux, Synology and QNAP: bins, thumbnails and fragments of files
+    "__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found", "@eadir", "@tmp", "#recycle",
+    "#snapshot", "@recycle", "@recently-snapshot",
+}  # fmt: skip
 NO_STATS = (-1, 0, 0)  # of a link to nothing
 
 Stats = tuple[int, int, int]  # (size, mtime_ns, ctime_ns): what changes when a file does
@@ -59,9 +63,10 @@ class ImageFiles:
 
 
 def list_images(root: Path, splits: Sequence[str] = (), heldout: bool = False) -> ImageFiles:
-    """The image files of a folder.  Links are followed, hidden files are left out.
+    """The image files of a folder.  Links are followed, hidden files and system folders are left out.
 
-    Sub-folders named train, test or val are splits.  Other sub-folders are classes, if every image is in one of them.
+    Sub-folders named train, test or val are splits; images outside of them are left out, and the note says so.  Other
+    sub-folders are classes, if every image is in one of them.
     splits: the splits to train on; () stands for train.  heldout: list the files of the other splits instead.
     Raises FileError if there is no such folder or no image in it, OptionError for a split that it does not have.
     """
@@ -73,13 +78,15 @@ def list_images(root: Path, splits: Sequence[str] = (), heldout: bool = False) -
     split_of = _split_of_folder(folders)
     if split_of:
         chosen = _chosen_splits(root, splits, set(split_of.values()))
-        kept = [i for i, path in enumerate(folders) if (split_of[path[0]] in chosen) != heldout]
-        notes = [_splits_note(chosen, set(split_of.values()) - chosen)]
-        folders = [path[1:] for path in folders]
+        inside = [i for i, path in enumerate(folders) if path and path[0] in split_of]
+        kept = [i for i in inside if (split_of[folders[i][0]] in chosen) != heldout]
+        notes = [_splits_note(chosen, set(split_of.values()) - chosen, len(folders) - len(inside))]
+        folders = {i: folders[i][1:] for i in inside}
     else:
         _refuse_splits(root, splits)
         kept, notes = [] if heldout else list(range(len(found))), []
-    class_names, class_note = _classes(folders)
+        folders = dict(enumerate(folders))
+    class_names, class_note = _classes(folders.values())
     label_of = {name: label for label, name in enumerate(class_names)}
     return ImageFiles(
         root,
@@ -115,11 +122,14 @@ def _folders(names: Sequence[str]) -> list[list[str]]:
 
 
 def _split_of_folder(folders: Sequence[Sequence[str]]) -> dict[str, str]:
-    """The split of each top folder, or {} if the images are not sorted into splits."""
-    if not all(folders):
-        return {}
-    split_of = {top: SPLITS.get(top.lower()) for top in {path[0] for path in folders}}
-    return split_of if "train" in split_of.values() and None not in split_of.values() else {}
+    """The split of each top folder that is one, or {} if the images are not sorted into splits.
+
+    They are if there is train and another split, or nothing but folders that are called train.
+    """
+    tops = {path[0] if path else "" for path in folders}
+    split_of = {top: SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
+    splits = set(split_of.values())
+    return split_of if "train" in splits and (len(splits) > 1 or len(split_of) == len(tops)) else {}
 
 
 def _chosen_splits(root: Path, splits: Sequence[str], existing: set[str]) -> set[str]:
@@ -129,9 +139,10 @@ def _chosen_splits(root: Path, splits: Sequence[str], existing: set[str]) -> set
     return chosen
 
 
-def _splits_note(chosen: set[str], heldout: set[str]) -> str:
+def _splits_note(chosen: set[str], heldout: set[str], outside: int) -> str:
     note = f"splits that train: {', '.join(sorted(chosen))}"
-    return note + (f"; held out: {', '.join(sorted(heldout))}" if heldout else "")
+    note += f"; held out: {', '.join(sorted(heldout))}" if heldout else ""
+    return note + (f"; left out, because in none of these splits: {outside:,}" if outside else "")
 
 
 def _refuse_splits(root: Path, splits: Sequence[str]) -> None:
@@ -141,7 +152,7 @@ def _refuse_splits(root: Path, splits: Sequence[str]) -> None:
         )
 
 
-def _classes(folders: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], str]:
+def _classes(folders: Collection[Sequence[str]]) -> tuple[tuple[str, ...], str]:
     """The class names in natural order, and a note if sub-folders are not taken for classes."""
     images_in = Counter(path[0] for path in folders if path)
     if len(images_in) < 2:
@@ -162,7 +173,7 @@ def _walk(root: Path) -> tuple[list[tuple[str, Stats]], int]:
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
                         continue
                     about = status(entry)
                     if about is not None and stat.S_ISDIR(about.st_mode):
@@ -200,6 +211,13 @@ def _natural(text: str) -> tuple[list, str]:
 
 
 def readable(name: str) -> str:
-    """A file name as one line of composed text (NFC), whatever bytes it has."""
-    text = unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
-    return "".join("\ufffd" if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
+    """A file name as one line of composed text (NFC), whatever bytes it has.
+
+    Bytes that are not UTF-8, control characters and line breaks are written as escapes such as \\xe9, and a backslash
+    as two, so that different names stay different.
+    """
+    text = os.fsencode(name).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter
+        for letter in unicodedata.normalize("NFC", text)
+    )
