@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from tiny_diffusion.data.sources import open_dataset
 
@@ -18,6 +18,7 @@ FORMATS = {  # ending -> Pillow's name and what keeps its pixels as they are, as
     "gif": ("GIF", {}),
     "webp": ("WEBP", {"lossless": True, "exact": True}),
     "tif": ("TIFF", {}),
+    **({"avif": ("AVIF", {"quality": 100, "subsampling": "4:4:4"})} if features.check("avif") else {}),
 }
 
 

@@ -428,6 +428,17 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
     assert "Permission denied" in refused(tmp_path)
 
 
+def test_heic_files_are_images_even_where_they_cannot_be_read(tmp_path, monkeypatch):
+    """A few are skipped by name; a folder full of them is refused rather than trained on without them."""
+    heic = b"\0\0\0\x18ftypheic" + bytes(200)
+    fill(tmp_path, "a.png", "b.png")
+    fill(tmp_path, "c.heic", "d.HEIF", content=heic)
+    (line,) = [line for line in open_folder(tmp_path).report if "unreadable" in line]
+    assert "c.heic (" in line and "d.HEIF (" in line
+    fill(tmp_path, *(f"{i}.heic" for i in range(50)), content=heic)
+    assert "52 of the 54 images" in refused(tmp_path)
+
+
 # The report
 
 

@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -16,8 +17,13 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow's others are rare, and for EPS it runs a program
-ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+# Pillow's other formats are rare, and for EPS it runs a program.  HEIF needs pillow-heif, AVIF a Pillow built with it.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "HEIF")
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of the first box of a file
+AVIF_BRANDS = (b"avif", b"avis")
 MAX_PIXELS = 178_956_970  # Pillow's own limit, half a gigabyte as RGB.  A larger image is a decompression bomb
 MAX_LENGTH = 4  # times the wanted side, for images that are not cropped: a strip of 1x5000 pixels would fill the memory
 ORIENTATION = 0x0112  # the EXIF tag
@@ -77,19 +83,46 @@ def _with_image(content: bytes | Path, work: Callable[["Image"], Result]) -> Res
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=_formats()) as image:
             if image.size[0] * image.size[1] > MAX_PIXELS:
                 raise UnreadableImage(f"{image.size[0]}x{image.size[1]} pixels: a decompression bomb")
             return work(image)
     except (FileNotFoundError, UnreadableImage):
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage("not a PNG, JPEG, BMP, GIF, WebP or TIFF image") from error
+        raise UnreadableImage(_why_unidentified(content)) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"a decompression bomb: over {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a damaged file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(" ".join(reason.split())[:100]) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The FORMATS that this Pillow reads, with pillow-heif if it is installed."""
+    from PIL import Image, features
+
+    try:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN and (name != "AVIF" or features.check("avif")))
+
+
+def _why_unidentified(content: bytes | Path) -> str:
+    if isinstance(content, Path):
+        with open(content, "rb") as file:
+            content = file.read(12)
+    box, brand = content[4:8], content[8:12]
+    if box == b"ftyp" and brand in HEIF_BRANDS:
+        return "HEIC: pip install pillow-heif, or convert it to JPEG"
+    if box == b"ftyp" and brand in AVIF_BRANDS:
+        return "AVIF, which this Pillow cannot read: update Pillow, or convert it to JPEG"
+    return "not a PNG, JPEG, BMP, GIF, WebP, TIFF, AVIF or HEIC image"
 
 
 def _orientation(image: "Image") -> int | None:
