@@ -304,6 +304,38 @@ def test_one_colour_that_stands_for_transparency(background):
     assert_near(pixels(content, background=behind), over(np.full((16, 16, 3), 2), GREYS % 2 * 255, behind), 0)
 
 
+@pytest.mark.parametrize("bits, hidden, shown", [(1, 1, 0), (2, 3, 1), (4, 15, 3), (8, 200, 10)])
+def test_a_transparent_grey_of_any_depth(bits, hidden, shown):
+    """The left half has the transparent grey, whose value is of the file's own depth."""
+    row = "".join(format(value, f"0{bits}b") for value in [hidden] * 4 + [shown] * 4)
+    row = b"\0" + bytes(int(row[i : i + 8], 2) for i in range(0, len(row), 8))
+    content = png(8, 8, bits, 0, row * 8, before=chunk(b"tRNS", struct.pack(">H", hidden)))
+    greys = np.full((8, 8, 3), 255 * shown / (2**bits - 1))
+    alpha = np.where(np.arange(8) < 4, 0, 255) * np.ones((8, 1))
+    assert_near(pixels(content, background=(255, 0, 255)), over(greys, alpha, (255, 0, 255)), 0.5)
+
+
+def test_a_transparent_colour_of_16_bits():
+    colours = np.where(np.arange(8)[:, None] < 4, (0x8000, 0, 0), (0, 0, 0)).astype(">u2")
+    content = png(8, 8, 16, 2, (b"\0" + colours.tobytes()) * 8, before=chunk(b"tRNS", struct.pack(">3H", 0x8000, 0, 0)))
+    assert read_header(content).transparent
+    wanted = np.where(np.arange(8)[:, None] < 4, (255, 0, 255), (0, 0, 0)) * np.ones((8, 1, 1))
+    assert_near(pixels(content, background=(255, 0, 255)), wanted, 0)
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 255])
+def test_a_bmp_whose_alpha_is_zero_everywhere_is_opaque(alpha):
+    """The fourth byte of a pixel is often left empty; once one pixel has an alpha, it is meant."""
+    rgba = np.dstack([COLOURED, np.zeros((16, 16), np.uint8)])
+    rgba[0, 0, 3] = alpha
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    about = struct.pack("<IiiHHIIiiII", 108, 16, -16, 1, 32, 3, 1024, 2835, 2835, 0, 0) + masks + bytes(52)
+    content = b"BM" + struct.pack("<IHHI", 122 + 1024, 0, 0, 122) + about + rgba[..., [2, 1, 0, 3]].tobytes()
+    assert Image.open(io.BytesIO(content)).mode == "RGBA"
+    wanted = COLOURED if alpha == 0 else over(COLOURED, rgba[..., 3], (1, 2, 3))
+    assert_near(pixels(content, background=(1, 2, 3)), wanted, 1)
+
+
 def test_the_colour_of_invisible_pixels_does_not_bleed_into_their_neighbours():
     """The image is composited before it is scaled, because invisible pixels may have any colour."""
     colours = np.zeros((64, 64, 4), np.uint8)
@@ -373,6 +405,71 @@ def test_damaged_exif_data_do_not_make_an_image_unreadable(ending, about):
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_is_upright(orientation):
     assert_near(pixels(encoded(QUADRANTS, exif=exif(orientation)), channels=1)[..., 0], QUADRANTS, 0)
+
+
+def test_the_size_is_upright_where_the_orientation_follows_the_pixels():
+    content = png(16, 8, 8, 0, (b"\0" + bytes(16)) * 8, after=chunk(b"eXIf", exif(6).tobytes()[6:]))
+    assert read_header(content).size == (16, 8) and pixels(content).shape == (16, 8, 3)
+
+
+# Metadata
+
+TWO_MEGABYTES = zlib.compress(bytes(2 << 20))
+METADATA = {
+    "a compressed text": chunk(b"zTXt", b"workflow\0\0" + TWO_MEGABYTES),
+    "an international text": chunk(b"iTXt", b"workflow\0\1\0\0\0" + TWO_MEGABYTES),
+    "a colour profile": chunk(b"iCCP", b"profile\0\0" + TWO_MEGABYTES),
+    "a text with a wrong checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"!",
+    "EXIF data with a wrong checksum": chunk(b"eXIf", exif(6).tobytes()[6:])[:-1] + b"!",
+    "a damaged colour profile": chunk(b"iCCP", b"profile\0\0nonsense"),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("metadata", METADATA.values(), ids=METADATA)
+def test_metadata_do_not_make_a_png_unreadable(metadata, place):
+    rows = b"".join(b"\0" + row.tobytes() for row in COLOURED)
+    content = png(16, 16, 8, 2, rows, **{place: metadata})
+    assert read_header(content) == ("PNG", (16, 16), False, False)
+    assert_near(pixels(content), COLOURED, 0)
+
+
+ADOBE_RGB = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
+SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+
+
+def icc_profile(matrix, gamma):
+    """A colour profile of three primaries, columns of XYZ under D50, and a gamma: ICC.1:2001."""
+    xyz = [b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in part)) for part in matrix.T]
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"wide\0" + bytes(78) + bytes(1)
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    parts = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), xyz, strict=True))
+    parts |= {
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+        b"desc": text,
+        b"wtpt": white,
+        b"cprt": b"text" + bytes(8),
+    }
+    table, data = struct.pack(">I", len(parts)), b""
+    for name, part in parts.items():
+        table += name + struct.pack(">II", 132 + 12 * len(parts) + len(data), len(part))
+        data += part + bytes(-len(part) % 4)
+    about = struct.pack(">I4sI", 128 + len(table + data), b"lcms", 0x02100000) + b"mntrRGB XYZ " + bytes(12) + b"acsp"
+    return about.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061) + bytes(48) + table + data
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_colours_of_another_space_become_srgb(ending):
+    """Adobe RGB: linear light by a gamma of 2.2, through XYZ to the primaries of sRGB, and sRGB's own curve."""
+    colours = rng(10).integers(60, 200, (4, 4, 3)).astype(np.uint8)
+    linear = (colours / 255) ** (563 / 256) @ ADOBE_RGB.T @ np.linalg.inv(SRGB).T
+    wanted = 255 * np.where(linear > 0.0031308, 1.055 * linear.clip(1e-9) ** (1 / 2.4) - 0.055, 12.92 * linear)
+    large = Image.fromarray(np.kron(colours, np.ones((8, 8, 1), np.uint8)))
+    content = encoded(large, ending, icc_profile=icc_profile(ADOBE_RGB, 563 / 256))
+    assert_near(pixels(content, (4, 4)) if ending == "jpg" else pixels(content)[::8, ::8], wanted.clip(0, 255), 4)
 
 
 # Several frames

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from tiny_diffusion.data.files.colours import is_grey, to_eight_bits
+from tiny_diffusion.data.files.png import SIGNATURE, scale_transparency, without_metadata
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -30,7 +33,6 @@ ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSE = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from an orientation to Pillow's Transpose that undoes it
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 WIDTH, HEIGHT = 256, 257  # tags of a TIFF
-GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 Result = TypeVar("Result")
 
@@ -65,28 +67,30 @@ def read_header(content: bytes | Path) -> Header:
 
     def header(image: "Image") -> Header:
         name = "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs in a file
-        return Header(name, _upright_size(image), _is_grey(image), image.has_transparency_data)
+        return Header(name, _upright_size(image), is_grey(image), image.has_transparency_data)
 
-    return _with_image(content, header)
+    return _with_image(content, header, pixels=False)
 
 
 def decode(content: bytes | Path, spec: ImageSpec) -> np.ndarray:
     """The image as uint8 (C, H, W).  Raises UnreadableImage, FileNotFoundError."""
-    return _with_image(content, lambda image: _pixels(image, spec))
+    return _with_image(content, lambda image: _pixels(image, spec), pixels=True)
 
 
-def _with_image(content: bytes | Path, work: Callable[["Image"], Result]) -> Result:
-    """work(image).  Every error of Pillow becomes an UnreadableImage."""
+def _with_image(content: bytes | Path, work: Callable[["Image"], Result], pixels: bool) -> Result:
+    """work(image).  Every error of Pillow becomes an UnreadableImage.  pixels: whether work needs them."""
     from PIL import Image
 
     # The error says what is wrong with a file, so Pillow's warnings and log lines would only disturb our output.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=_formats()) as image:
-            if image.size[0] * image.size[1] > MAX_PIXELS:
-                raise UnreadableImage(f"{image.size[0]}x{image.size[1]} pixels: a decompression bomb")
-            return work(image)
+        with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+            is_png = file.read(len(SIGNATURE)) == SIGNATURE
+            with Image.open(without_metadata(file, pixels) if is_png else file, formats=_formats()) as image:
+                if image.size[0] * image.size[1] > MAX_PIXELS:
+                    raise UnreadableImage(f"{image.size[0]}x{image.size[1]} pixels: a decompression bomb")
+                return work(image)
     except (FileNotFoundError, UnreadableImage):
         raise
     except Image.UnidentifiedImageError as error:
@@ -143,15 +147,6 @@ def _upright_size(image: "Image") -> tuple[int, int]:
     return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
 
 
-def _is_grey(image: "Image") -> bool:
-    """Whether the mode, or every colour of the palette, is grey."""
-    if image.mode != "P" or image.palette is None:
-        return image.mode in GREY_MODES
-    order, colours = image.palette.getdata()
-    stride = {"RGB": 3, "BGR": 3, "BGRX": 4}.get(order, 0)
-    return bool(stride) and colours[0::stride] == colours[1::stride] == colours[2::stride]
-
-
 def _pixels(image: "Image", spec: ImageSpec) -> np.ndarray:
     """The image scaled, cropped and turned upright: uint8 (C, H, W)."""
     height, width = _load(image, spec)
@@ -161,7 +156,7 @@ def _pixels(image: "Image", spec: ImageSpec) -> np.ndarray:
     target = size if spec.cropped else covering((height, width), size)
     h, w = min(height, target[0] / scale), min(width, target[1] / scale)  # the part of the file's image that is kept
     left, top = (width - w) / 2, (height - h) / 2
-    image = _to_eight_bits(image, spec)
+    image = to_eight_bits(image, spec.channels, spec.background)
     if (*target, h, w) != (image.height, image.width) * 2:
         from PIL import Image
 
@@ -185,6 +180,8 @@ def _load(image: "Image", spec: ImageSpec) -> tuple[float, float]:
     if image.format in ("JPEG", "MPO"):
         scale = _scale(_upright_size(image), spec.size)
         decoded = image.draft(None, tuple(max(1, int(2 * side * scale)) for side in image.size))
+    if image.format == "PNG":
+        scale_transparency(image)
     image.load()  # also turns a TIFF upright
     width, height = decoded[1][2:] if decoded else image.size
     return height, width
@@ -201,38 +198,3 @@ def covering(sides: tuple[float, float], size: tuple[int, int]) -> tuple[int, in
     return tuple(
         min(max(wanted, round(side * scale)), MAX_LENGTH * wanted) for wanted, side in zip(size, sides, strict=True)
     )
-
-
-def _to_eight_bits(image: "Image", spec: ImageSpec) -> "Image":
-    """The image in mode L if it is grey or should be, else RGB.  Transparent pixels show the background."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        values, hidden = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray(_grey_levels(values))
-        if hidden is not None:
-            image.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
-    elif image.mode == "LAB":
-        from PIL import ImageCms
-
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*spec.background, 255)), image)
-    mode = "L" if spec.channels == 1 or image.mode in GREY_MODES else "RGB"
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _grey_levels(values: np.ndarray) -> np.ndarray:
-    """16-bit, 32-bit and float greys as uint8.
-
-    White is the largest value of 16 bits, for floats the first of 1, 255 and 65535 that no value exceeds.  Where values
-    exceed these, white is the largest value.
-    """
-    floats = values.dtype.kind == "f"
-    with np.errstate(invalid="ignore"):  # damaged files hold signalling NaNs
-        values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    largest = values.max(initial=0)
-    white = next((white for white in ((1, 255, 65535) if floats else (65535,)) if largest <= white), largest)
-    return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)
