@@ -8,6 +8,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -26,7 +27,7 @@ def to_eight_bits(image: "Image", channels: int, background: tuple[int, int, int
 
     if image.mode.startswith(("I", "F")):
         values, hidden = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray(_grey_levels(values))
+        image = Image.fromarray(_tiff_levels(image, values) if image.format == "TIFF" else _grey_levels(values))
         if hidden is not None:
             image.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
     elif image.mode == "LAB":
@@ -63,15 +64,24 @@ def _to_srgb(image: "Image") -> "Image":
     return converted
 
 
-def _grey_levels(values: np.ndarray) -> np.ndarray:
+def _tiff_levels(image: "Image", values: np.ndarray) -> np.ndarray:
+    """The greys of a TIFF as uint8, by its bits, its sign and whether 0 is white."""
+    bits = image.tag_v2.get(BITS, (16,))[0]
+    if bits <= 16 and image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == 2:  # signed: the smallest value is black
+        values = values.astype(np.int32) + 2 ** (bits - 1)
+    levels = _grey_levels(values, 2 ** min(bits, 16) - 1)
+    return 255 - levels if image.tag_v2.get(PHOTOMETRIC) == 0 else levels
+
+
+def _grey_levels(values: np.ndarray, white: int = 65535) -> np.ndarray:
     """16-bit, 32-bit and float greys as uint8.
 
-    White is the largest value of 16 bits, for floats the first of 1, 255 and 65535 that no value exceeds.  Where values
-    exceed these, white is the largest value.
+    white: the largest integer value.  White of floats is the first of 1, 255 and 65535 that no value exceeds.  Where
+    values exceed these, white is the largest value.
     """
     floats = values.dtype.kind == "f"
     with np.errstate(invalid="ignore"):  # damaged files hold signalling NaNs
         values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     largest = values.max(initial=0)
-    white = next((white for white in ((1, 255, 65535) if floats else (65535,)) if largest <= white), largest)
+    white = next((top for top in ((1, 255, 65535) if floats else (white,)) if largest <= top), largest)
     return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)

@@ -105,8 +105,13 @@ def _with_image(content: bytes | Path, work: Callable[["Image"], Result], pixels
 @cache
 def _formats() -> tuple[str, ...]:
     """The FORMATS that this Pillow reads, with pillow-heif if it is installed."""
-    from PIL import Image, features
+    from PIL import Image, TiffImagePlugin, features
 
+    for order, suffix in ((TiffImagePlugin.II, ""), (TiffImagePlugin.MM, "B")):
+        kinds = {(1, 12): ("I;16", "I;12"), (1, 16): (f"I;16{suffix}",) * 2, (2, 16): ("I", f"I;16{suffix}S")}
+        for (sample_format, bits), modes in kinds.items():
+            for photometric in (0, 1):  # Pillow can decode all of these and does not list all
+                TiffImagePlugin.OPEN_INFO.setdefault((order, photometric, (sample_format,), 1, (bits,), ()), modes)
     try:
         from pillow_heif import register_heif_opener
 
