@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from tiny_diffusion.data.sources import open_dataset
 
@@ -18,6 +18,7 @@ FORMATS = {  # ending -> Pillow's name and what keeps its pixels as they are, as
     "gif": ("GIF", {}),
     "webp": ("WEBP", {"lossless": True, "exact": True}),
     "tif": ("TIFF", {}),
+    **({"avif": ("AVIF", {"quality": 100, "subsampling": "4:4:4"})} if features.check("avif") else {}),
 }
 
 
@@ -73,4 +74,4 @@ def open_folder(folder: Path, size: int | tuple[int, int] = 8, **options):
 
 def means(data) -> list[int]:
     """The mean grey of each image, which tells plain ones apart."""
-    return data.take(np.arange(len(data))).float().mean((1, 2, 3)).round().int().tolist()
+    return data.images[:].float().mean((1, 2, 3)).round().int().tolist()

@@ -1,4 +1,4 @@
-"""The cache: what was decoded once is not decoded again while it is the same, and nothing wrong with it does harm."""
+"""The cache: an unchanged set is decoded once, and damage to the cache never changes what is opened."""
 
 import json
 import os
@@ -14,10 +14,8 @@ import pytest
 import torch
 from image_helpers import encoded, open_folder, plain, smooth, write
 
-from tiny_diffusion.data.files import cache as caches
-from tiny_diffusion.data.files import decode
-from tiny_diffusion.data.files import scan as scans
-from tiny_diffusion.data.files import stores as pictures
+from tiny_diffusion.data.files import cache as cache_module
+from tiny_diffusion.data.files import decode, scan, stores
 from tiny_diffusion.data.files.cache import Cache, cache_folder
 from tiny_diffusion.data.files.stores import LazyImages, VariableSizeImages
 
@@ -26,7 +24,7 @@ COUNT = 12
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Twelve images in two classes, of which one is broken and one breaks off."""
+    """Twelve images in two classes, a file that is not an image, and a truncated image."""
     for i in range(COUNT):
         write(tmp_path / "set" / "ab"[i % 2] / f"{i}.png", smooth(20, 12 + i, seed=i))
     write(tmp_path / "set" / "a" / "broken.png", b"nonsense")
@@ -41,36 +39,36 @@ def cache(tmp_path):
 
 
 @pytest.fixture
-def looks(monkeypatch):
-    """looks() -> how many files were looked into, and how many decoded, since it was asked last."""
-    counts = {"looked": 0, "decoded": 0}
+def reads(monkeypatch):
+    """reads() -> how many files were scanned, and how many decoded, since the last call."""
+    counts = {"scanned": 0, "decoded": 0}
 
-    def counted(name, work):
+    def counted(name, function):
         def count(*args):
             counts[name] += 1
-            return work(*args)
+            return function(*args)
 
         return count
 
-    monkeypatch.setattr(scans, "read_header", counted("looked", decode.read_header))
-    monkeypatch.setattr(pictures, "decode", counted("decoded", decode.decode))
+    monkeypatch.setattr(scan, "read_header", counted("scanned", decode.read_header))
+    monkeypatch.setattr(stores, "decode", counted("decoded", decode.decode))
 
     def since():
-        told = counts["looked"], counts["decoded"]
-        counts.update(looked=0, decoded=0)
-        return told
+        done = counts["scanned"], counts["decoded"]
+        counts.update(scanned=0, decoded=0)
+        return done
 
     return since
 
 
-ALL = (COUNT + 2, COUNT + 1)  # the broken one is looked into and not decoded
+ALL = (COUNT + 2, COUNT + 1)  # the file that is not an image is scanned and not decoded
 variants = pytest.mark.parametrize(
     "options", [{}, {"random_crop": True}, {"background": "black"}, {"size": (6, 10)}], ids=str
 )
 
 
 def assert_same(first, second):
-    """The same images, labels, names and report, but for the line that says where they are from."""
+    """The same images, labels, names and report, except for the line on decoding."""
     everything = np.arange(len(first))
     assert torch.equal(first.take(everything), second.take(everything))
     assert torch.equal(first.labels, second.labels) and first.class_names == second.class_names
@@ -84,57 +82,57 @@ def assert_same(first, second):
 
 
 @variants
-def test_the_second_opening_looks_into_no_file_and_gives_the_same(options, photographs, cache, looks):
+def test_the_second_opening_reads_no_file_and_gives_the_same(options, photographs, cache, reads):
     fresh = open_folder(photographs, **{"size": 8, **options})
-    assert looks() == ALL
+    assert reads() == ALL
     first = open_folder(photographs, cache=cache, **{"size": 8, **options})
-    assert looks() == ALL
+    assert reads() == ALL
     second = open_folder(photographs, cache=cache, **{"size": 8, **options})
-    assert looks() == (0, 0)
+    assert reads() == (0, 0)
     assert_same(fresh, first)
     assert_same(first, second)
     assert len(second) == COUNT and any("broken.png" in line and "cut.png" in line for line in second.report)
     assert "kept in" in first.report[-1] and "decoded before" in second.report[-1]
 
 
-def test_a_moved_or_copied_folder_is_not_decoded_again(photographs, cache, looks, tmp_path):
+def test_a_moved_or_copied_folder_is_not_decoded_again(photographs, cache, reads, tmp_path):
     first = open_folder(photographs, cache=cache)
-    looks()
+    reads()
     shutil.copytree(photographs, tmp_path / "copy")
     copied = open_folder(tmp_path / "copy", cache=cache)
-    assert looks() == (COUNT + 2, 0)  # read once, to see that it is the same
+    assert reads() == (COUNT + 2, 0)  # read once, to compare the content
     assert open_folder(tmp_path / "copy", cache=cache).images.shape == first.images.shape
-    assert looks() == (0, 0)
+    assert reads() == (0, 0)
     photographs.rename(tmp_path / "moved")
     moved = open_folder(tmp_path / "moved", cache=cache)
-    assert looks() == (COUNT + 2, 0)
+    assert reads() == (COUNT + 2, 0)
     for other in (copied, moved):
-        assert torch.equal(other.images, first.images) and torch.equal(other.labels, first.labels)
+        assert torch.equal(other.images[:], first.images[:]) and torch.equal(other.labels, first.labels)
 
 
-def test_touched_files_are_read_and_not_decoded_again(photographs, cache, looks):
+def test_touched_files_are_read_and_not_decoded_again(photographs, cache, reads):
     open_folder(photographs, cache=cache)
-    looks()
+    reads()
     os.utime(photographs / "a" / "0.png", (0, 0))
     open_folder(photographs, cache=cache)
-    assert looks() == (COUNT + 2, 0)
+    assert reads() == (COUNT + 2, 0)
 
 
-def test_a_set_that_is_read_from_disk_is_looked_into_once(photographs, cache, looks):
+def test_a_set_that_is_read_from_disk_is_scanned_once(photographs, cache, reads):
     first = open_folder(photographs, cache=cache, cache_bytes=0)
-    assert looks() == (COUNT + 2, 0) and isinstance(first.images, LazyImages)
+    assert reads() == (COUNT + 2, 0) and isinstance(first.images, LazyImages)
     second = open_folder(photographs, cache=cache, cache_bytes=0)
-    assert looks() == (0, 0) and second.report == first.report and len(second) == len(first)
+    assert reads() == (0, 0) and second.report == first.report and len(second) == len(first)
     assert not list(cache.folder.glob("*.safetensors"))
     open_folder(photographs, cache=cache)  # now it is kept, so all of it is read
-    assert looks() == ALL
+    assert reads() == ALL
 
 
 # Misses
 
 
 def rewrite_one_byte(photographs):
-    """As hard to notice as can be: the same size, and the time of change put back."""
+    """The change that is hardest to notice: the same size and the same modification time."""
     path = photographs / "a" / "0.png"
     about, content = path.stat(), bytearray(encoded(smooth(20, 12, seed=0)))
     assert path.read_bytes() == content
@@ -168,30 +166,30 @@ def swap(one, other):
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_set_that_has_changed_is_decoded_again(change, photographs, cache, looks):
+def test_a_set_that_has_changed_is_decoded_again(change, photographs, cache, reads):
     open_folder(photographs, cache=cache)
-    looks()
+    reads()
     change(photographs)
     changed = open_folder(photographs, cache=cache)
-    looked, decoded = looks()
-    assert looked > 0 and decoded >= COUNT
+    scanned, decoded = reads()
+    assert scanned > 0 and decoded >= COUNT
     assert_same(open_folder(photographs), changed)
 
 
 @pytest.mark.parametrize("options", [{"size": 9}, {"size": (8, 9)}, {"random_crop": True}, {"background": "black"}])
-def test_another_look_is_decoded_again(options, photographs, cache, looks):
+def test_another_size_crop_or_background_is_decoded_again(options, photographs, cache, reads):
     open_folder(photographs, cache=cache)
-    looks()
+    reads()
     options = {"size": 8, **options}
     assert_same(open_folder(photographs, **options), open_folder(photographs, cache=cache, **options))
-    assert looks() == tuple(2 * count for count in ALL)
+    assert reads() == tuple(2 * count for count in ALL)
 
 
-def test_sets_of_two_looks_are_kept_side_by_side(photographs, cache, looks):
+def test_two_sizes_of_a_set_are_kept_side_by_side(photographs, cache, reads):
     for _ in range(2):
         for size in (8, 9):
             assert open_folder(photographs, size, cache=cache).images.shape[2:] == (size, size)
-    assert looks() == tuple(2 * count for count in ALL)
+    assert reads() == tuple(2 * count for count in ALL)
 
 
 # Damage
@@ -203,11 +201,9 @@ def damaged(path, how):
         content = b""
     elif how == "nonsense":
         content = b"\0nonsense" * 100
-    elif how == "half":
-        content = content[: len(content) // 2]
     elif how == "all but a byte":
         content = content[:-1]
-    elif how == "zeros at the end":  # as a power failure leaves them
+    elif how == "zeros at the end":  # as after a power failure
         content = content[:-100] + bytes(100)
     elif how == "another byte in the middle":
         content = (
@@ -220,7 +216,7 @@ def damaged(path, how):
     path.write_bytes(content)
 
 
-HOW = ("empty", "nonsense", "half", "all but a byte", "zeros at the end", "another byte in the middle")
+HOW = ("empty", "nonsense", "all but a byte", "zeros at the end", "another byte in the middle")
 
 
 @variants
@@ -232,23 +228,23 @@ HOW = ("empty", "nonsense", "half", "all but a byte", "zeros at the end", "anoth
         ("json", "another version's JSON"),
     ],
 )
-def test_a_damaged_cache_is_as_good_as_none_and_is_written_anew(ending, how, options, photographs, cache, looks):
+def test_a_damaged_cache_counts_as_missing_and_is_written_again(ending, how, options, photographs, cache, reads):
     options = {"size": 8, **options}
     first = open_folder(photographs, cache=cache, **options)
-    looks()
+    reads()
     for path in cache.folder.glob(f"*.{ending}"):
         damaged(path, how)
     assert_same(first, open_folder(photographs, cache=cache, **options))
-    assert looks()[1] == COUNT + (1 if ending == "json" else 0)  # the cut file is known, unless all is forgotten
+    assert reads()[1] == COUNT + (1 if ending == "json" else 0)  # the scan says that the truncated file is unreadable
     assert_same(first, open_folder(photographs, cache=cache, **options))
-    assert looks() == (0, 0)
+    assert reads() == (0, 0)
 
 
 def test_any_byte_of_a_kept_set_may_be_wrong(photographs, cache):
     fresh = open_folder(photographs, cache=cache)
     (kept,) = cache.folder.glob("*.safetensors")
     content, draws = kept.read_bytes(), np.random.default_rng(0)
-    for place in [*range(0, 300, 7), *draws.integers(0, len(content), 40).tolist()]:
+    for place in [*range(0, 300, 16), *draws.integers(0, len(content), 16).tolist()]:
         wrong = bytearray(content)
         wrong[place] ^= 1 << draws.integers(8)
         kept.write_bytes(wrong)
@@ -256,11 +252,11 @@ def test_any_byte_of_a_kept_set_may_be_wrong(photographs, cache):
 
 
 def test_any_digit_of_a_note_may_be_wrong(photographs, cache):
-    """So many images, so large, so many channels: JSON with another digit is JSON all the same."""
+    """JSON with another digit, of a count or a size, is valid JSON all the same."""
     fresh = open_folder(photographs, cache=cache)
     for note in cache.folder.glob("*.json"):
         text = note.read_text()
-        for place in [place for place, letter in enumerate(text) if letter.isdigit()][:: len(text) // 40]:
+        for place in [place for place, letter in enumerate(text) if letter.isdigit()][:: len(text) // 16]:
             note.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
             assert_same(fresh, open_folder(photographs, cache=cache))
 
@@ -272,7 +268,7 @@ def test_any_file_of_the_cache_may_be_missing(photographs, cache):
         assert_same(fresh, open_folder(photographs, cache=cache))
 
 
-def test_an_interrupted_write_leaves_no_half_set(photographs, cache, looks, monkeypatch):
+def test_an_interrupted_write_leaves_no_half_set(photographs, cache, reads, monkeypatch):
     import safetensors.torch
 
     def interrupted(tensors, path, metadata):
@@ -284,9 +280,9 @@ def test_an_interrupted_write_leaves_no_half_set(photographs, cache, looks, monk
         with pytest.raises(KeyboardInterrupt):
             open_folder(photographs, cache=cache)
     assert not list(cache.folder.iterdir())
-    looks()
+    reads()
     open_folder(photographs, cache=cache)
-    assert looks() == ALL
+    assert reads() == ALL
 
 
 def test_a_full_disk_is_no_error(photographs, cache, monkeypatch):
@@ -317,9 +313,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(place, photographs, tmp_path
         assert_same(open_folder(photographs, **options), data) if "cache_bytes" not in options else None
 
 
-def test_a_cache_that_may_only_be_read_is_read(photographs, cache, looks, monkeypatch):
+def test_a_cache_that_may_only_be_read_is_read(photographs, cache, reads, monkeypatch):
     open_folder(photographs, cache=cache)
-    looks()
+    reads()
 
     def read_only(*args, **kwargs):
         raise OSError(30, "Read-only file system")
@@ -328,7 +324,7 @@ def test_a_cache_that_may_only_be_read_is_read(photographs, cache, looks, monkey
         monkeypatch.setattr(os, name, read_only)
     monkeypatch.setattr(Path, "write_text", read_only)
     assert len(open_folder(photographs, cache=cache)) == COUNT
-    assert looks() == (0, 0)
+    assert reads() == (0, 0)
 
 
 def test_the_cache_is_in_the_users_cache_folder_or_beside_the_run(tmp_path, monkeypatch):
@@ -353,7 +349,7 @@ def test_the_cache_is_in_the_users_cache_folder_or_beside_the_run(tmp_path, monk
 # Two at once, and room
 
 
-def test_two_threads_that_fill_it_at_once_both_succeed(photographs, cache, looks):
+def test_two_threads_that_fill_it_at_once_both_succeed(photographs, cache, reads):
     fresh, opened, start = open_folder(photographs), [], threading.Barrier(4)
 
     def fill():
@@ -367,10 +363,10 @@ def test_two_threads_that_fill_it_at_once_both_succeed(photographs, cache, looks
         thread.join()
     assert len(opened) == 4
     for data in opened:
-        assert torch.equal(data.images, fresh.images) and torch.equal(data.labels, fresh.labels)
-    looks()
+        assert torch.equal(data.images[:], fresh.images[:]) and torch.equal(data.labels, fresh.labels)
+    reads()
     assert_same(fresh, open_folder(photographs, cache=cache))
-    assert looks() == (0, 0)
+    assert reads() == (0, 0)
     assert not list(cache.folder.glob(".*"))
 
 
@@ -380,23 +376,24 @@ from pathlib import Path
 from tiny_diffusion.data.files.cache import Cache, cache_folder
 from tiny_diffusion.data.sources import open_dataset
 data = open_dataset("folder", data_dir=sys.argv[1], size=8, cache=Cache(cache_folder(Path("nowhere"))))
-print(len(data), int(data.images.sum()))
+print(len(data), int(data.images[:].sum()))
 """
 
 
-def test_two_processes_that_fill_it_at_once_both_succeed(photographs, looks):
+@pytest.mark.slow  # the threads above show the same, sooner
+def test_two_processes_that_fill_it_at_once_both_succeed(photographs, reads):
     processes = [
         subprocess.Popen([sys.executable, "-c", FILL, photographs], stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     fresh = open_folder(photographs)
-    wanted = f"{COUNT} {int(fresh.images.sum())}\n"
+    wanted = f"{COUNT} {int(fresh.images[:].sum())}\n"
     assert [process.communicate()[0] for process in processes] == [wanted] * 2
-    looks()
+    reads()
     assert_same(fresh, open_folder(photographs, cache=Cache(cache_folder(Path("nowhere")))))
-    assert looks() == (0, 0)
+    assert reads() == (0, 0)
 
 
-def test_the_sets_not_used_for_longest_make_room_for_new_ones(photographs, cache, looks, monkeypatch):
+def test_the_sets_not_used_for_longest_make_room_for_new_ones(photographs, cache, reads, monkeypatch):
     """Room for two; the one that was used again outlives the one that came after it."""
     kept = {}
     for age, size in ((200, 8), (100, 9)):
@@ -404,25 +401,25 @@ def test_the_sets_not_used_for_longest_make_room_for_new_ones(photographs, cache
         (kept[size],) = set(cache.folder.glob("*.safetensors")) - set(kept.values())
         os.utime(kept[size], (0, time.time() - age))
     open_folder(photographs, 8, cache=cache)
-    monkeypatch.setattr(caches, "MAX_BYTES", 2.5 * kept[9].stat().st_size)
+    monkeypatch.setattr(cache_module, "MAX_BYTES", 2.5 * kept[9].stat().st_size)
     open_folder(photographs, 10, cache=cache)
-    looks()
+    reads()
     for size, again in ((8, False), (10, False), (9, True)):
         open_folder(photographs, size, cache=cache)
-        assert (looks()[1] > 0) == again
+        assert (reads()[1] > 0) == again
 
 
-def test_a_set_larger_than_all_room_is_kept_alone(photographs, cache, looks, monkeypatch):
-    monkeypatch.setattr(caches, "MAX_BYTES", 1)
+def test_a_set_larger_than_all_room_is_kept_alone(photographs, cache, reads, monkeypatch):
+    monkeypatch.setattr(cache_module, "MAX_BYTES", 1)
     for size in (8, 9):
         open_folder(photographs, size, cache=cache)
         assert len(list(cache.folder.glob("*.safetensors"))) == 1
-    looks()
+    reads()
     open_folder(photographs, 9, cache=cache)
-    assert looks() == (0, 0)
+    assert reads() == (0, 0)
 
 
-def test_what_killed_writers_left_is_removed_in_time(photographs, cache):
+def test_old_temporary_files_of_killed_writers_are_removed(photographs, cache):
     old, new = (write(cache.folder / f".{name}.part", b"half a set") for name in ("old", "new"))
     os.utime(old, (0, 0))
     open_folder(photographs, cache=cache)

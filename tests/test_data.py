@@ -1,4 +1,4 @@
-"""Data sets: what is opened, from where, what is refused, and which images step k trains on."""
+"""Data sets: what is opened, from which folder, what is refused, and which images step k trains on."""
 
 import gzip
 import shutil
@@ -34,7 +34,7 @@ every_idx_set = pytest.mark.parametrize("name", IDX_SETS)
 
 
 def shared(name):
-    """The folder of the real sets, where this one is among them."""
+    """The folder of the real sets.  Skips the test if this set is not in it."""
     if name in PLACES and not (SHARED / PLACES[name]).is_dir():
         pytest.skip(f"{SHARED / PLACES[name]} is not there")
     return str(SHARED)
@@ -43,7 +43,7 @@ def shared(name):
 # The digits
 
 
-def test_training_and_heldout_digits_are_together_each_of_scikit_learns_once():
+def test_training_and_heldout_digits_are_scikit_learns_digits_each_once():
     from sklearn.datasets import load_digits
 
     everything = load_digits()
@@ -52,9 +52,9 @@ def test_training_and_heldout_digits_are_together_each_of_scikit_learns_once():
     found = Counter()
     for heldout, count in ((False, 1498), (True, 299)):
         part = open_dataset("digits", heldout=heldout)
-        assert part.images.shape == (count, 1, 8, 8) and part.images.dtype == torch.uint8
+        assert part.images.shape == (count, 1, 8, 8) and part.images[:].dtype == torch.uint8
         assert part.labels.shape == (count,) and part.labels.dtype == torch.int64
-        pairs = zip(part.images.numpy(), part.labels.tolist(), strict=True)
+        pairs = zip(part.images[:].numpy(), part.labels.tolist(), strict=True)
         found.update((image.tobytes(), label) for image, label in pairs)
     assert found == wanted
 
@@ -62,7 +62,7 @@ def test_training_and_heldout_digits_are_together_each_of_scikit_learns_once():
 def test_the_digits_cover_black_to_white_and_every_class_is_in_both_parts():
     for heldout in (False, True):
         part = open_dataset("digits", heldout=heldout)
-        assert (part.images.min(), part.images.max()) == (0, 255)
+        assert (part.images[:].min(), part.images[:].max()) == (0, 255)
         assert part.labels.bincount(minlength=10).min() > 0.08 * len(part.labels)
         assert part.class_names == tuple("0123456789")
 
@@ -80,7 +80,7 @@ def test_a_sets_row_in_the_catalogue_says_what_is_opened(heldout, name):
     assert data.labels.unique().tolist() == (list(range(len(row.classes))) if splits else [])
 
 
-# Real sets, where they are
+# Real sets, if they are there
 
 
 COUNTS = {  # images of each class; MNIST's as LeCun's page and every textbook has them
@@ -101,11 +101,11 @@ MEAN_AND_STD = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}  #
 @pytest.mark.parametrize("name, heldout", COUNTS)
 def test_real_sets_have_the_published_size_balance_and_order(name, heldout):
     data = open_dataset(name, heldout=heldout, data_dir=shared(name))
-    assert data.images.shape == (sum(COUNTS[name, heldout]), 1, 28, 28) and data.images.dtype == torch.uint8
+    assert data.images.shape == (sum(COUNTS[name, heldout]), 1, 28, 28) and data.images[:].dtype == torch.uint8
     assert data.labels.bincount().tolist() == COUNTS[name, heldout]
     assert data.labels[:10].tolist() == FIRST_LABELS[name, heldout]
     if not heldout:
-        std, mean = torch.std_mean(data.images.float() / 255, correction=0)
+        std, mean = torch.std_mean(data.images[:].float() / 255, correction=0)
         assert (round(mean.item(), 4), round(std.item(), 4)) == MEAN_AND_STD[name]
 
 
@@ -122,8 +122,8 @@ def test_idx_files_read_back_as_they_were_written(compressed, heldout, name, tmp
         write_idx(raw, split, images, labels, compressed)
     data = open_dataset(name, heldout=heldout, data_dir=str(tmp_path))
     images, labels = written["t10k" if heldout else "train"]
-    assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
-    np.testing.assert_array_equal(data.images[:, 0].numpy(), images)
+    assert data.images[:].dtype == torch.uint8 and data.labels.dtype == torch.int64
+    np.testing.assert_array_equal(data.images[:][:, 0].numpy(), images)
     np.testing.assert_array_equal(data.labels.numpy(), labels)
 
 
@@ -137,9 +137,9 @@ def test_a_plain_file_and_a_compressed_one_make_a_pair(tmp_path):
 
 IMAGES, LABELS = make_set()
 WHOLE_IMAGES, WHOLE_LABELS = idx(IMAGES), idx(LABELS)
-BROKEN = {  # (file that is wrong, its bytes)
-    **{f"images cut to {n} bytes": (FILES[0], WHOLE_IMAGES[:n]) for n in (0, 1, 3, 4, 7, 15, 16, 17, 784)},
-    **{f"labels cut to {n} bytes": (FILES[1], WHOLE_LABELS[:n]) for n in (0, 2, 4, 8, len(WHOLE_LABELS) - 1)},
+BROKEN = {  # (damaged file, its bytes)
+    **{f"images cut to {n} bytes": (FILES[0], WHOLE_IMAGES[:n]) for n in (0, 3, 4, 15, 16, 784)},
+    **{f"labels cut to {n} bytes": (FILES[1], WHOLE_LABELS[:n]) for n in (0, 4, len(WHOLE_LABELS) - 1)},
     "a byte is missing": (FILES[0], WHOLE_IMAGES[:-1]),
     "a byte is too many": (FILES[0], WHOLE_IMAGES + b"\0"),
     "it starts with something else": (FILES[0], b"\x01" + WHOLE_IMAGES[1:]),
@@ -159,18 +159,19 @@ BROKEN = {  # (file that is wrong, its bytes)
 }
 
 
-@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("file, wrong", BROKEN.values(), ids=BROKEN)
-def test_a_file_that_is_no_such_set_is_refused_by_name(file, wrong, compressed, tmp_path):
+def test_a_damaged_file_is_refused_by_name(file, wrong, tmp_path):
+    """Plain or compressed."""
     raw = tmp_path / "MNIST" / "raw"
     write_idx(raw, "train", IMAGES, LABELS)
     (raw / file).write_bytes(wrong)
-    if compressed:
-        (raw / f"{file}.gz").write_bytes(gzip.compress((raw / file).read_bytes()))
-        (raw / file).unlink()
-    with pytest.raises(FileError, match="MNIST") as refused:
-        open_dataset("mnist", data_dir=str(tmp_path))
-    assert str(raw) in str(refused.value) and "\n" not in str(refused.value)
+    for path in (raw / file, raw / f"{file}.gz"):
+        with pytest.raises(FileError, match="MNIST") as refused:
+            open_dataset("mnist", data_dir=str(tmp_path))
+        assert str(raw) in str(refused.value) and "\n" not in str(refused.value)
+        if path.suffix != ".gz":
+            path.unlink()
+            (raw / f"{file}.gz").write_bytes(gzip.compress(wrong))
 
 
 def test_a_set_of_no_images_is_refused(tmp_path):
@@ -179,9 +180,9 @@ def test_a_set_of_no_images_is_refused(tmp_path):
         open_dataset("mnist", data_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("place", [0, 1, 2, 40, 80, 120, 160, -8, -7, -1])
+@pytest.mark.parametrize("place", [0, 2, 80, 160, -8, -1])
 def test_a_damaged_gzip_is_refused_by_name(place, tmp_path):
-    """In the header and the trailer gzip finds the damage; inside the stream zlib does, with an error of its own."""
+    """gzip finds damage in the header and the trailer; zlib finds it inside the stream, with an error of its own."""
     raw = tmp_path / "MNIST" / "raw"
     write_idx(raw, "train", IMAGES // 64 * 64, LABELS, compressed=True)
     path = raw / f"{FILES[0]}.gz"
@@ -192,8 +193,8 @@ def test_a_damaged_gzip_is_refused_by_name(place, tmp_path):
         open_dataset("mnist", data_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("kept", [0, 1, 10, 100, 5000, -1])
-def test_a_gzip_cut_short_is_refused_by_name(kept, tmp_path):
+@pytest.mark.parametrize("kept", [0, 10, 5000, -1])
+def test_a_truncated_gzip_is_refused_by_name(kept, tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     write_idx(raw, "train", IMAGES, LABELS, compressed=True)
     path = raw / f"{FILES[0]}.gz"
@@ -245,9 +246,10 @@ def test_a_flower_is_the_photograph_of_its_number():
     """Scaled to cover 96x96, of which the shorter side is 96 already: the centre of the file's own pixels."""
     from PIL import Image
 
+    folder = Path(shared("flowers102")) / "flowers-102"
     data = open_dataset("flowers102", splits=("train",), size=96, **SOME_FLOWERS)
     for index in (0, 500, 1019):
-        pixels = np.asarray(Image.open(SHARED / "flowers-102" / data.images.files.names[index]))
+        pixels = np.asarray(Image.open(folder / data.images.files.names[index]))
         height, width = (side - 96 for side in pixels.shape[:2])
         if height % 2 or width % 2:
             continue  # whose centre is between two pixels
@@ -272,15 +274,17 @@ def test_cifar10_is_read_from_torchvisions_files(heldout, tmp_path, monkeypatch)
     images, labels = write_cifar10(tmp_path, monkeypatch)
     data = open_dataset("cifar10", heldout=heldout, data_dir=str(tmp_path))
     part = slice(20, 26) if heldout else slice(0, 20)
-    assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
-    np.testing.assert_array_equal(data.images.numpy(), images[part])
+    assert data.images[:].dtype == torch.uint8 and data.labels.dtype == torch.int64
+    np.testing.assert_array_equal(data.images[:].numpy(), images[part])
     np.testing.assert_array_equal(data.labels.numpy(), labels[part])
     assert data.class_names == DATASETS["cifar10"].classes and len(data.class_names) == 10
 
 
-@pytest.mark.parametrize("damage", ["a byte", "cut", "gone", "empty"])
-@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
-def test_a_damaged_batch_of_cifar10_is_refused_with_what_to_do(file, damage, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "damage, file",
+    [("a byte", "data_batch_3"), ("cut", "test_batch"), ("gone", "data_batch_3"), ("empty", "batches.meta")],
+)
+def test_a_damaged_batch_of_cifar10_is_refused_with_what_to_do(damage, file, tmp_path, monkeypatch):
     """Whichever part is opened: its md5 is checked before Python's unpickler may see it."""
     write_cifar10(tmp_path, monkeypatch)
     path = tmp_path / "cifar-10-batches-py" / file
@@ -308,11 +312,11 @@ def test_splits_train_together_in_the_catalogues_order_and_the_rest_is_held_out(
     def assert_opens(parts, **options):
         data = open_dataset(name, data_dir=str(tmp_path), **options)
         images = [written[part][0] for part in parts] or [np.empty((0, 28, 28))]
-        np.testing.assert_array_equal(data.images[:, 0].numpy(), np.concatenate(images))
+        np.testing.assert_array_equal(data.images[:][:, 0].numpy(), np.concatenate(images))
         np.testing.assert_array_equal(
             data.labels.numpy(), np.concatenate([np.empty(0), *(written[p][1] for p in parts)])
         )
-        assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
+        assert data.images[:].dtype == torch.uint8 and data.labels.dtype == torch.int64
         assert data.images.shape[1:] == (1, 28, 28) and len(data.class_names) == 10
 
     for both in (("train", "test"), ("test", "train")):
@@ -326,7 +330,7 @@ def test_splits_train_together_in_the_catalogues_order_and_the_rest_is_held_out(
 
 
 def test_where_nothing_is_held_out_nothing_is_opened(tmp_path):
-    """So that the held-out images of a set that trains whole need no files and no network."""
+    """The held-out images of a set without held-out splits need no files and no network."""
     for name in ("mnist", "cifar10", "flowers102"):
         row = DATASETS[name]
         data = open_dataset(name, heldout=True, splits=tuple(row.splits), size=(6, 4), data_dir=str(tmp_path))
@@ -334,7 +338,7 @@ def test_where_nothing_is_held_out_nothing_is_opened(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# Which folder
+# The folder of data sets
 
 
 def test_data_dir_comes_before_the_environment_and_that_before_the_working_folder(tmp_path, monkeypatch):
@@ -357,7 +361,7 @@ def test_the_systems_fashion_mnist_is_used_where_it_is_installed(heldout, count,
     write_idx(tmp_path / "usr", "train", *make_set(20), compressed=True)
     write_idx(tmp_path / "usr", "t10k", *make_set(7, 1), compressed=True)
     data = open_dataset("fashion_mnist", heldout=heldout, data_dir=str(tmp_path / "data"))
-    np.testing.assert_array_equal(data.images[:, 0].numpy(), make_set(count, int(heldout))[0])
+    np.testing.assert_array_equal(data.images[:][:, 0].numpy(), make_set(count, int(heldout))[0])
     assert not (tmp_path / "data").exists()
 
 
@@ -377,7 +381,7 @@ def test_debians_own_fashion_mnist_opens(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_opening_a_set_that_is_there_changes_nothing_in_its_folder(compressed, tmp_path):
-    """So it may be read-only; that is tried too, where the tests do not run as root."""
+    """So it may be read-only, which the test tries too unless it runs as root."""
     raw = tmp_path / "MNIST" / "raw"
     write_idx(raw, "train", *make_set(), compressed)
     before = content(tmp_path)
@@ -395,21 +399,20 @@ def test_opening_a_set_that_is_there_changes_nothing_in_its_folder(compressed, t
 # Sizes
 
 
-@pytest.mark.parametrize("size", [4, 7, 8, 16, 33])
-@pytest.mark.parametrize("heldout", [False, True])
+@pytest.mark.parametrize("heldout, size", [(False, 4), (True, 7), (True, 8), (False, 33)])
 def test_images_come_in_the_size_that_is_asked_for(heldout, size):
     own, data = open_dataset("digits", heldout=heldout), open_dataset("digits", heldout=heldout, size=size)
-    assert data.images.shape == (len(own.images), 1, size, size) and data.images.dtype == torch.uint8
+    assert data.images.shape == (len(own.images), 1, size, size) and data.images[:].dtype == torch.uint8
     assert torch.equal(data.labels, own.labels)
     if size == 8:
-        assert torch.equal(data.images, own.images)
+        assert torch.equal(data.images[:], own.images[:])
 
 
 @pytest.mark.parametrize("size", [4, 9, 14, 32, 57])
 def test_resizing_keeps_a_constant_image_constant(size, tmp_path):
     greys = np.array([0, 1, 7, 127, 128, 200, 254, 255])
     write_idx(tmp_path / "MNIST" / "raw", "train", np.broadcast_to(greys[:, None, None], (8, 28, 28)), greys % 10)
-    images = open_dataset("mnist", data_dir=str(tmp_path), size=size).images
+    images = open_dataset("mnist", data_dir=str(tmp_path), size=size).images[:]
     assert torch.equal(images, torch.from_numpy(greys.astype(np.uint8))[:, None, None, None].expand(8, 1, size, size))
 
 
@@ -420,7 +423,7 @@ def test_a_size_that_is_not_square_is_cropped_from_the_centre(size, tmp_path):
     write_idx(tmp_path / "MNIST" / "raw", "train", images, labels)
     data = open_dataset("mnist", data_dir=str(tmp_path), size=size)
     top, left = ((28 - side) // 2 for side in size)
-    np.testing.assert_array_equal(data.images[:, 0].numpy(), images[:, top : top + size[0], left : left + size[1]])
+    np.testing.assert_array_equal(data.images[:][:, 0].numpy(), images[:, top : top + size[0], left : left + size[1]])
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32), (20, 10), (57, 56)])
@@ -429,7 +432,7 @@ def test_scaling_covers_the_size_and_keeps_a_ramp_a_ramp(axis, size, tmp_path):
     """A ramp of 9 a pixel; a kernel that is fair keeps a straight line straight, away from the ends."""
     ramp = np.broadcast_to(np.expand_dims(9 * np.arange(28), (0, 2 - axis)), (1, 28, 28))
     write_idx(tmp_path / "MNIST" / "raw", "train", ramp, np.zeros(1))
-    image = open_dataset("mnist", data_dir=str(tmp_path), size=size).images[0, 0].double()
+    image = open_dataset("mnist", data_dir=str(tmp_path), size=size).images[:][0, 0].double()
     scale = max(size) / 28
     cut = (round(28 * scale) - size[axis]) // 2
     places = (torch.arange(size[axis]) + cut + 0.5) / scale - 0.5  # in source pixels
@@ -446,7 +449,7 @@ def test_resizing_an_edge_overshoots_into_white_and_not_around_to_black(size, tm
     edge = np.zeros((1, 28, 28))
     edge[:, :, 14:] = 255
     write_idx(tmp_path / "MNIST" / "raw", "train", edge, np.zeros(1))
-    image = open_dataset("mnist", data_dir=str(tmp_path), size=size).images[0, 0].float()
+    image = open_dataset("mnist", data_dir=str(tmp_path), size=size).images[:][0, 0].float()
     assert image[:, : size // 2 - 1].max() < 64
     assert image[:, size // 2 + 2 :].min() > 191
 
@@ -460,7 +463,7 @@ def numbered():
     return ImageSet(torch.arange(23 * 6, dtype=torch.uint8).view(23, 1, 2, 3), torch.arange(23), tuple("abc"))
 
 
-batch_sizes = pytest.mark.parametrize("batch_size", [1, 4, 5, 16, 22, 23, 24, 46, 50, 100])
+batch_sizes = pytest.mark.parametrize("batch_size", [1, 5, 22, 23, 24, 50])
 
 
 @batch_sizes
@@ -525,21 +528,13 @@ def test_hflip_mirrors_about_half_of_the_images_and_changes_nothing_else(numbere
 
 
 def test_hflip_chooses_anew_at_every_step_and_for_every_seed(numbered):
-    """Which images are chosen does not change with hflip, so what is mirrored can be read from labels."""
+    """hflip does not change which images are in a batch, so the labels show which of them are mirrored."""
     choices = set()
     for seed in range(5):
         for step in range(20):
             clean, label = Batches(numbered, 23, seed, hflip=True).at(step)
             choices.add(tuple((clean != to_float(numbered.images[label])).flatten(1).any(1).tolist()))
     assert len(choices) == 100
-
-
-def test_black_is_minus_one_and_white_is_one_and_all_between_is_linear():
-    greys = torch.arange(256, dtype=torch.uint8)
-    values = to_float(greys)
-    assert (values[0], values[255]) == (-1, 1)
-    torch.testing.assert_close(values.double(), torch.linspace(-1, 1, 256, dtype=torch.float64), rtol=0, atol=1e-6)
-    assert values.dtype == torch.float32 and torch.equal(greys, torch.arange(256, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("batch_size", [16, 2000])
@@ -553,4 +548,4 @@ def test_a_copy_of_a_data_folder_is_the_same_set(tmp_path):
     write_idx(tmp_path / "a" / "MNIST" / "raw", "train", *make_set())
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     first, second = (open_dataset("mnist", data_dir=str(tmp_path / place)) for place in "ab")
-    assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
+    assert torch.equal(first.images[:], second.images[:]) and torch.equal(first.labels, second.labels)

@@ -1,4 +1,4 @@
-"""Decoding: every format, mode and orientation becomes the pixels it means, and a hostile file an UnreadableImage."""
+"""Decoding: every format, mode and orientation gives the right pixels, and a hostile file an UnreadableImage."""
 
 import io
 import itertools
@@ -15,7 +15,7 @@ from image_helpers import FORMATS, chunk, encoded, plain, png, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.catalog import COLOURS, background_colour
-from tiny_diffusion.data.files.decode import ENDINGS, LONGEST, ImageSpec, UnreadableImage, decode, read_header
+from tiny_diffusion.data.files.decode import ENDINGS, MAX_LENGTH, ImageSpec, UnreadableImage, decode, read_header
 from tiny_diffusion.data.files.folders import list_images
 
 every_format = pytest.mark.parametrize("ending", FORMATS)
@@ -23,13 +23,13 @@ rng = np.random.default_rng  # each test seeds its own
 
 
 def pixels(content, size=None, channels=3, background=(255, 255, 255), cropped=True):
-    """(H, W, C) of an image file, in its own size if no other is asked for."""
-    look = ImageSpec(size or read_header(content).size, channels, background, cropped)
-    return decode(content, look).transpose(1, 2, 0)
+    """The image of a file (H, W, C), in its own size unless another is given."""
+    spec = ImageSpec(size or read_header(content).size, channels, background, cropped)
+    return decode(content, spec).transpose(1, 2, 0)
 
 
 def assert_near(got, wanted, levels):
-    """Equal up to so many grey levels."""
+    """Asserts that no pixel differs by more than this many grey levels."""
     difference = np.abs(np.asarray(got, np.float64) - np.asarray(wanted, np.float64))
     assert difference.max() <= levels, difference.max()
 
@@ -43,38 +43,54 @@ def test_every_format_keeps_its_pixels(ending):
         image = Image.fromarray(rng(0).choice(np.array([0, 51, 153, 255], np.uint8), (9, 7, 3)))  # 64 colours fit
     else:
         image = Image.fromarray(smooth(9, 7))
-    assert_near(pixels(encoded(image, ending)), np.asarray(image), 3 if ending == "jpg" else 0)
+    assert_near(pixels(encoded(image, ending)), np.asarray(image), 3 if ending in ("jpg", "avif") else 0)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("written", [str.lower, str.upper, str.title, str.swapcase])
+@pytest.mark.parametrize("written", [str.lower, str.title])
 def test_an_ending_counts_in_any_letter_case(ending, written, tmp_path):
-    write(tmp_path / f"Picture 1{ending}", plain(100)).rename(tmp_path / f"Picture 1{written(ending)}")
+    write(tmp_path / f"Picture 1{written(ending)}", encoded(plain(100)))
     files = list_images(tmp_path)
     assert len(files) == 1 and files.others == 0
     assert (decode(files.path(0), ImageSpec((8, 8), 1)) == 100).all()
 
 
-def test_the_content_says_the_format_and_not_the_ending(tmp_path):
+def test_the_content_decides_the_format_and_not_the_ending(tmp_path):
     for ending, other in itertools.product(FORMATS, repeat=2):
         path = write(tmp_path / f"{ending}.{other}", encoded(plain(100), ending))
-        assert read_header(path).kind == FORMATS[ending][0]
+        assert read_header(path).format == FORMATS[ending][0]
         assert_near(decode(path, ImageSpec((8, 8), 1)), 100, 1)
 
 
 @every_format
-def test_the_header_says_kind_size_and_grey(ending):
-    for image, grey in ((plain(7, 5, 9), ending != "webp"), (smooth(5, 9), False)):  # a WebP is always in colour
-        header = read_header(encoded(image, ending))
-        assert (header.kind, header.size, header.grey, header.transparent) == (FORMATS[ending][0], (5, 9), grey, False)
+def test_the_header_gives_format_size_and_grey(ending):
+    for image, grey in (
+        (plain(7, 5, 9), ending not in ("webp", "avif")),
+        (smooth(5, 9), False),
+    ):  # always RGB
+        assert read_header(encoded(image, ending)) == (FORMATS[ending][0], (5, 9), grey, False)
 
 
 def test_the_header_of_a_png_is_read_without_its_pixels():
-    """So that scanning a folder of large ones takes no longer than reading them."""
+    """So that a folder of large images is scanned quickly."""
     broken = png(300, 200, 8, 2, b"these are no rows")
     assert read_header(broken).size == (200, 300)
     with pytest.raises(UnreadableImage):
         decode(broken, ImageSpec((8, 8), 3))
+
+
+@pytest.mark.parametrize("brand, reason", [(b"heic", "pip install pillow-heif"), (b"mif1", "HEIC"), (b"avif", "AVIF")])
+def test_a_photograph_of_a_telephone_that_cannot_be_read_says_what_to_install(brand, reason, tmp_path, monkeypatch):
+    """An ISO media file begins with a box of its brand: ISO/IEC 14496-12."""
+    monkeypatch.setattr("PIL.Image.open", unidentified)
+    content = struct.pack(">I", 24) + b"ftyp" + brand + bytes(12)
+    for source in (content, write(tmp_path / "photo.heic", content)):
+        with pytest.raises(UnreadableImage, match=reason):
+            read_header(source)
+
+
+def unidentified(*args, **kwargs):
+    raise Image.UnidentifiedImageError("cannot identify image file")
 
 
 # Modes
@@ -192,6 +208,38 @@ def test_floats_count_to_the_first_usual_white_that_holds_them_all(white, top):
     assert_near(pixels(encoded(values, "tif"), channels=1)[..., 0], values / white * 255, 0.51)
 
 
+def tiff(values, order, bits, white_is_zero, sample_format):
+    """A TIFF of one strip, which lies behind the tags.  sample_format: 1 unsigned, 2 signed, 3 float."""
+    height, width = values.shape
+    if bits == 12:
+        packed = "".join(format(value, "012b") for value in values.flat)
+        data = bytes(int(packed[i : i + 8], 2) for i in range(0, len(packed), 8))
+    else:
+        kind = {1: "u", 2: "i", 3: "f"}[sample_format]
+        data = values.astype(f"{order}{kind}{bits // 8}").tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 277: 1, 278: height}
+    tags |= {273: 8 + 2 + 10 * 12 + 4, 279: len(data), 339: sample_format}
+    content = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HIH", 42, 8, len(tags))
+    for tag, value in sorted(tags.items()):
+        content += struct.pack(f"{order}HHIHxx", tag, 3, 1, value)
+    return content + bytes(4) + data
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "bits, sample_format, low, high", [(12, 1, 0, 4095), (16, 1, 0, 65535), (16, 2, -32768, 32767), (32, 3, 0, 1)]
+)
+def test_a_tiff_of_any_depth_goes_from_black_to_white(bits, sample_format, low, high, order, white_is_zero):
+    """By its tags: BitsPerSample, SampleFormat and PhotometricInterpretation, where 0 may be white (TIFF 6.0)."""
+    values = np.linspace(low, high, 64).reshape(8, 8)
+    values = values if sample_format == 3 else values.round().astype(int)
+    content = tiff(values, order, bits, white_is_zero, sample_format)
+    levels = 255 * (values - low) / (high - low)
+    assert read_header(content).grey
+    assert_near(pixels(content, channels=1)[..., 0], 255 - levels if white_is_zero else levels, 0.51)
+
+
 def test_floats_that_are_no_numbers_are_black():
     values = np.array([[0.5, np.nan, np.inf, -np.inf, -1.0, 1.0]], np.float32)
     assert_near(pixels(encoded(values, "tif"), channels=1)[0, :, 0], [127.5, 0, 0, 0, 0, 255], 0.51)
@@ -200,11 +248,11 @@ def test_floats_that_are_no_numbers_are_black():
 # Transparency
 
 BACKGROUNDS = [*COLOURS, "#ff8000", "#0102FE"]
-on_every_background = pytest.mark.parametrize("background", BACKGROUNDS)
+on_backgrounds = pytest.mark.parametrize("background", ["black", "#ff8000"])
 
 
 def over(colours, alpha, background):
-    """The colours over the background: a share of alpha / 255 of theirs."""
+    """The colours composited over the background, with a share of alpha / 255."""
     share = np.asarray(alpha, np.float64)[..., None] / 255
     return np.asarray(colours, np.float64) * share + np.array(background) * (1 - share)
 
@@ -223,7 +271,7 @@ def test_colours_by_name_and_by_number():
         assert colour is None and "white" in reason and "#rrggbb" in reason
 
 
-@on_every_background
+@on_backgrounds
 @pytest.mark.parametrize("ending", ["png", "webp", "tif"])
 def test_colours_with_alpha_lie_over_the_background(ending, background, alpha):
     content = encoded(np.dstack([COLOURED, alpha]), ending)
@@ -232,7 +280,7 @@ def test_colours_with_alpha_lie_over_the_background(ending, background, alpha):
     assert_near(pixels(content, background=behind), over(COLOURED, alpha, behind), 1)
 
 
-@on_every_background
+@on_backgrounds
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_greys_with_alpha_lie_over_the_background(ending, background, alpha):
     content = encoded(Image.merge("LA", [Image.fromarray(GREYS), Image.fromarray(alpha)]), ending)
@@ -244,7 +292,7 @@ def test_greys_with_alpha_lie_over_the_background(ending, background, alpha):
     assert_near(pixels(content, background=behind, channels=1)[..., 0], wanted @ [0.299, 0.587, 0.114], 2)
 
 
-@on_every_background
+@on_backgrounds
 @pytest.mark.parametrize("ending", ["png", "gif"])
 def test_a_transparent_colour_of_a_palette_shows_the_background(ending, background):
     image, colours = with_palette()
@@ -253,7 +301,7 @@ def test_a_transparent_colour_of_a_palette_shows_the_background(ending, backgrou
     assert_near(pixels(content, background=behind), over(colours, np.where(GREYS == 77, 0, 255), behind), 0)
 
 
-@on_every_background
+@on_backgrounds
 def test_a_palette_with_an_alpha_for_each_colour(background):
     image, colours = with_palette()
     behind, _ = background_colour(background)
@@ -271,7 +319,7 @@ def test_a_palette_with_alpha_beside_it(alpha):
     assert_near(pixels(content, background=(255, 128, 0)), over(colours, alpha, (255, 128, 0)), 1)
 
 
-@on_every_background
+@on_backgrounds
 def test_one_colour_that_stands_for_transparency(background):
     """The tRNS chunk of a PNG without a palette."""
     behind, _ = background_colour(background)
@@ -288,8 +336,40 @@ def test_one_colour_that_stands_for_transparency(background):
     assert_near(pixels(content, background=behind), over(np.full((16, 16, 3), 2), GREYS % 2 * 255, behind), 0)
 
 
-def test_what_is_hidden_by_full_transparency_does_not_bleed_into_its_neighbours():
-    """Composited before it is scaled: the colour of invisible pixels is whatever an editor left there."""
+@pytest.mark.parametrize("bits, hidden, shown", [(1, 1, 0), (2, 3, 1), (4, 15, 3), (8, 200, 10)])
+def test_a_transparent_grey_of_any_depth(bits, hidden, shown):
+    """The left half has the transparent grey, whose value is of the file's own depth."""
+    row = "".join(format(value, f"0{bits}b") for value in [hidden] * 4 + [shown] * 4)
+    row = b"\0" + bytes(int(row[i : i + 8], 2) for i in range(0, len(row), 8))
+    content = png(8, 8, bits, 0, row * 8, before=chunk(b"tRNS", struct.pack(">H", hidden)))
+    greys = np.full((8, 8, 3), 255 * shown / (2**bits - 1))
+    alpha = np.where(np.arange(8) < 4, 0, 255) * np.ones((8, 1))
+    assert_near(pixels(content, background=(255, 0, 255)), over(greys, alpha, (255, 0, 255)), 0.5)
+
+
+def test_a_transparent_colour_of_16_bits():
+    colours = np.where(np.arange(8)[:, None] < 4, (0x8000, 0, 0), (0, 0, 0)).astype(">u2")
+    content = png(8, 8, 16, 2, (b"\0" + colours.tobytes()) * 8, before=chunk(b"tRNS", struct.pack(">3H", 0x8000, 0, 0)))
+    assert read_header(content).transparent
+    wanted = np.where(np.arange(8)[:, None] < 4, (255, 0, 255), (0, 0, 0)) * np.ones((8, 1, 1))
+    assert_near(pixels(content, background=(255, 0, 255)), wanted, 0)
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 255])
+def test_a_bmp_whose_alpha_is_zero_everywhere_is_opaque(alpha):
+    """The fourth byte of a pixel is often left empty; once one pixel has an alpha, it is meant."""
+    rgba = np.dstack([COLOURED, np.zeros((16, 16), np.uint8)])
+    rgba[0, 0, 3] = alpha
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    about = struct.pack("<IiiHHIIiiII", 108, 16, -16, 1, 32, 3, 1024, 2835, 2835, 0, 0) + masks + bytes(52)
+    content = b"BM" + struct.pack("<IHHI", 122 + 1024, 0, 0, 122) + about + rgba[..., [2, 1, 0, 3]].tobytes()
+    assert Image.open(io.BytesIO(content)).mode == "RGBA"
+    wanted = COLOURED if alpha == 0 else over(COLOURED, rgba[..., 3], (1, 2, 3))
+    assert_near(pixels(content, background=(1, 2, 3)), wanted, 1)
+
+
+def test_the_colour_of_invisible_pixels_does_not_bleed_into_their_neighbours():
+    """The image is composited before it is scaled, because invisible pixels may have any colour."""
     colours = np.zeros((64, 64, 4), np.uint8)
     colours[:, :32] = 0, 255, 0, 0
     colours[:, 32:] = 255, 255, 255, 255
@@ -322,7 +402,7 @@ orientations = pytest.mark.parametrize("orientation", range(1, 9))
 
 @orientations
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
-def test_an_image_comes_upright_and_its_header_says_so(ending, orientation):
+def test_an_image_is_turned_upright_and_its_header_gives_the_upright_size(ending, orientation):
     content = encoded(stored(QUADRANTS, orientation), ending, exif=exif(orientation))
     assert read_header(content).size == (48, 32)
     assert_near(pixels(content, channels=1)[..., 0], QUADRANTS, 2)
@@ -348,7 +428,7 @@ def test_an_orientation_that_follows_the_pixels_counts_too(orientation):
     "about", [b"", b"nonsense", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40]
 )
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
-def test_damaged_exif_data_hide_no_image(ending, about):
+def test_damaged_exif_data_do_not_make_an_image_unreadable(ending, about):
     content = encoded(QUADRANTS, ending, exif=b"Exif\0\0" + about)
     assert read_header(content).size == (48, 32)
     assert_near(pixels(content, channels=1)[..., 0], QUADRANTS, 2)
@@ -357,6 +437,71 @@ def test_damaged_exif_data_hide_no_image(ending, about):
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_does_not_exist_is_upright(orientation):
     assert_near(pixels(encoded(QUADRANTS, exif=exif(orientation)), channels=1)[..., 0], QUADRANTS, 0)
+
+
+def test_the_size_is_upright_where_the_orientation_follows_the_pixels():
+    content = png(16, 8, 8, 0, (b"\0" + bytes(16)) * 8, after=chunk(b"eXIf", exif(6).tobytes()[6:]))
+    assert read_header(content).size == (16, 8) and pixels(content).shape == (16, 8, 3)
+
+
+# Metadata
+
+TWO_MEGABYTES = zlib.compress(bytes(2 << 20))
+METADATA = {
+    "a compressed text": chunk(b"zTXt", b"workflow\0\0" + TWO_MEGABYTES),
+    "an international text": chunk(b"iTXt", b"workflow\0\1\0\0\0" + TWO_MEGABYTES),
+    "a colour profile": chunk(b"iCCP", b"profile\0\0" + TWO_MEGABYTES),
+    "a text with a wrong checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"!",
+    "EXIF data with a wrong checksum": chunk(b"eXIf", exif(6).tobytes()[6:])[:-1] + b"!",
+    "a damaged colour profile": chunk(b"iCCP", b"profile\0\0nonsense"),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("metadata", METADATA.values(), ids=METADATA)
+def test_metadata_do_not_make_a_png_unreadable(metadata, place):
+    rows = b"".join(b"\0" + row.tobytes() for row in COLOURED)
+    content = png(16, 16, 8, 2, rows, **{place: metadata})
+    assert read_header(content) == ("PNG", (16, 16), False, False)
+    assert_near(pixels(content), COLOURED, 0)
+
+
+ADOBE_RGB = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
+SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+
+
+def icc_profile(matrix, gamma):
+    """A colour profile of three primaries, columns of XYZ under D50, and a gamma: ICC.1:2001."""
+    xyz = [b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in part)) for part in matrix.T]
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"wide\0" + bytes(78) + bytes(1)
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    parts = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), xyz, strict=True))
+    parts |= {
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+        b"desc": text,
+        b"wtpt": white,
+        b"cprt": b"text" + bytes(8),
+    }
+    table, data = struct.pack(">I", len(parts)), b""
+    for name, part in parts.items():
+        table += name + struct.pack(">II", 132 + 12 * len(parts) + len(data), len(part))
+        data += part + bytes(-len(part) % 4)
+    about = struct.pack(">I4sI", 128 + len(table + data), b"lcms", 0x02100000) + b"mntrRGB XYZ " + bytes(12) + b"acsp"
+    return about.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061) + bytes(48) + table + data
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_colours_of_another_space_become_srgb(ending):
+    """Adobe RGB: linear light by a gamma of 2.2, through XYZ to the primaries of sRGB, and sRGB's own curve."""
+    colours = rng(10).integers(60, 200, (4, 4, 3)).astype(np.uint8)
+    linear = (colours / 255) ** (563 / 256) @ ADOBE_RGB.T @ np.linalg.inv(SRGB).T
+    wanted = 255 * np.where(linear > 0.0031308, 1.055 * linear.clip(1e-9) ** (1 / 2.4) - 0.055, 12.92 * linear)
+    large = Image.fromarray(np.kron(colours, np.ones((8, 8, 1), np.uint8)))
+    content = encoded(large, ending, icc_profile=icc_profile(ADOBE_RGB, 563 / 256))
+    assert_near(pixels(content)[4::8, 4::8], wanted.clip(0, 255), 4)
 
 
 # Several frames
@@ -372,8 +517,8 @@ def test_of_an_animation_the_first_frame_counts(ending):
 
 # Cover and crop
 
-SHAPES = [(64, 64), (100, 80), (80, 100), (37, 200), (500, 61), (300, 300), (20, 30), (9, 7)]
-SIZES = [(64, 64), (32, 48), (48, 32), (17, 31), (8, 8)]
+SHAPES = [(64, 64), (100, 80), (37, 200), (500, 61), (9, 7)]
+SIZES = [(64, 64), (32, 48), (17, 31), (8, 8)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -397,8 +542,8 @@ def test_a_ramp_stays_the_ramp_that_covering_and_cropping_makes_of_it(shape, siz
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-@pytest.mark.parametrize("shape", [(301, 200), (200, 301), (1000, 650), (640, 640), (30, 40)])
-@pytest.mark.parametrize("size", [(64, 64), (33, 64), (64, 20)])
+@pytest.mark.parametrize("shape", [(301, 200), (1000, 650), (30, 40)])
+@pytest.mark.parametrize("size", [(64, 64), (33, 64)])
 def test_a_marker_in_the_centre_stays_there_within_half_a_pixel(ending, shape, size):
     image = plain(0, *shape)
     high, wide = (side // 5 + (side // 5 + side) % 2 for side in shape)  # as odd or even as the side
@@ -424,7 +569,7 @@ def test_an_image_of_the_right_size_is_not_touched(ending):
 def test_what_is_not_cropped_covers_the_size_and_is_as_large_one_way(shape, size):
     got = pixels(encoded(smooth(*shape)), size, cropped=False).shape[:2]
     scale = max(size[0] / shape[0], size[1] / shape[1])
-    assert got == tuple(min(round(side * scale), LONGEST * wanted) for side, wanted in zip(shape, size, strict=True))
+    assert got == tuple(min(round(side * scale), MAX_LENGTH * wanted) for side, wanted in zip(shape, size, strict=True))
     assert any(a == b for a, b in zip(got, size, strict=True))
     assert all(a >= b for a, b in zip(got, size, strict=True))
 
@@ -441,20 +586,19 @@ def test_the_thinnest_images_are_images(shape, cropped):
     for image in (plain(100, *shape), plain((200, 100, 50), *shape)):
         got = pixels(encoded(image), (64, 48), cropped=cropped)
         assert_near(got, 100 if image.ndim == 2 else (200, 100, 50), 0)
-        assert got.size <= 3 * 64 * 48 * LONGEST
+        assert got.size <= 3 * 64 * 48 * MAX_LENGTH
         if cropped:
             assert got.shape == (64, 48, 3)
 
 
-@pytest.mark.parametrize("shape", [(512, 512), (800, 600), (601, 1403), (2000, 300), (129, 131)])
-@pytest.mark.parametrize("size", [(64, 64), (48, 100)])
-def test_a_photograph_unpacked_small_looks_as_if_unpacked_in_full(shape, size):
+@pytest.mark.parametrize("shape, size", [((512, 512), (64, 64)), ((601, 903), (48, 100)), ((129, 131), (64, 64))])
+def test_a_jpeg_decoded_at_a_fraction_looks_as_if_decoded_in_full(shape, size):
     content = encoded(smooth(*shape), "jpg", quality=90)
     in_full = encoded(Image.open(io.BytesIO(content)))
     assert_near(pixels(content, size), pixels(in_full, size), 4)
 
 
-def test_a_large_photograph_is_unpacked_faster_than_in_full():
+def test_a_large_jpeg_is_decoded_faster_than_in_full():
     content = encoded(smooth(1200, 1600), "jpg", quality=85)
 
     def seconds(work):
@@ -467,7 +611,7 @@ def test_a_large_photograph_is_unpacked_faster_than_in_full():
 
 
 def test_pixels_may_be_written_to():
-    """So that torch takes them as they are, without a warning."""
+    """torch warns about arrays that are read-only."""
     for channels, size in itertools.product((1, 3), ((8, 8), (5, 5))):
         got = decode(encoded(plain(3)), ImageSpec(size, channels))
         assert got.flags.writeable and got.flags.c_contiguous and got.dtype == np.uint8
@@ -477,12 +621,12 @@ def test_pixels_may_be_written_to():
 
 
 def outcome(content):
-    """An image, or the reason why not; nothing else, and soon."""
+    """The image, or the reason why the file is unreadable, within seconds."""
     started = time.monotonic()
     try:
         header = read_header(content)
         image = decode(content, ImageSpec((16, 16), 3))
-        assert image.shape == (3, 16, 16) and header.kind
+        assert image.shape == (3, 16, 16) and header.format
     except UnreadableImage as error:
         image = str(error)
         assert image and "\n" not in image and len(image) < 200
@@ -492,7 +636,7 @@ def outcome(content):
 
 @pytest.fixture(scope="module")
 def victims():
-    """A file of each format and of the stranger modes."""
+    """A file of each format and of rare modes."""
     image, _ = with_palette()
     files = {ending: encoded(smooth(40, 30), ending) for ending in FORMATS}
     files["palette"] = encoded(image, transparency=bytes(range(256)))
@@ -516,13 +660,13 @@ def pillow_may_warn():
         yield
 
 
-def test_a_file_cut_anywhere_is_an_image_or_unreadable(victims):
+def test_a_truncated_file_is_an_image_or_unreadable(victims):
     for content in victims.values():
-        for length in {0, 1, 2, 3, 7, 8, 12, 16, *np.linspace(17, len(content) - 1, 24).astype(int).tolist()}:
+        for length in {0, 1, 2, 3, 7, 8, 12, 16, *np.linspace(17, len(content) - 1, 12).astype(int).tolist()}:
             outcome(content[:length])
 
 
-def test_a_file_cut_within_its_pixels_is_unreadable():
+def test_a_file_truncated_within_its_pixels_is_unreadable():
     noise = rng(7).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     for ending in FORMATS:
         content = encoded(noise, ending)
@@ -532,7 +676,7 @@ def test_a_file_cut_within_its_pixels_is_unreadable():
 def test_a_file_with_wrong_bytes_is_an_image_or_unreadable(victims):
     draws = rng(8)
     for content in victims.values():
-        for number in range(25):
+        for number in range(16):
             damaged = bytearray(content)
             places = draws.integers(0, min(len(damaged), 200) if number % 2 else len(damaged), draws.integers(1, 6))
             damaged = np.frombuffer(damaged, np.uint8).copy()
@@ -540,7 +684,7 @@ def test_a_file_with_wrong_bytes_is_an_image_or_unreadable(victims):
             outcome(damaged.tobytes())
 
 
-NO_IMAGES = {
+NOT_IMAGES = {
     "empty": b"",
     "one byte": b"\x89",
     "text": b"Hello, I am a text file.\n" * 100,
@@ -560,8 +704,8 @@ NO_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("content", NO_IMAGES.values(), ids=NO_IMAGES)
-def test_what_is_no_image_is_unreadable_whatever_it_is_called(content, tmp_path):
+@pytest.mark.parametrize("content", NOT_IMAGES.values(), ids=NOT_IMAGES)
+def test_a_file_that_is_not_an_image_is_unreadable_whatever_its_name(content, tmp_path):
     path = write(tmp_path / "x.jpg", content)
     for source in (content, path):
         for work in (read_header, lambda source: decode(source, ImageSpec((8, 8), 3))):
@@ -569,7 +713,7 @@ def test_what_is_no_image_is_unreadable_whatever_it_is_called(content, tmp_path)
                 work(source)
 
 
-def test_a_folder_is_no_image_and_a_file_that_is_gone_says_so(tmp_path):
+def test_a_folder_is_unreadable_and_a_missing_file_is_a_file_not_found(tmp_path):
     with pytest.raises(UnreadableImage):
         decode(tmp_path, ImageSpec((8, 8), 3))
     with pytest.raises(FileNotFoundError):
@@ -577,7 +721,7 @@ def test_a_folder_is_no_image_and_a_file_that_is_gone_says_so(tmp_path):
 
 
 def claiming(ending, side):
-    """A small file whose header claims to be this large each way."""
+    """A small file whose header claims this height and width."""
     content = bytearray(encoded(smooth(8, 8), ending))
     if ending == "bmp":
         content[18:26] = struct.pack("<ii", side, side)
@@ -590,6 +734,9 @@ def claiming(ending, side):
         for tag in (256, 257):
             entry = content.index(struct.pack("<H", tag))
             content[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, side)
+    elif ending == "avif":
+        extents = content.index(b"ispe")
+        content[extents + 8 : extents + 16] = struct.pack(">II", side, side)
     elif ending == "png":
         return png(side, side, 8, 2, b"")
     elif ending == "webp":  # the extended header says the size of the canvas
@@ -612,7 +759,7 @@ def test_a_header_that_claims_too_many_pixels_is_refused_at_once(ending):
     for work in (read_header, lambda source: decode(source, ImageSpec((8, 8), 3))):
         with pytest.raises(UnreadableImage) as refused:
             work(claiming(ending, 16384 if ending == "webp" else 60_000))
-        if ending != "webp":  # whose decoder finds first that the canvas is not the picture's
+        if ending not in ("webp", "avif"):  # their decoders compare the size with the image first
             assert "bomb" in str(refused.value)
     assert time.monotonic() - started < 1
 
@@ -630,11 +777,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
-def test_a_real_bomb_is_refused_without_being_unpacked(tmp_path):
-    """60,000 x 20,000 white pixels in 150 kB would be 3.6 GB."""
-    row = b"\0" + b"\xff" * 7500
-    path = write(tmp_path / "bomb.png", png(60_000, 20_000, 1, 0, row * 20_000))
-    assert path.stat().st_size < 1_000_000
+def test_a_real_decompression_bomb_is_refused_without_being_decoded(tmp_path):
+    """40,000 x 5,000 white pixels in a few kB would be 600 MB."""
+    row = b"\0" + b"\xff" * 5000
+    path = write(tmp_path / "bomb.png", png(40_000, 5_000, 1, 0, row * 5_000))
+    assert path.stat().st_size < 100_000
     done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)
     reason, megabytes = done.stdout.splitlines()
     assert "bomb" in reason and float(megabytes) < 50 and done.stderr == ""
@@ -642,6 +789,6 @@ def test_a_real_bomb_is_refused_without_being_unpacked(tmp_path):
 
 def test_text_that_unpacks_to_gigabytes_is_refused():
     packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(80)) + packer.flush()
     content = png(8, 8, 8, 0, bytes(72), before=chunk(b"zTXt", b"Comment\0\0" + packed))
     assert isinstance(outcome(content), (str, np.ndarray))

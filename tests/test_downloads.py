@@ -1,4 +1,4 @@
-"""Downloads: what is fetched, what is taken from files put there by hand, and what is left when it fails."""
+"""Downloads: what is downloaded, which existing files are used, and what is left after a failure."""
 
 import _thread
 import http.client
@@ -80,8 +80,7 @@ def test_a_data_folder_that_cannot_be_made_is_refused_with_what_to_do(tmp_path):
     assert_says_what_to_do(str(refused.value), "mnist", tmp_path / "file" / "data")
 
 
-@every_set
-def test_a_network_that_never_answers_is_given_up(name, tmp_path, monkeypatch):
+def test_a_network_that_never_answers_is_given_up(tmp_path, monkeypatch):
     released = threading.Event()
 
     def urlopen(*args, **kwargs):
@@ -89,16 +88,16 @@ def test_a_network_that_never_answers_is_given_up(name, tmp_path, monkeypatch):
         raise urllib.error.URLError("released")
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(downloads, "NETWORK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(downloads, "NETWORK_TIMEOUT_S", 0.3)
     started = time.monotonic()
     try:
         with pytest.raises(FileError, match="no answer") as refused:
-            open_dataset(name, data_dir=str(tmp_path / "data"))
-        assert 0.5 < time.monotonic() - started < 10
+            open_dataset("mnist", data_dir=str(tmp_path / "data"))
+        assert 0.3 < time.monotonic() - started < 10
         assert not content(tmp_path).keys() - {"data"}
     finally:
         released.set()
-    assert_says_what_to_do(str(refused.value), name, tmp_path / "data")
+    assert_says_what_to_do(str(refused.value), "mnist", tmp_path / "data")
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def write_both_splits(raw):
 def test_a_slow_download_is_not_given_up_while_bytes_arrive(tmp_path, monkeypatch, torchvision_downloads):
     def slowly(raw):
         with open(raw / "part", "wb", buffering=0) as file:
-            for _ in range(15):
+            for _ in range(10):
                 file.write(b"x")
                 time.sleep(0.1)
         (raw / "part").unlink()
@@ -144,7 +143,7 @@ def test_a_set_that_was_downloaded_is_not_downloaded_again(tmp_path, torchvision
         write_both_splits(raw)
 
     torchvision_downloads(once)
-    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(tmp_path)).images[:, 0].numpy(), IMAGES)
+    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(tmp_path)).images[:][:, 0].numpy(), IMAGES)
     assert len(open_dataset("mnist", heldout=True, data_dir=str(tmp_path)).images) == 7
     assert len(open_dataset("mnist", data_dir=str(tmp_path)).images) == 20
     assert len(downloads) == 1
@@ -191,7 +190,7 @@ def test_a_download_completes_a_set_of_which_some_files_are_there(tmp_path, torc
     raw.mkdir(parents=True)
     (raw / FILES[0]).write_bytes(idx(IMAGES))
     (raw / "notes.txt").write_text("mine")
-    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(tmp_path)).images[:, 0].numpy(), IMAGES)
+    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(tmp_path)).images[:][:, 0].numpy(), IMAGES)
     assert {path.name for path in raw.iterdir()} == {*FILES, "notes.txt"}
     assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
 
@@ -207,7 +206,7 @@ def test_a_failed_download_leaves_the_users_files_alone(tmp_path):
     assert set(content(tmp_path)) == {"MNIST", "MNIST/raw", "MNIST/raw/" + FILES[0]}
 
 
-# Files put there by hand
+# Files that the user has put there
 
 
 def test_an_archive_put_there_by_hand_is_unpacked_without_a_network(tmp_path, monkeypatch):
@@ -215,7 +214,7 @@ def test_an_archive_put_there_by_hand_is_unpacked_without_a_network(tmp_path, mo
     archive = pack_cifar10(tmp_path, monkeypatch)
     before = content(tmp_path)[archive.name]
     data = open_dataset("cifar10", data_dir=str(tmp_path))
-    np.testing.assert_array_equal(data.images.numpy(), images[:20])
+    np.testing.assert_array_equal(data.images[:].numpy(), images[:20])
     np.testing.assert_array_equal(open_dataset("cifar10", heldout=True, data_dir=str(tmp_path)).labels, labels[20:])
     assert content(tmp_path)[archive.name] == before
     assert {path.name for path in tmp_path.iterdir()} == {archive.name, "cifar-10-batches-py"}
@@ -227,7 +226,7 @@ def test_photographs_and_tables_put_there_by_hand_are_unpacked_without_a_network
     order = [12, 3, 1, 9, 5, 2, 4, 11, 10, 8, 7, 6]
     assert data.labels.tolist() == [labels[number - 1] for number in order]
     assert data.images.shape == (12, 3, 64, 64)
-    greys = data.images.float().mean((1, 2, 3))
+    greys = data.images[:].float().mean((1, 2, 3))
     torch.testing.assert_close(greys, torch.tensor([10.0 * number for number in order]), rtol=0, atol=2)
     assert [path.name for path in tmp_path.iterdir()] == ["flowers-102"]
     names = {path.name for path in (tmp_path / "flowers-102").iterdir()}
@@ -253,12 +252,12 @@ def test_an_archive_with_another_md5_is_refused_and_kept_as_it_was(wrong, tmp_pa
     with pytest.raises(FileError) as refused:
         open_dataset("cifar10", data_dir=str(tmp_path))
     assert_says_what_to_do(str(refused.value), "cifar10", tmp_path)
-    assert "cifar-10-python.tar.gz alone will not do" in str(refused.value)
+    assert "cifar-10-python.tar.gz is not enough" in str(refused.value)
     assert content(tmp_path) == before
 
 
 def test_a_download_that_goes_wrong_does_not_touch_a_file_put_there_by_hand(tmp_path, monkeypatch):
-    """torchvision writes into a file whose md5 it dislikes; it has a copy to do that to."""
+    """torchvision overwrites a file whose md5 differs, so it is given a copy."""
 
     class Answer:
         url, length, parts = None, 6, [b"broken", b""]
@@ -312,14 +311,14 @@ def test_sets_that_are_there_are_opened_without_writing(tmp_path, monkeypatch):
 
 
 def assert_whole(folder, names):
-    """One whole set of MNIST, and nothing else."""
+    """A complete MNIST, and nothing else, is in the folder."""
     assert set(content(folder)) == {"MNIST", "MNIST/raw", *(f"MNIST/raw/{name}" for name in names)}
-    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(folder)).images[:, 0].numpy(), IMAGES)
+    np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(folder)).images[:][:, 0].numpy(), IMAGES)
 
 
 @pytest.mark.parametrize("there", [(), (FILES[0],), (FILES[0], FILES[2], FILES[3])])
 def test_threads_that_download_the_same_set_at_once_all_succeed(there, tmp_path, torchvision_downloads):
-    """Also where some of it is there, so that the folders cannot be moved in whole."""
+    """Also if some files exist already, so that the whole folder cannot be renamed."""
     together, opened = threading.Barrier(4), []
 
     def all_at_once(raw):
@@ -339,7 +338,7 @@ def test_threads_that_download_the_same_set_at_once_all_succeed(there, tmp_path,
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(opened) == 4 and all(torch.equal(data.images, opened[0].images) for data in opened)
+    assert len(opened) == 4 and all(torch.equal(data.images[:], opened[0].images[:]) for data in opened)
     assert_whole(tmp_path, FILES)
 
 
@@ -361,10 +360,11 @@ class MNIST:
             time.sleep(0.02)
 
 sys.modules["torchvision"] = types.SimpleNamespace(datasets=types.SimpleNamespace(MNIST=MNIST))
-print(int(open_dataset("mnist", data_dir=str(folder / "data")).images.sum()))
+print(int(open_dataset("mnist", data_dir=str(folder / "data")).images[:].sum()))
 """
 
 
+@pytest.mark.slow  # the threads above show the same, sooner
 def test_two_processes_that_download_the_same_set_at_once_both_succeed(tmp_path):
     write_both_splits(tmp_path / "server")
     processes = [
@@ -376,7 +376,7 @@ def test_two_processes_that_download_the_same_set_at_once_both_succeed(tmp_path)
 
 
 def test_threads_that_unpack_the_same_flowers_at_once_all_succeed(tmp_path, monkeypatch):
-    """Their folder is there already, with the archive in it, so each moves its photographs in one by one."""
+    """Their folder exists already, with the archive in it, so each thread moves its photographs one by one."""
     labels = write_flowers102(tmp_path, monkeypatch)
     opened, start = [], threading.Barrier(3)
 

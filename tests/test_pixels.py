@@ -18,9 +18,16 @@ def test_infinity_is_clamped_like_any_other_value_outside():
     assert to_uint8(torch.tensor([-torch.inf, torch.inf]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
 
 
-def test_every_grey_survives_the_way_to_floats_and_back():
+def test_every_grey_is_the_same_after_a_round_trip_through_floats():
     assert torch.equal(to_uint8(to_float(EVERY_GREY)), EVERY_GREY)
     assert to_float(EVERY_GREY).min() == -1 and to_float(EVERY_GREY).max() == 1
+
+
+def test_the_scale_between_black_and_white_is_linear():
+    greys = torch.arange(256, dtype=torch.uint8)
+    values = to_float(greys)
+    torch.testing.assert_close(values.double(), torch.linspace(-1, 1, 256, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert values.dtype == torch.float32 and torch.equal(greys, torch.arange(256, dtype=torch.uint8))
 
 
 def test_pictures_are_the_same_greys_with_the_channels_last():

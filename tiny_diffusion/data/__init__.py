@@ -1,1 +1,1 @@
-"""Data: what sets there are, how they are opened, and the batches that training reads."""
+"""Data: the catalogue of data sets, how they are opened, and the batches that training reads."""

@@ -1,7 +1,8 @@
-"""Batches: which images step k trains on, as a function of (seed, k).
+"""Batches: which images training step k uses, as a function of (seed, k).
 
-One endless stream of permutations, one an epoch, cut into batches across epoch ends; nothing to save and nothing to
-replay when a run resumes.  Where several processes train, each has its share of the rows of every batch.
+Each epoch is a permutation of the images.  The permutations follow one another in an endless stream, which is cut into
+batches across the ends of epochs, so a resumed run has no state to restore.  With several ranks, each rank takes its
+slice of every batch.
 """
 
 from collections.abc import Callable
@@ -10,20 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.files.stores import LazyImages
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 
-AHEAD = 3  # steps
-
 
 class Batches:
-    """batch_size: images a step over all processes.  rows: those of each batch that are this process's.
+    """The batches of a training run.
 
-    Images in memory stay on `device` as uint8 and are gathered there; those that are decoded as they are read are begun
-    AHEAD steps before they are needed.
+    batch_size: images in a step, over all ranks.  rows: the slice of each batch that belongs to this rank.
+    Images in memory stay on `device` as uint8 and are gathered there.
     """
 
     def __init__(
@@ -37,41 +35,45 @@ class Batches:
         self.hflip = hflip
         self.world = world
         self.rows = world.local_slice(batch_size)
-        self._orders: dict[int, np.ndarray] = {}
-        self._begun: dict[int, Callable[[], Tensor]] = {}
+        self._orders: dict[int, np.ndarray] = {}  # by epoch
+        self._started: dict[int, tuple[np.ndarray, Callable[[], Tensor]]] = {}  # by step: see _start
 
     def __len__(self) -> int:
-        """Images an epoch."""
+        """Images in an epoch."""
         return len(self.data)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """This process's rows of step `step` (from 0): x_0 (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
-        chosen = self.indices(step)[self.rows]
-        clean = to_float(self._images(step, chosen).to(self.device, non_blocking=True))
+        """This rank's rows of step `step` (from 0): x_0 (B, C, H, W) float32 in [-1, 1] and labels (B,) int64."""
+        indices, images = self._start(step)
+        clean = to_float(images().to(self.device, non_blocking=True))
         if self.hflip:
             flipped = stream(self.seed, "flips", step).random(self.batch_size)[self.rows] < 0.5
             clean = torch.where(torch.from_numpy(flipped).to(clean.device)[:, None, None, None], clean.flip(-1), clean)
-        return clean, self.data.labels[torch.from_numpy(chosen).to(self.device, non_blocking=True)]
+        return clean, self.data.labels[torch.from_numpy(indices).to(self.device, non_blocking=True)]
 
-    def _images(self, step: int, chosen: np.ndarray) -> Tensor:
-        if not isinstance(self.data.images, LazyImages):
-            return self.data.take(chosen, self._places(step))
-        for later in range(step, step + 1 + AHEAD):
-            if later not in self._begun:
-                self._begun[later] = self.data.images.start(self.indices(later)[self.rows], self._places(later))
-        self._begun = {later: wait for later, wait in self._begun.items() if later >= step}
-        return self._begun[step]()
+    def _start(self, step: int) -> tuple[np.ndarray, Callable[[], Tensor]]:
+        """This rank's indices of a step, and a function that waits for their images (B, C, H, W) uint8.
 
-    def _places(self, step: int) -> np.ndarray | None:
-        """Where in its image each crop of a step lies."""
-        if isinstance(self.data.images, Tensor) or self.data.images.look.cropped:
+        Starts later steps too, if the store has to decode their images.
+        """
+        images = self.data.images
+        for k in range(step, step + 1 + images.batches_ahead):
+            if k not in self._started:
+                indices = self.indices(k)[self.rows]
+                self._started[k] = indices, images.start(indices, self._crop_positions(k))
+        self._started = {k: started for k, started in self._started.items() if k >= step}
+        return self._started[step]
+
+    def _crop_positions(self, step: int) -> np.ndarray | None:
+        """(B, 2) in [0, 1): where in its image each crop of this rank lies, or None if nothing is cropped at random."""
+        if not self.data.images.random_crops:
             return None
         return stream(self.seed, "crops", step).random((self.batch_size, 2))[self.rows]
 
     def indices(self, step: int) -> np.ndarray:
-        """Which images, over all processes: items step * B .. (step + 1) * B of the stream of permutations."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(places, len(self))
+        """The images of a step, over all ranks: items step * B .. (step + 1) * B of the stream of permutations."""
+        items = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(items, len(self))
         return np.concatenate([self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The catalogue of data sets: what they are called, how large, which part trains, and what suits them.
+"""The catalogue of data sets: names, sizes, splits, and the options that suit each set.
 
-It opens nothing: `data.sources` does, by a row's `format`.  To add a set in a known format: a row in DATASETS.
+`data.sources` opens a set by its `format`.  To add a set of a known format: a row in DATASETS.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,14 @@ COLOURS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}
 
 @dataclass(frozen=True)
 class Dataset:
-    """format: a key of data.sources.OPENERS.  source: what that opener is told.
+    """A data set.  format: a key of data.sources.OPENERS.  source: the name that this opener knows it by.
 
-    splits: its parts, with their number of images; empty where only opening tells.  train: those that train unless
-    --splits says otherwise.  takes: options that only some sets have a use for.  defaults: options that suit the set.
-    sampler: which draws best from its models, as measured: strokes and shapes gain by fresh noise, photographs lose.
-    download: the files that torchvision fetches, and download_to: where in --data_dir they may be put by hand.
-    channels, size and classes of a folder are what its images say.
+    channels, size: of its images; those of a folder are read from its files.  classes: the name of each label.
+    splits: the number of images of each split; empty if only opening the set shows it.
+    train: the splits to train on unless --splits names others.  takes: options that only some sets have a use for.
+    defaults: options that suit the set.  sampler: the default sampler, chosen by measurement: fresh noise helps with
+    strokes and shapes, and does harm with photographs.
+    download: the files that torchvision downloads.  download_to: where in --data_dir a user can put them.
     """
 
     title: str
@@ -55,11 +56,11 @@ class Dataset:
     sampler: str = "abm"
 
     def images(self, splits: Sequence[str]) -> int:
-        """How many images these splits have."""
+        """The number of images in these splits."""
         return sum(self.splits.get(split, 0) for split in splits)
 
 
-IMAGE_FILES = ("random_crop", "cache_mb", "workers")  # what a set of image files takes beyond the others
+IMAGE_FILES = ("random_crop", "cache_mb", "workers")  # options that only sets of image files have a use for
 
 DATASETS = {
     "digits": Dataset(
@@ -69,7 +70,7 @@ DATASETS = {
         channels=1,
         size=8,
         classes=DIGITS,
-        splits={"train": 1498, "test": 299},  # test is each sixth image
+        splits={"train": 1498, "test": 299},  # every sixth image is in the test split
         sampler="sa_solver",
         defaults={"patch_size": 1, "epochs": 60, "sample_interval": 20, "save_interval": 20},
     ),
@@ -135,7 +136,7 @@ DATASETS = {
 
 
 def background_colour(name: object) -> tuple[tuple[int, int, int] | None, str | None]:
-    """(red, green, blue) of a name in COLOURS or of #rrggbb, or what is wrong with it."""
+    """(red, green, blue) of a name in COLOURS or of #rrggbb; None and the reason if it is neither."""
     digits = COLOURS.get(name, name) if isinstance(name, str) else ""
     if len(digits) == 7 and digits[0] == "#" and all(digit in "0123456789abcdefABCDEF" for digit in digits[1:]):
         return tuple(int(digits[i : i + 2], 16) for i in (1, 3, 5)), None

@@ -1,5 +1,7 @@
-"""Downloads: by torchvision, checked by md5, beside the final place and moved in whole, so that half a set is never
-found, and two processes at once do not disturb each other.
+"""Downloads by torchvision, which checks md5 sums.
+
+A set is downloaded to a temporary folder beside its target and then renamed, so that nobody finds half a set and two
+processes can download at once.
 """
 
 import contextlib
@@ -17,67 +19,67 @@ from pathlib import Path
 from tiny_diffusion.data.catalog import Dataset
 from tiny_diffusion.errors import FileError
 
-NETWORK_TIMEOUT_S = 40.0  # without a byte arriving
+NETWORK_TIMEOUT_S = 40.0  # since the last byte arrived
 
 
-def download(dataset: Dataset, folder: Path, place: str) -> None:
-    """Fetches a set into folder / place, where torchvision puts it.
+def download(dataset: Dataset, folder: Path, name: str) -> None:
+    """Downloads a set into folder / name, where torchvision puts it.
 
-    Of the files that lie there already, those with the right md5 are taken instead of being fetched.  Raises FileError,
-    naming the files to put there by hand.
+    Files that are there already and have the right md5 are not downloaded.  Raises FileError, which names the files to
+    put there by hand.
     """
     import torchvision
 
-    partial, borrowed = None, []
+    partial, copied = None, []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{dataset.source}-", suffix=".part", dir=folder))
-        borrowed = _borrow(folder, partial, dataset)
-        fetch = getattr(torchvision.datasets, dataset.source)
-        _run_while_bytes_arrive(lambda: fetch(str(partial), download=True), partial)
-        _move_in(partial / place, folder / place)
+        copied = _copy_existing(folder, partial, dataset)
+        torchvision_set = getattr(torchvision.datasets, dataset.source)
+        _run_while_bytes_arrive(lambda: torchvision_set(str(partial), download=True), partial)
+        _move_in(partial / name, folder / name)
     except (RuntimeError, OSError, EOFError, tarfile.TarError, zlib.error, http.client.HTTPException) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        there = f" ({', '.join(borrowed)} alone will not do: some are missing, or an md5 differs)" if borrowed else ""
+        existing = f" ({', '.join(copied)} is not enough: files are missing, or an md5 differs)" if copied else ""
         raise FileError(
-            f"{folder / place} is missing and the download failed ({lines[-1].strip()}). "
-            f"Put {dataset.download} in {folder / dataset.download_to}{there}, name the folder that has "
-            f"{dataset.source} by --data_dir, or try --dataset digits, which needs no download."
+            f"{folder / name} is missing and the download failed ({lines[-1].strip()}). "
+            f"Put {dataset.download} in {folder / dataset.download_to}{existing}, name the folder that has "
+            f"{dataset.source} with --data_dir, or try --dataset digits, which needs no download."
         ) from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _borrow(folder: Path, partial: Path, dataset: Dataset) -> list[str]:
-    """Gives torchvision copies of the files that somebody has put there by hand: it overwrites those it dislikes."""
-    borrowed = []
+def _copy_existing(folder: Path, partial: Path, dataset: Dataset) -> list[str]:
+    """Copies the files that the user has put there, because torchvision overwrites those whose md5 differs."""
+    copied = []
     for path in sorted((folder / dataset.download_to).glob("*")):
         if path.is_file() and (dataset.download_to or path.name == dataset.download):
             target = partial / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-            borrowed.append(path.name)
-    return borrowed
+            copied.append(path.name)
+    return copied
 
 
-def _move_in(fetched: Path, place: Path) -> None:
-    """The whole folder in one move, or, where some of it lies there already, what is missing file by file."""
+def _move_in(downloaded: Path, target: Path) -> None:
+    """Renames the folder, or moves its files one by one if the target exists already."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(fetched, place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(downloaded, target)
     except OSError:
-        if not place.is_dir():
+        if not target.is_dir():
             raise
-        for path in sorted(fetched.iterdir()):
-            if path.is_dir() and (place / path.name).is_dir():
-                _move_in(path, place / path.name)
+        for path in sorted(downloaded.iterdir()):
+            if path.is_dir() and (target / path.name).is_dir():
+                _move_in(path, target / path.name)
             else:
-                os.replace(path, place / path.name)
+                os.replace(path, target / path.name)
 
 
 def _run_while_bytes_arrive(work: Callable[[], object], folder: Path) -> None:
-    """Runs work in a thread; gives up when nothing has been written to the folder for NETWORK_TIMEOUT_S."""
+    """Runs work() in a thread.  Raises TimeoutError if nothing is written to the folder for NETWORK_TIMEOUT_S."""
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -88,13 +90,13 @@ def _run_while_bytes_arrive(work: Callable[[], object], folder: Path) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    arrived, since = -1, time.monotonic()
+    arrived, last_arrival = -1, time.monotonic()
     while thread.is_alive():
         thread.join(0.2)
         now = _bytes_in(folder)
         if now != arrived:
-            arrived, since = now, time.monotonic()
-        if time.monotonic() - since > NETWORK_TIMEOUT_S:
+            arrived, last_arrival = now, time.monotonic()
+        if time.monotonic() - last_arrival > NETWORK_TIMEOUT_S:
             raise TimeoutError(f"no answer from the network for {NETWORK_TIMEOUT_S:.0f} seconds")
     if failed:
         raise failed[0]
@@ -102,8 +104,8 @@ def _run_while_bytes_arrive(work: Callable[[], object], folder: Path) -> None:
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):  # removed in the meantime
-                total += os.path.getsize(os.path.join(place, name))
+                total += os.path.getsize(os.path.join(parent, name))
     return total

@@ -1,4 +1,4 @@
-"""What a data set is once it is open, and what is said to open one."""
+"""ImageSet, a data set that is open, and OpenRequest, what is to be opened and how."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,26 +10,31 @@ from torch import Tensor
 from tiny_diffusion.data.catalog import Dataset
 from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.files.scan import Progress
-from tiny_diffusion.data.files.stores import LazyImages, VariableSizeImages
+from tiny_diffusion.data.files.stores import ImageStore, TensorImages
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """images: (N, C, H, W) uint8, a tensor or pictures that are taken from likewise.  labels: (N,) int64.
+    """Images with their labels.
 
-    class_names: one a label; none where there are no classes.  report: lines that say what was found.
+    images: a store, or a tensor (N, C, H, W) uint8, which becomes one.  labels: (N,) int64.
+    class_names: the name of each label, or () if there are no classes.  report: lines that describe the set.
     """
 
-    images: Tensor | VariableSizeImages | LazyImages
+    images: ImageStore
     labels: Tensor
     class_names: tuple[str, ...]
     report: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        if isinstance(self.images, Tensor):
+            object.__setattr__(self, "images", TensorImages(self.images))
+
     @classmethod
     def empty(cls, channels: int, size: tuple[int, int], class_names: tuple[str, ...]) -> "ImageSet":
-        """Of no images: what is held out of a set that trains whole.  size: height and width they would have."""
+        """A set of no images.  size: (height, width) of the images it would have."""
         images = torch.empty((0, channels, *size), dtype=torch.uint8)
-        return cls(images, torch.empty(0, dtype=torch.int64), class_names)
+        return cls(TensorImages(images), torch.empty(0, dtype=torch.int64), class_names)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,15 +44,12 @@ class ImageSet:
         return self.images.shape[1]
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same on this device: what is a tensor; files are decoded on the CPU."""
-        images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
-        return ImageSet(images, self.labels.to(device), self.class_names, self.report)
+        """The same set on this device, as far as its pixels are in memory."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names, self.report)
 
-    def take(self, indices: np.ndarray, places: np.ndarray | None = None) -> Tensor:
-        """The images of these indices, (B, C, H, W) uint8.  places: (B, 2) in [0, 1), of random crops."""
-        if isinstance(self.images, Tensor):
-            return self.images[torch.from_numpy(indices).to(self.images.device, non_blocking=True)]
-        return self.images.take(indices, places)
+    def take(self, indices: np.ndarray) -> Tensor:
+        """The images of these indices, cropped from the centre: (B, C, H, W) uint8."""
+        return self.images.take(indices)
 
 
 def evenly_spaced(length: int, count: int) -> Tensor:
@@ -56,17 +58,18 @@ def evenly_spaced(length: int, count: int) -> Tensor:
 
 
 def thin_out(items: Tensor, count: int) -> Tensor:
-    """At most `count` of the items, evenly spaced: a folder's images are sorted by class."""
+    """At most `count` of the items, evenly spaced, because the images of a folder are sorted by class."""
     return items[evenly_spaced(len(items), count)] if len(items) > count else items
 
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """What is to be opened and how; the defaults are those of a plain look into a set.
+    """Which data set is to be opened, and how.
 
-    splits: the parts that train; heldout: the others instead.  size: height and width.  folder: where data sets lie.
-    channels: of a set of image files, where they are known.  cache: where decoded sets are kept.
-    cache_bytes: what may be kept in memory.
+    splits: the splits to train on; heldout: open the other splits instead.  folder: the folder of data sets.
+    size: (height, width).  channels: of a set of image files, if they are known.  cache: where decoded sets are kept.
+    cache_bytes: the most that decoded images may take in memory.  workers: threads, or None for one for each core.
+    progress: wraps the loops over files.
     """
 
     dataset: Dataset
@@ -83,6 +86,6 @@ class OpenRequest:
     progress: Progress = lambda items, count, doing: items
 
     @property
-    def parts(self) -> list[str]:
+    def opened_splits(self) -> list[str]:
         """The splits to open, in the catalogue's order."""
         return [split for split in self.dataset.splits if (split in self.splits) != self.heldout]

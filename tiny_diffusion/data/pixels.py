@@ -1,4 +1,4 @@
-"""Pixels: uint8 grey levels on disk and in memory, float32 in [-1, 1] for the network.  The one place that converts."""
+"""Converts pixels between uint8, as images are stored, and float32 in [-1, 1], as the network sees them."""
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images (N, C, H, W), about in [-1, 1], as uint8 of the same shape; values outside are clamped.
+    """Float images (N, C, H, W) as uint8 of the same shape.  Values outside [-1, 1] are clamped.
 
-    Raises DivergenceError if any value is NaN: a grey level would hide it.
+    Raises DivergenceError if any value is NaN, which no grey level can show.
     """
     bad = torch.isnan(images).flatten(1).any(1)
     if bad.any():
@@ -27,5 +27,5 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pictures(images: Tensor) -> np.ndarray:
-    """The same as numpy uint8 (N, H, W, C), as pictures are saved.  Raises DivergenceError as `to_uint8`."""
+    """Float images (N, C, H, W) as numpy uint8 (N, H, W, C), as files are written.  Raises DivergenceError."""
     return to_uint8(images.cpu()).permute(0, 2, 3, 1).numpy()

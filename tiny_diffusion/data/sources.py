@@ -1,7 +1,7 @@
 """Opens data sets as uint8 images, whatever their format on disk.
 
 Knows nothing of batches or training.  A set that is already there is never downloaded again, and its folder may be
-read-only.  To add a format: a function of an OpenRequest, a row in OPENERS.
+read-only.  To add a format: a function of an OpenRequest and a row in OPENERS.
 """
 
 import os
@@ -23,23 +23,25 @@ def open_dataset(
     splits: Sequence[str] | None = None,
     **options,
 ) -> ImageSet:
-    """The named set: the splits that train (the usual ones unless they are named), or those that are held out.
+    """The training images of a data set, or its held-out images, of which there may be none.
 
-    data_dir: then $TINY_DIFFUSION_DATA, then data.  size: the side, or (height, width), that images are scaled to cover
-    and cropped to; None: the set's own.  options: see OpenRequest.  There may be no held-out images: a set of length 0.
-    Raises FileError, with what to do, if the set is neither there nor to be had.
+    data_dir: the folder of data sets; None: $TINY_DIFFUSION_DATA, then data.  size: the side, or (height, width), that
+    images are scaled to cover and cropped to; None: the set's own.  splits: the splits to train on; None: the usual.
+    options: the other fields of OpenRequest.
+    Raises FileError, with what to do, if the set is not there and cannot be downloaded.
     """
     dataset = DATASETS[name]
     size = size or dataset.size
     height_width = size if isinstance(size, tuple) else (size, size)
     splits = dataset.train if splits is None else tuple(splits)
-    opening = OpenRequest(dataset, splits, heldout, data_folder(data_dir), height_width, **options)
-    if dataset.splits and not opening.parts:
+    request = OpenRequest(dataset, splits, heldout, data_folder(data_dir), height_width, **options)
+    if dataset.splits and not request.opened_splits:
         return ImageSet.empty(dataset.channels, height_width, dataset.classes)
-    return OPENERS[dataset.format](opening)
+    return OPENERS[dataset.format](request)
 
 
 def data_folder(data_dir: str | None) -> Path:
+    """--data_dir, then $TINY_DIFFUSION_DATA, then data."""
     return Path(data_dir or os.environ.get("TINY_DIFFUSION_DATA") or "data")
 
 

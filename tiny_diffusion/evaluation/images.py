@@ -89,15 +89,17 @@ def _folder(option: str, path: Path) -> Tensor:
     """Images that are all of one size, as they are: nothing is scaled, which would change the score."""
     from tiny_diffusion.data.files.folders import list_images
     from tiny_diffusion.data.files.open import open_files
-    from tiny_diffusion.data.files.scan import named, scan
+    from tiny_diffusion.data.files.scan import named_files, scan
 
     try:
         files = list_images(path)
         found = scan(files, 0, whole=False, background=(255, 255, 255), progress=lambda items, count, doing: items)
     except FileError as error:
         raise FileError(str(error).replace("--data_dir", f"--{option}")) from error
-    if found.bad:  # a score of the others would be one of other images
-        raise FileError(f"--{option} {path}: {named(files, found.bad)} cannot be read. Repair or remove such files.")
+    if found.unreadable:  # a score of the others would be one of other images
+        raise FileError(
+            f"--{option} {path}: {named_files(files, found.unreadable)} cannot be read. Repair or remove such files."
+        )
     if len(found.sizes) > 1:
         some = ", ".join(f"{h}x{w}" for h, w in list(found.sizes)[:3])
         raise OptionError(
@@ -106,4 +108,4 @@ def _folder(option: str, path: Path) -> Tensor:
         )
     opening = OpenRequest(DATASETS["folder"], (), heldout=False, folder=path, size=next(iter(found.sizes)))
     data = open_files(opening, files, found)
-    return data.take(np.arange(len(data)))
+    return data.images[:]

@@ -259,7 +259,7 @@ class Session:
     def _finish(self) -> int:
         """The last pictures and the last checkpoint."""
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
-        if lost := getattr(self.data.images, "bad", {}):
+        if lost := self.data.images.unreadable:
             print(f"{len(lost)} images could not be read while training, others took their place", file=sys.stderr)
         history = self.writer.heldout_history
         is_measured = history and history[-1][0] == self.trainer.step

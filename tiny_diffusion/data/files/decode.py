@@ -1,47 +1,59 @@
-"""One image file to pixels: whatever its format, mode and orientation, as uint8 (C, H, W).
+"""Decodes one image file, whatever its format, mode and orientation, to uint8 pixels (C, H, W).
 
-Knows files and Pillow, not folders or classes.  A file that cannot be read, for whatever reason, is an UnreadableImage.
+Knows files and Pillow, not folders or classes.  A file that cannot be decoded, for whatever reason, raises
+UnreadableImage.
 """
 
 import io
 import logging
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+
+from tiny_diffusion.data.files.colours import is_grey, to_eight_bits
+from tiny_diffusion.data.files.png import SIGNATURE, scale_transparency, without_metadata
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  # Pillow's others are seldom meant, and EPS runs a program
-ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-MAX_PIXELS = 178_956_970  # Pillow's own bound: half a gigabyte as RGB.  A larger one is a decompression bomb
+# Pillow's other formats are rare, and for EPS it runs a program.  HEIF needs pillow-heif, AVIF a Pillow built with it.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "HEIF")
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of the first box of a file
+AVIF_BRANDS = (b"avif", b"avis")
+MAX_PIXELS = 178_956_970  # Pillow's own limit, half a gigabyte as RGB.  A larger image is a decompression bomb
+MAX_LENGTH = 4  # times the wanted side, for images that are not cropped: a strip of 1x5000 pixels would fill the memory
 ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from its value to Pillow's Transpose
-SIDEWAYS = (5, 6, 7, 8)
+TRANSPOSE = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from an orientation to Pillow's Transpose that undoes it
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 WIDTH, HEIGHT = 256, 257  # tags of a TIFF
-LONGEST = 4  # of the wanted side, where images are not cropped to it: a strip of 1x5000 pixels would fill the memory
-GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+Result = TypeVar("Result")
 
 
 class UnreadableImage(ValueError):
-    """A file that is no image, a damaged one, or one too large to be unpacked.  The message is the reason, in short."""
+    """The file is not an image, is damaged, or is too large to decode.  The message is the reason, in a few words."""
 
 
 class Header(NamedTuple):
-    """What a file says of itself.  kind: PNG, JPEG, ...  size: height and width as it is meant to be seen."""
+    """What the header of a file says.  format: PNG, JPEG, ...  size: (height, width) of the upright image."""
 
-    kind: str
+    format: str
     size: tuple[int, int]
     grey: bool
     transparent: bool
 
 
 class ImageSpec(NamedTuple):
-    """What images are made to look like.  size: height, width.  background: (red, green, blue) behind transparency.
+    """What images are decoded to.  size: (height, width).  background: (red, green, blue) behind transparent pixels.
 
-    cropped: exactly this size, from the centre.  Otherwise scaled to cover it, and one side may be longer.
+    cropped: exactly this size, from the centre.  Otherwise scaled to cover it, so that one side may be longer.
     """
 
     size: tuple[int, int]
@@ -51,132 +63,143 @@ class ImageSpec(NamedTuple):
 
 
 def read_header(content: bytes | Path) -> Header:
-    """What the file says of itself, before its pixels are unpacked."""
-    return _opened(
-        content, lambda image: Header(image.format, _size(image), _is_grey(image), image.has_transparency_data)
-    )
+    """Reads the header of a file, without decoding its pixels.  Raises UnreadableImage, FileNotFoundError."""
+
+    def header(image: "Image") -> Header:
+        name = "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs in a file
+        return Header(name, _upright_size(image), is_grey(image), image.has_transparency_data)
+
+    return _with_image(content, header, pixels=False)
 
 
-def decode(content: bytes | Path, look: ImageSpec) -> np.ndarray:
-    """The image as uint8 (C, H, W)."""
-    return _opened(content, lambda image: _pixels(image, look))
+def decode(content: bytes | Path, spec: ImageSpec) -> np.ndarray:
+    """The image as uint8 (C, H, W).  Raises UnreadableImage, FileNotFoundError."""
+    return _with_image(content, lambda image: _pixels(image, spec), pixels=True)
 
 
-def _opened(content: bytes | Path, work):
-    """work(image).  Raises UnreadableImage, and FileNotFoundError where there is no file any more."""
+def _with_image(content: bytes | Path, work: Callable[["Image"], Result], pixels: bool) -> Result:
+    """work(image).  Every error of Pillow becomes an UnreadableImage.  pixels: whether work needs them."""
     from PIL import Image
 
-    # What is wrong with a file is in the error, or does not matter: no warnings and no log lines between ours.
+    # The error says what is wrong with a file, so Pillow's warnings and log lines would only disturb our output.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
-            if image.size[0] * image.size[1] > MAX_PIXELS:
-                raise UnreadableImage(f"{image.size[0]}x{image.size[1]} pixels: a decompression bomb")
-            return work(image)
+        with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+            is_png = file.read(len(SIGNATURE)) == SIGNATURE
+            with Image.open(without_metadata(file, pixels) if is_png else file, formats=_formats()) as image:
+                if image.size[0] * image.size[1] > MAX_PIXELS:
+                    raise UnreadableImage(f"{image.size[0]}x{image.size[1]} pixels: a decompression bomb")
+                return work(image)
     except (FileNotFoundError, UnreadableImage):
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage("not a PNG, JPEG, BMP, GIF, WebP or TIFF image") from error
+        raise UnreadableImage(_why_unidentified(content)) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"a decompression bomb: over {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # a hostile file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
+    except Exception as error:  # a damaged file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(" ".join(reason.split())[:100]) from error
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """The FORMATS that this Pillow reads, with pillow-heif if it is installed."""
+    from PIL import Image, TiffImagePlugin, features
+
+    for order, suffix in ((TiffImagePlugin.II, ""), (TiffImagePlugin.MM, "B")):
+        kinds = {(1, 12): ("I;16", "I;12"), (1, 16): (f"I;16{suffix}",) * 2, (2, 16): ("I", f"I;16{suffix}S")}
+        for (sample_format, bits), modes in kinds.items():
+            for photometric in (0, 1):  # Pillow can decode all of these and does not list all
+                TiffImagePlugin.OPEN_INFO.setdefault((order, photometric, (sample_format,), 1, (bits,), ()), modes)
+    try:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN and (name != "AVIF" or features.check("avif")))
+
+
+def _why_unidentified(content: bytes | Path) -> str:
+    if isinstance(content, Path):
+        with open(content, "rb") as file:
+            content = file.read(12)
+    box, brand = content[4:8], content[8:12]
+    if box == b"ftyp" and brand in HEIF_BRANDS:
+        return "HEIC: pip install pillow-heif, or convert it to JPEG"
+    if box == b"ftyp" and brand in AVIF_BRANDS:
+        return "AVIF, which this Pillow cannot read: update Pillow, or convert it to JPEG"
+    return "not a PNG, JPEG, BMP, GIF, WebP, TIFF, AVIF or HEIC image"
+
+
 def _orientation(image: "Image") -> int | None:
+    """The EXIF orientation, 1 to 8, if there is one."""
     from PIL import Image
 
     try:
-        return Image.Image.getexif(image).get(ORIENTATION)  # not a PNG's own, which unpacks the pixels
-    except Exception:  # damaged EXIF data hide no pixel
+        return Image.Image.getexif(image).get(ORIENTATION)  # a PNG's own getexif would decode the pixels
+    except Exception:  # damaged EXIF data do not make the pixels unreadable
         return None
 
 
-def _size(image: "Image") -> tuple[int, int]:
-    """Height and width as the image is meant to be seen."""
+def _upright_size(image: "Image") -> tuple[int, int]:
+    """Height and width of the upright image."""
     width, height = image.size
-    if image.format == "TIFF":  # Pillow has turned some of them already
+    if image.format == "TIFF":  # Pillow swaps the sides of some when it opens them
         width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
     return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
 
 
-def _is_grey(image: "Image") -> bool:
-    if image.mode != "P" or image.palette is None:
-        return image.mode in GREY_MODES
-    order, colours = image.palette.getdata()
-    each = {"RGB": 3, "BGR": 3, "BGRX": 4}.get(order, 0)
-    return bool(each) and colours[0::each] == colours[1::each] == colours[2::each]
-
-
-def _pixels(image: "Image", look: ImageSpec) -> np.ndarray:
-    from PIL import Image
-
-    drafted = None
-    if image.format in ("JPEG", "MPO"):
-        # It unpacks to a half, a quarter or an eighth at a fraction of the time; twice what is needed is kept.
-        scale = _scale(_size(image), look.size)
-        drafted = image.draft(None, tuple(max(1, int(2 * side * scale)) for side in image.size))
-    image.load()  # which turns a TIFF
-    width, height = drafted[1][2:] if drafted else image.size  # a drafted one may end within its last pixel
+def _pixels(image: "Image", spec: ImageSpec) -> np.ndarray:
+    """The image scaled, cropped and turned upright: uint8 (C, H, W)."""
+    height, width = _load(image, spec)
     orientation = _orientation(image)
-    size = look.size[::-1] if orientation in SIDEWAYS else look.size  # as the image lies in its file
+    size = spec.size[::-1] if orientation in SIDEWAYS else spec.size  # as the image lies in the file
     scale = _scale((height, width), size)
-    to = size if look.cropped else covering((height, width), size)
-    h, w = min(height, to[0] / scale), min(width, to[1] / scale)
+    target = size if spec.cropped else covering((height, width), size)
+    h, w = min(height, target[0] / scale), min(width, target[1] / scale)  # the part of the file's image that is kept
     left, top = (width - w) / 2, (height - h) / 2
-    image = _plain(image, look)
-    if (*to, h, w) != (image.height, image.width) * 2:
+    image = to_eight_bits(image, spec.channels, spec.background)
+    if (*target, h, w) != (image.height, image.width) * 2:
+        from PIL import Image
+
         box = (left, top, left + w, top + h)
-        image = image.resize(to[::-1], Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+        image = image.resize(target[::-1], Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    if orientation in TRANSPOSE:
+        image = image.transpose(TRANSPOSE[orientation])
     pixels = np.array(image)
     if pixels.ndim == 2:
-        return np.repeat(pixels[None], look.channels, 0)
+        return np.repeat(pixels[None], spec.channels, 0)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
 
 
-def _scale(sides: tuple[int, int], size: tuple[int, int]) -> float:
-    """By what an image of these sides covers the size."""
+def _load(image: "Image", spec: ImageSpec) -> tuple[float, float]:
+    """Decodes the pixels.  Height and width of the image in them.
+
+    libjpeg decodes to a half, a quarter or an eighth in a fraction of the time.  Twice the wanted size is kept, and the
+    image may end inside the last pixel.
+    """
+    decoded = None
+    if image.format in ("JPEG", "MPO"):
+        scale = _scale(_upright_size(image), spec.size)
+        decoded = image.draft(None, tuple(max(1, int(2 * side * scale)) for side in image.size))
+    if image.format == "PNG":
+        scale_transparency(image)
+    image.load()  # also turns a TIFF upright
+    width, height = decoded[1][2:] if decoded else image.size
+    return height, width
+
+
+def _scale(sides: tuple[float, float], size: tuple[int, int]) -> float:
+    """The factor by which an image of these sides just covers the size."""
     return max(wanted / side for wanted, side in zip(size, sides, strict=True))
 
 
-def covering(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """What an image of these sides becomes when it is scaled to cover this size: as large, or longer one way."""
+def covering(sides: tuple[float, float], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image of these sides, scaled to cover the size: one side may be longer."""
     scale = _scale(sides, size)
     return tuple(
-        min(max(wanted, round(side * scale)), LONGEST * wanted) for wanted, side in zip(size, sides, strict=True)
+        min(max(wanted, round(side * scale)), MAX_LENGTH * wanted) for wanted, side in zip(size, sides, strict=True)
     )
-
-
-def _plain(image: "Image", look: ImageSpec) -> "Image":
-    """The image in mode L if it is grey or to be grey, else RGB; on the background where it is transparent."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        values, hidden = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray(_eight_bits(values))
-        if hidden is not None:
-            image.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
-    elif image.mode == "LAB":
-        from PIL import ImageCms
-
-        to_rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *to_rgb, outputMode="RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*look.background, 255)), image)
-    wanted = "L" if look.channels == 1 or image.mode in GREY_MODES else "RGB"
-    return image if image.mode == wanted else image.convert(wanted)
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """16-bit, 32-bit and float greys as uint8: by what 16 bits can hold, or by what is there if that is another."""
-    floats = values.dtype.kind == "f"
-    with np.errstate(invalid="ignore"):  # of signalling NaNs, which damaged files hold
-        values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    top = values.max(initial=0)
-    white = next((white for white in ((1, 255, 65535) if floats else (65535,)) if top <= white), top)
-    return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)

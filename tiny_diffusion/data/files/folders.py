@@ -1,6 +1,6 @@
-"""Folders of images as they are in the world: which files there are, and which class each belongs to.
+"""Folders of images as people have them: which image files there are, and which class each one belongs to.
 
-Lists by names alone; `data.scans` looks into the files.
+Reads the names of files only; `files.scan` reads what is in them.
 """
 
 import hashlib
@@ -9,30 +9,37 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiny_diffusion.data.files.decode import ENDINGS
 from tiny_diffusion.errors import FileError, OptionError
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
-          "validation": "val"}  # fmt: skip
+          "validation": "val", "eval": "val", "evaluation": "val", "dev": "val"}  # fmt: skip
+SYSTEM_FOLDERS = {  # of macOS, Windows, Linux, Synology and QNAP: bins, thumbnails and fragments of files
+    "__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found", "@eadir", "@tmp", "#recycle",
+    "#snapshot", "@recycle", "@recently-snapshot",
+}  # fmt: skip
 NO_STATS = (-1, 0, 0)  # of a link to nothing
+
+Stats = tuple[int, int, int]  # (size, mtime_ns, ctime_ns): what changes when a file does
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The image files under root, in a fixed order.  labels: into class_names, all 0 where there are no classes.
+    """The image files under root, in a fixed order.
 
-    stats: (size, mtime_ns, ctime_ns) of each.  others: files that are no images.  note: what was noticed, or nothing.
+    names: relative to root.  labels: indices into class_names, all 0 if there are no classes.  stats: of each file.
+    others: how many files are not images.  note: a line for the report, or "".
     """
 
     root: Path
     names: tuple[str, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...] = ()
-    stats: tuple[tuple[int, int, int], ...] = ()
+    stats: tuple[Stats, ...] = ()
     others: int = 0
     note: str = ""
 
@@ -43,112 +50,137 @@ class ImageFiles:
         return self.root / self.names[index]
 
     def signature(self) -> str:
-        """A hash of names, sizes and times of change: the same as long as nobody touches a file."""
+        """A hash of names, sizes and times of change: the same as long as nobody changes a file."""
         about = repr((os.path.abspath(self.root), self.names, self.labels, self.class_names, self.stats))
         return hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()
 
     def without(self, indices: Iterable[int]) -> "ImageFiles":
-        """The same without these."""
-        gone = set(indices)
-        kept = [i for i in range(len(self)) if i not in gone]
-        return self.only(kept) if gone else self
-
-    def only(self, indices: Sequence[int]) -> "ImageFiles":
-        return ImageFiles(
-            self.root,
-            tuple(self.names[i] for i in indices),
-            tuple(self.labels[i] for i in indices),
-            self.class_names,
-            tuple(self.stats[i] for i in indices),
-            self.others,
-            self.note,
-        )
+        """The same files except those of these indices."""
+        removed = set(indices)
+        kept = [i for i in range(len(self)) if i not in removed]
+        names, labels, stats = (tuple(row[i] for i in kept) for row in (self.names, self.labels, self.stats))
+        return replace(self, names=names, labels=labels, stats=stats)
 
 
 def list_images(root: Path, splits: Sequence[str] = (), heldout: bool = False) -> ImageFiles:
-    """The image files of a folder, links followed, hidden ones left out.  Sub-folders are classes if all images are in
-    one; sub-folders named train, test or val are parts of the set.
+    """The image files of a folder.  Links are followed, hidden files and system folders are left out.
 
-    splits: the parts that train, train if none is named.  heldout: the files of the other parts instead.
-    Raises FileError if there is no such folder, or no image in it; OptionError for a part that it does not have.
+    Sub-folders named train, test or val are splits; images outside of them are left out, and the note says so.  Other
+    sub-folders are classes, if every image is in one of them.
+    splits: the splits to train on; () stands for train.  heldout: list the files of the other splits instead.
+    Raises FileError if there is no such folder or no image in it, OptionError for a split that it does not have.
     """
-    if not root.is_dir():
-        if root.is_file():
-            raise FileError(f"--data_dir {root} is a file, not a folder. Unpack it first if it is an archive.")
-        raise FileError(f"--data_dir {root} does not exist. Name the folder that holds the images.")
+    _check_folder(root)
     found, others = _walk(root)
     if not found:
-        what = f"no image but {others:,} other file{'' if others == 1 else 's'}" if others else "nothing"
-        raise FileError(
-            f"--data_dir {root} holds {what}. Name a folder of images: {', '.join(ending[1:] for ending in ENDINGS)}."
-        )
+        raise _no_images(root, others)
     folders = _folders([name for name, _ in found])
-    parts = {top: SPLITS.get(top.lower()) for top in {path[0] for path in folders if path}}
-    note = ""
-    if all(folders) and "train" in parts.values() and None not in parts.values():
-        chosen = set(splits or ("train",))
-        if missing := sorted(chosen - set(parts.values())):
-            raise OptionError(f"--splits {missing[0]}: {root} has the parts {', '.join(sorted(parts.values()))}.")
-        taken = [i for i, path in enumerate(folders) if (parts[path[0]] in chosen) != heldout]
-        rest = ", ".join(sorted(set(parts.values()) - chosen))
-        note = f"sub-folders that train: {', '.join(sorted(chosen))}" + (f"; held out: {rest}" if rest else "")
-        folders = [path[1:] for path in folders]
-    elif splits:
-        raise OptionError(
-            f"--splits {','.join(splits)} would be ignored: {root} has no sub-folders train and test. Leave it out."
-        )
+    split_of = _split_of_folder(folders)
+    if split_of:
+        chosen = _chosen_splits(root, splits, set(split_of.values()))
+        inside = [i for i, path in enumerate(folders) if path and path[0] in split_of]
+        kept = [i for i in inside if (split_of[folders[i][0]] in chosen) != heldout]
+        notes = [_splits_note(chosen, set(split_of.values()) - chosen, len(folders) - len(inside))]
+        folders = {i: folders[i][1:] for i in inside}
     else:
-        taken = [] if heldout else list(range(len(found)))
-    class_names, about_classes = _classes(folders)
-    numbers = {name: number for number, name in enumerate(class_names)}
+        _refuse_splits(root, splits)
+        kept, notes = [] if heldout else list(range(len(found))), []
+        folders = dict(enumerate(folders))
+    class_names, class_note = _classes(folders.values())
+    label_of = {name: label for label, name in enumerate(class_names)}
     return ImageFiles(
         root,
-        tuple(found[i][0] for i in taken),
-        tuple(numbers[folders[i][0]] if class_names else 0 for i in taken),
-        class_names,
-        tuple(found[i][1] for i in taken),
-        others,
-        "; ".join(filter(None, (note, about_classes))),
+        names=tuple(found[i][0] for i in kept),
+        labels=tuple(label_of[folders[i][0]] if class_names else 0 for i in kept),
+        class_names=class_names,
+        stats=tuple(found[i][1] for i in kept),
+        others=others,
+        note="; ".join(filter(None, [*notes, class_note])),
     )
 
 
+def _check_folder(root: Path) -> None:
+    if root.is_dir():
+        return
+    if root.is_file():
+        raise FileError(f"--data_dir {root} is a file, not a folder. If it is an archive, unpack it first.")
+    raise FileError(f"--data_dir {root} does not exist. Name the folder that holds the images.")
+
+
+def _no_images(root: Path, others: int) -> FileError:
+    content = f"no image but {others:,} other file{'' if others == 1 else 's'}" if others else "nothing"
+    endings = ", ".join(ending[1:] for ending in ENDINGS)
+    return FileError(f"--data_dir {root} holds {content}. Name a folder of images: {endings}.")
+
+
 def _folders(names: Sequence[str]) -> list[list[str]]:
-    """The folders that each file lies in, without those that all lie in, as an unpacked archive makes them."""
+    """The folders that lead to each file, without those that lead to all files, as an unpacked archive has them."""
     folders = [readable(name).split("/")[:-1] for name in names]
     while all(folders) and len({path[0] for path in folders}) == 1:
         folders = [path[1:] for path in folders]
     return folders
 
 
-def _classes(folders: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], str]:
-    """The class names, in natural order, and what is to be said of them."""
-    having = Counter(path[0] for path in folders if path)
-    if len(having) < 2:
+def _split_of_folder(folders: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The split of each top folder that is one, or {} if the images are not sorted into splits.
+
+    They are if there is train and another split, or nothing but folders that are called train.
+    """
+    tops = {path[0] if path else "" for path in folders}
+    split_of = {top: SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
+    splits = set(split_of.values())
+    return split_of if "train" in splits and (len(splits) > 1 or len(split_of) == len(tops)) else {}
+
+
+def _chosen_splits(root: Path, splits: Sequence[str], existing: set[str]) -> set[str]:
+    chosen = set(splits or ("train",))
+    if missing := sorted(chosen - existing):
+        raise OptionError(f"--splits {missing[0]}: {root} has the splits {', '.join(sorted(existing))}.")
+    return chosen
+
+
+def _splits_note(chosen: set[str], heldout: set[str], outside: int) -> str:
+    note = f"splits that train: {', '.join(sorted(chosen))}"
+    note += f"; held out: {', '.join(sorted(heldout))}" if heldout else ""
+    return note + (f"; left out, because in none of these splits: {outside:,}" if outside else "")
+
+
+def _refuse_splits(root: Path, splits: Sequence[str]) -> None:
+    if splits:
+        raise OptionError(
+            f"--splits {','.join(splits)} would be ignored: {root} has no sub-folders train and test. Leave it out."
+        )
+
+
+def _classes(folders: Collection[Sequence[str]]) -> tuple[tuple[str, ...], str]:
+    """The class names in natural order, and a note if sub-folders are not taken for classes."""
+    images_in = Counter(path[0] for path in folders if path)
+    if len(images_in) < 2:
         return (), ""
-    if beside := len(folders) - sum(having.values()):
-        return (), f"no classes, because images lie beside the {len(having)} sub-folders: {beside:,}"
-    return tuple(sorted(having, key=_natural)), ""
+    if beside := len(folders) - sum(images_in.values()):
+        return (), f"no classes, because {beside:,} images lie beside the {len(images_in)} sub-folders"
+    return tuple(sorted(images_in, key=_natural)), ""
 
 
-def _walk(root: Path) -> tuple[list[tuple[str, tuple[int, int, int]]], int]:
-    """(name, stats) of each file with an image's ending, in natural order, and how many others there are."""
+def _walk(root: Path) -> tuple[list[tuple[str, Stats]], int]:
+    """The name and stats of each file with the ending of an image, in natural order, and the number of other files."""
     found, others = [], 0
     try:
         waiting = [(str(root), "", frozenset(_identity(folder) for folder in root.resolve().parents))]
         while waiting:
             folder, prefix, above = waiting.pop()
-            if (here := _identity(folder)) in above:  # a link that leads up again
+            if (here := _identity(folder)) in above:  # a link to a folder that this one lies in
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
                         continue
                     about = status(entry)
                     if about is not None and stat.S_ISDIR(about.st_mode):
                         waiting.append((entry.path, f"{prefix}{entry.name}/", above | {here}))
                     elif not entry.name.lower().endswith(ENDINGS) or about and not stat.S_ISREG(about.st_mode):
                         others += 1
-                    else:  # also a link to nothing: the scan will say so
+                    else:  # a link to nothing counts too: the scan reports it
                         found.append((prefix + entry.name, stats_of(about)))
     except OSError as error:
         raise FileError(f"--data_dir {root} cannot be read: {error.filename}: {error.strerror}.") from error
@@ -156,17 +188,17 @@ def _walk(root: Path) -> tuple[list[tuple[str, tuple[int, int, int]]], int]:
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
+    """The same for every path to a folder."""
     about = os.stat(folder)
     return about.st_dev, about.st_ino
 
 
-def stats_of(about: os.stat_result | None) -> tuple[int, int, int]:
-    """(size, mtime_ns, ctime_ns): what changes when a file does."""
+def stats_of(about: os.stat_result | None) -> Stats:
     return (about.st_size, about.st_mtime_ns, about.st_ctime_ns) if about else NO_STATS
 
 
 def status(entry: os.DirEntry | Path) -> os.stat_result | None:
-    """Of what the entry or the link leads to; None where that is nothing, or the link itself."""
+    """The status of a file, or of what a link leads to; None if it leads nowhere or to itself."""
     try:
         return entry.stat()
     except OSError:
@@ -174,11 +206,18 @@ def status(entry: os.DirEntry | Path) -> os.stat_result | None:
 
 
 def _natural(text: str) -> tuple[list, str]:
-    """So that 10 comes after 9, and 01 and 1 always in the same order."""
+    """A sort key that puts 10 after 9, and 01 and 1 always in the same order."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)], text
 
 
 def readable(name: str) -> str:
-    """A file's name as one line of text in composed letters, whatever bytes it has."""
-    text = unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
-    return "".join("\ufffd" if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
+    """A file name as one line of composed text (NFC), whatever bytes it has.
+
+    Bytes that are not UTF-8, control characters and line breaks are written as escapes such as \\xe9, and a backslash
+    as two, so that different names stay different.
+    """
+    text = os.fsencode(name).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter
+        for letter in unicodedata.normalize("NFC", text)
+    )

@@ -1,4 +1,4 @@
-"""Sets of image files: Flowers-102 and any folder.  Decoded once and kept, or decoded as they are asked for."""
+"""Opens sets of image files, Flowers-102 and any folder: decoded once and kept, or decoded each time."""
 
 import time
 import warnings
@@ -12,97 +12,121 @@ from tiny_diffusion.data.downloads import download
 from tiny_diffusion.data.files.decode import ImageSpec, covering
 from tiny_diffusion.data.files.folders import ImageFiles, list_images, stats_of, status
 from tiny_diffusion.data.files.scan import Scan, refuse_unreadable, report, scan
-from tiny_diffusion.data.files.stores import LazyImages, VariableSizeImages, decode_all
+from tiny_diffusion.data.files.stores import ImageStore, LazyImages, decode_all, store_of
 from tiny_diffusion.data.files.threads import worker_count
 from tiny_diffusion.data.image_set import ImageSet, OpenRequest
 from tiny_diffusion.errors import FileError, OptionError
 
 
-def flowers102(opening: OpenRequest) -> ImageSet:
+def flowers102(request: OpenRequest) -> ImageSet:
     """torchvision's Flowers-102: photographs, and two .mat files with their classes and splits, checked by md5."""
-    place, root = "flowers-102", opening.folder
-    if not all((root / place / name).exists() for name in ("jpg", "imagelabels.mat", "setid.mat")):
-        download(opening.dataset, root, place)
+    name, root = "flowers-102", request.folder / "flowers-102"
+    if not all((root / part).exists() for part in ("jpg", "imagelabels.mat", "setid.mat")):
+        download(request.dataset, request.folder, name)
     from torchvision.datasets import Flowers102
 
     names, labels = [], []
-    for split in opening.parts:
+    for split in request.opened_splits:
         try:
-            data = Flowers102(str(root), split=split)
+            data = Flowers102(str(request.folder), split=split)
         except RuntimeError as error:
             raise FileError(
-                f"{root / place} is not the Flowers-102 of torchvision: imagelabels.mat or setid.mat is missing or "
+                f"{root} is not torchvision's Flowers-102: imagelabels.mat or setid.mat is missing or "
                 "its md5 differs. Delete the folder to download it again."
             ) from error
         names += [f"jpg/{Path(path).name}" for path in data._image_files]
         labels += data._labels
-    stats = [stats_of(status(root / place / name)) for name in names]
-    files = ImageFiles(root / place, tuple(names), tuple(labels), opening.dataset.classes, tuple(stats))
-    return open_files(opening, files)
+    stats = [stats_of(status(root / name)) for name in names]
+    files = ImageFiles(root, tuple(names), tuple(labels), request.dataset.classes, tuple(stats))
+    return open_files(request, files)
 
 
-def folder(opening: OpenRequest) -> ImageSet:
-    return open_files(opening, list_images(opening.folder, opening.splits, opening.heldout))
+def folder(request: OpenRequest) -> ImageSet:
+    """Any folder of images: see `list_images`."""
+    return open_files(request, list_images(request.folder, request.splits, request.heldout))
 
 
-def open_files(opening: OpenRequest, files: ImageFiles, found: Scan | None = None) -> ImageSet:
-    """The images of these files, and a report of them.  found: what a look into them has shown, if there was one."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in a file that are no concern of who trains on it
-    workers, cache = worker_count(opening.workers), opening.cache
-    background, _ = background_colour(opening.background)
+def open_files(request: OpenRequest, files: ImageFiles, found: Scan | None = None) -> ImageSet:
+    """The images of these files, with a report of what they are.  found: their scan, if there is one already.
+
+    Raises FileError if too many files are unreadable, OptionError if --random_crop would do nothing.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about oddities in files, which do not matter for training
     if not len(files):
-        return ImageSet.empty(opening.channels or opening.dataset.channels, opening.size, files.class_names)
-    if opening.heldout and opening.channels is not None:  # a few of them will be looked at
-        look = ImageSpec(opening.size, opening.channels, background)
-        return ImageSet(LazyImages(files, look, workers), _labels(files), files.class_names)
+        return ImageSet.empty(request.channels or request.dataset.channels, request.size, files.class_names)
+    workers = worker_count(request.workers)
+    background, _ = background_colour(request.background)
+    if request.heldout and request.channels is not None:  # only a few of these images will be read
+        spec = ImageSpec(request.size, request.channels, background)
+        return ImageSet(LazyImages(files, spec, workers), _labels(files), files.class_names)
 
-    size = 3 * opening.size[0] * opening.size[1] * len(files) * (1.5 if opening.random_crop else 1)
-    whole = size <= opening.cache_bytes and cache.folder is not None
-    signature = cache.key(files.signature(), opening.size, opening.random_crop, background)
-    if found is None and (remembered := cache.note(signature)):
-        found = Scan.from_json(remembered)
-    if found is None or (whole and not found.content):
-        found = scan(files, workers, whole=whole, background=background, progress=opening.progress)
-    if opening.random_crop and all(covering(sides, opening.size) == opening.size for sides in found.sizes):
+    size = _decoded_bytes(request, len(files))
+    in_memory = size <= request.cache_bytes
+    signature = request.cache.key(files.signature(), request.size, request.random_crop, background)
+    found = found or _scan(request, files, workers, background, signature, in_memory)
+    if request.random_crop:
+        _refuse_needless_crops(request, files, found)
+    spec = ImageSpec(request.size, found.channels, background, cropped=not request.random_crop)
+    if in_memory:
+        images, found, line = _in_memory(request, files, found, spec, workers)
+    else:
+        images = LazyImages(files, spec, workers, found.unreadable)
+        line = f"{size / 1e6:,.1f} MB when decoded, more than --cache_mb {request.cache_bytes / 1e6:.0f}: decoded "
+        line += f"by {workers} threads as they are read" if workers else "as they are read"
+    request.cache.remember(signature, found.to_json())
+    labels = _labels(files.without(found.unreadable))
+    return ImageSet(images, labels, files.class_names, (*report(files, found, request.size), line))
+
+
+def _decoded_bytes(request: OpenRequest, count: int) -> float:
+    """About how many bytes the decoded images take: half more for random crops, whose images are longer one way."""
+    height, width = request.size
+    return 3 * height * width * count * (1.5 if request.random_crop else 1)
+
+
+def _scan(
+    request: OpenRequest, files: ImageFiles, workers: int, background: tuple[int, int, int], signature: str,
+    in_memory: bool,
+) -> Scan:  # fmt: skip
+    """What an earlier scan of these files has found, if it is enough; otherwise scans them.
+
+    A set that will be kept in the cache needs a hash of its content, for which every file is read whole.
+    """
+    needs_content = in_memory and request.cache.folder is not None
+    remembered = request.cache.note(signature)
+    if remembered and (remembered["content"] or not needs_content):
+        return Scan.from_json(remembered)
+    return scan(files, workers, whole=needs_content, background=background, progress=request.progress)
+
+
+def _refuse_needless_crops(request: OpenRequest, files: ImageFiles, found: Scan) -> None:
+    if all(covering(sides, request.size) == request.size for sides in found.sizes):
         raise OptionError(
             f"--random_crop would be ignored: every image in {files.root} has the shape of --image_size "
-            f"{opening.size[0]}x{opening.size[1]}. Leave it out, or choose another shape."
+            f"{request.size[0]}x{request.size[1]}. Leave it out, or choose another shape."
         )
-    look = ImageSpec(opening.size, found.channels, background, cropped=not opening.random_crop)
-    if size <= opening.cache_bytes:
-        images, labels, found, how = _in_memory(opening, files, found, look, workers)
-    else:
-        images, labels = LazyImages(files, look, workers, found.bad), _labels(files.without(found.bad))
-        how = f"{size / 1e6:,.1f} MB when decoded, more than --cache_mb {opening.cache_bytes / 1e6:.0f}: decoded "
-        how += f"by {workers} threads as they are read" if workers else "as they are read"
-    cache.remember(signature, found.to_json())
-    return ImageSet(images, labels, files.class_names, (*report(files, found, opening.size), how))
 
 
 def _in_memory(
-    opening: OpenRequest, files: ImageFiles, found: Scan, look: ImageSpec, workers: int
-) -> tuple[torch.Tensor | VariableSizeImages, torch.Tensor, Scan, str]:
-    """Images and labels, from the cache if they are there; what was found, with what decoding has shown; a line."""
-    cache = opening.cache
-    key = cache.key(found.content, files.names, files.labels, files.class_names, look)
-    tensors, about = (cache.tensors(key), cache.note(key)) if found.content else (None, None)
-    if tensors is None or about is None:
-        started = time.monotonic()
-        pixels, sides, late = decode_all(files.without(found.bad), look, workers, opening.progress)
-        index_of = [i for i in range(len(files)) if i not in found.bad]
-        found = replace(found, bad=found.bad | {index_of[i]: reason for i, reason in late.items()})
-        refuse_unreadable(files, found.bad)
-        tensors = {"pixels": pixels, "labels": _labels(files.without(found.bad))}
-        tensors |= {} if sides is None else {"sides": sides}
-        line = f"{len(tensors['labels']):,} images decoded in {time.monotonic() - started:.1f} seconds"
-        if found.content and cache.keep(key, tensors):
-            cache.remember(key, found.to_json())
-            line += f", kept in {cache.folder}"
-    else:
-        found = Scan.from_json(about)
-        line = f"{len(tensors['labels']):,} images, decoded before and kept in {cache.folder}"
-    images = VariableSizeImages(tensors["pixels"], tensors["sides"], look) if "sides" in tensors else tensors["pixels"]
-    return images, tensors["labels"], found, line
+    request: OpenRequest, files: ImageFiles, found: Scan, spec: ImageSpec, workers: int
+) -> tuple[ImageStore, Scan, str]:
+    """The decoded images, from the cache if they are there; the scan with what decoding has shown; a report line."""
+    cache = request.cache
+    key = cache.key(found.content, files.names, files.labels, files.class_names, spec)
+    if found.content and (tensors := cache.tensors(key)) and (remembered := cache.note(key)):
+        images = store_of(tensors, spec)
+        return images, Scan.from_json(remembered), f"{len(images):,} images, decoded before and kept in {cache.folder}"
+    started = time.monotonic()
+    tensors, unreadable = decode_all(files.without(found.unreadable), spec, workers, request.progress)
+    index_of = [i for i in range(len(files)) if i not in found.unreadable]
+    found = replace(found, unreadable=found.unreadable | {index_of[i]: reason for i, reason in unreadable.items()})
+    refuse_unreadable(files, found.unreadable)
+    images = store_of(tensors, spec)
+    line = f"{len(images):,} images decoded in {time.monotonic() - started:.1f} seconds"
+    if found.content and cache.keep(key, tensors):
+        cache.remember(key, found.to_json())
+        line += f", kept in {cache.folder}"
+    return images, found, line
 
 
 def _labels(files: ImageFiles) -> torch.Tensor:

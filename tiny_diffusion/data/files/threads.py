@@ -1,4 +1,4 @@
-"""Work on many files at once, in threads: Pillow and hashlib let go of the interpreter while they compute."""
+"""Work on many files in threads: Pillow and hashlib release Python's global lock while they compute."""
 
 import os
 from collections import deque
@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-AHEAD = 64  # items a worker in flight, so that a million of them do not all wait in memory
+MAX_WAITING = 64  # results a worker, so that those of a million files do not wait in memory all at once
 
 
-def worker_count(asked: int | None) -> int:
-    """As many as were asked for; otherwise one for each core that this process may use."""
-    if asked is not None:
-        return asked
+def worker_count(workers: int | None) -> int:
+    """The number of threads: as given, or one for each core that this process may use."""
+    if workers is not None:
+        return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """work(item) for each, in their order.  With 0 workers, here and now.  What raises ends it all at once."""
+    """work(item) for each item, in order.  With 0 workers in this thread.  The first error ends the loop."""
     if not workers:
         yield from map(work, items)
         return
@@ -27,7 +27,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: i
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > AHEAD * workers:
+            if len(waiting) > MAX_WAITING * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
