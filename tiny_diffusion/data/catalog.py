@@ -34,7 +34,8 @@ class Dataset:
     """format: a key of data.sources.OPENERS.  source: what that opener is told.
 
     splits: its parts, with their number of images; empty where only opening tells.  train: those that train unless
-    --splits says otherwise.  takes: options that only some sets have a use for.  defaults: options that suit the set.
+    --splits says otherwise.  defaults: options that suit the set.
+    image_files: whether its images are files, of any size.  transparent: whether these may have transparency.
     sampler: which draws best from its models, as measured: strokes and shapes gain by fresh noise, photographs lose.
     download: the files that torchvision fetches, and download_to: where in --data_dir they may be put by hand.
     channels, size and classes of a folder are what its images say.
@@ -48,7 +49,8 @@ class Dataset:
     classes: tuple[str, ...] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
     train: tuple[str, ...] = ("train",)
-    takes: tuple[str, ...] = ()
+    image_files: bool = False
+    transparent: bool = False
     download: str = ""
     download_to: str = ""
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -58,8 +60,6 @@ class Dataset:
         """How many images these splits have."""
         return sum(self.splits.get(split, 0) for split in splits)
 
-
-IMAGE_FILES = ("random_crop", "cache_mb", "workers")  # what a set of image files takes beyond the others
 
 DATASETS = {
     "digits": Dataset(
@@ -116,7 +116,7 @@ DATASETS = {
         classes=FLOWERS,
         splits={"train": 1020, "val": 1020, "test": 6149},
         train=("train", "val", "test"),  # to generate, every photograph helps
-        takes=IMAGE_FILES,
+        image_files=True,
         download="102flowers.tgz, imagelabels.mat and setid.mat",
         download_to="flowers-102",
         defaults={"epochs": 100, "sample_interval": 5, "save_interval": 10},
@@ -128,7 +128,8 @@ DATASETS = {
         channels=3,
         size=64,
         train=(),
-        takes=(*IMAGE_FILES, "background"),
+        image_files=True,
+        transparent=True,
         defaults={"sample_interval": None, "save_interval": None},
     ),
 }

@@ -229,7 +229,7 @@ class Session:
         config = self.config
         if not config.eval_interval or epoch // config.eval_interval == before // config.eval_interval:
             return {}
-        request = self.writer.request(range(config.eval_images or 1000))
+        request = self.writer.request(range(config.eval_images))
         found = self.measure(self.trainer.ema.model, self.trainer.diffusion, request)
         for name, value in found.items():
             bar.write(f"epoch {epoch}: {name} {value:.4f}", file=sys.stderr)
