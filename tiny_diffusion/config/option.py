@@ -16,6 +16,7 @@ from tiny_diffusion.data.catalog import background_colour
 MIN_SIDE, MAX_SIDE = 4, 1024  # of an image, in pixels
 MAX_LISTED = 8  # values of one option
 MAX_NAMED = 60  # choices in a message
+EMPTY = "'' is empty. Give it a value, or leave it out"
 REQUIRED = object()  # Spec.since of an option that every checkpoint has
 
 
@@ -45,7 +46,7 @@ class Type:
     def read(self, text: str) -> object:
         """The value of a text, checked.  Raises ValueError with what is wrong."""
         if not text and not self.bare:
-            raise ValueError("'' is empty. Give it a value, or leave it out")
+            raise ValueError(EMPTY)
         value = self.parse(text)
         if wrong := self.check(value):
             raise ValueError(wrong)
@@ -106,7 +107,7 @@ class Text(Type):
     def check(self, value):
         if not isinstance(value, str):
             return f"{value!r} is not a text"
-        return None if value or self.bare else "'' is empty. Give it a value, or leave it out"
+        return None if value or self.bare else EMPTY
 
 
 class Flag(Type):
