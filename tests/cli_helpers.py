@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tiny_diffusion.cli import main
-from tiny_diffusion.cli.benchmark import SpeedOptions
-from tiny_diffusion.config.option import (
-    BenchmarkOptions,
-    ClassifierOptions,
-    EvaluateOptions,
-    FigureOptions,
-    InfoOptions,
-    SampleOptions,
-    TrainActions,
-)
+from tiny_diffusion.cli.benchmark import BenchmarkOptions, SpeedOptions
+from tiny_diffusion.cli.classifier import ClassifierOptions
+from tiny_diffusion.cli.evaluate import EvaluateOptions
+from tiny_diffusion.cli.info import InfoOptions
+from tiny_diffusion.cli.sample import SampleOptions
+from tiny_diffusion.cli.train import TrainActions
+from tiny_diffusion.cli.visualize import FigureOptions
+from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -87,16 +85,9 @@ class Cli:
 
 
 def typed(given: Mapping[str, object]) -> list[str]:
-    """These options as words of a command line."""
-    words = []
-    for name, value in given.items():
-        if value is True:
-            words.append(f"--{name}")
-        else:
-            between = "x" if name == "image_size" else ","
-            text = (between.join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
-            words.append(f"--{name}={text}")
-    return words
+    """These options of train as words of a command line."""
+    show = {name: spec.type.show for name, spec in specs(Config).items()}
+    return [f"--{name}" if value is True else f"--{name}={show[name](value)}" for name, value in given.items()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

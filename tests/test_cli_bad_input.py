@@ -19,7 +19,7 @@ import pytest
 import torch
 from cli_helpers import OPTIONS, TINY, change_tensors, contents
 
-from tiny_diffusion.config.option import COLOUR, SIZE, specs
+from tiny_diffusion.config.option import Choice, Colour, Flag, Int, ListOf, Number, Size, Text, specs
 from tiny_diffusion.config.rules import MAX_PARAMETERS
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data import arrays, downloads
@@ -32,49 +32,55 @@ from tiny_diffusion.models.build import make_model
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 
 EVERY_OPTION = [
-    (command, name, spec)
+    (command, name, spec.type)
     for command, option_sets in OPTIONS.items()
     for options in option_sets
     for name, spec in specs(options).items()
 ]
 
 
-def of_kind(*kinds):
-    return [(command, name) for command, name, spec in EVERY_OPTION if spec.kind in kinds]
+def of_type(*types):
+    """The options of these types, or of lists of these in a tuple."""
+    items = {type_[0] for type_ in types if isinstance(type_, tuple)}
+    return [
+        (command, name)
+        for command, name, kind in EVERY_OPTION
+        if type(kind) in types or (isinstance(kind, ListOf) and type(kind.item) in items)
+    ]
 
 
-def spec_of(command, name):
-    return next(spec for c, n, spec in EVERY_OPTION if (c, n) == (command, name))
+def type_of(command, name):
+    return next(kind for c, n, kind in EVERY_OPTION if (c, n) == (command, name))
 
 
 # Each option by itself
 
 
 @pytest.mark.parametrize("text", ["many", "1,5", "0x10", "nan", "inf", "1e999", " "])
-@pytest.mark.parametrize("command, name", of_kind(int, float))
+@pytest.mark.parametrize("command, name", of_type(Int, Number))
 def test_what_is_no_finite_number_is_refused(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}", text], f"--{name}", "number")
 
 
-@pytest.mark.parametrize("command, name", of_kind(int, SIZE))
+@pytest.mark.parametrize("command, name", of_type(Int, Size))
 def test_a_fraction_is_refused_where_whole_numbers_are_taken(command, name, cli):
     cli.refuses(2, [command, f"--{name}", "1.5"], f"--{name}", "'1.5'", "whole number")
 
 
-@pytest.mark.parametrize("command, name", of_kind(int, float, SIZE))
+@pytest.mark.parametrize("command, name", of_type(Int, Number, Size))
 def test_a_number_out_of_range_is_refused_with_the_range(command, name, cli):
     """Every number has both ends, so that no typing error starts a run of a year."""
-    spec = spec_of(command, name)
-    kind = int if spec.kind == SIZE else spec.kind
-    low, high = kind(spec.low if spec.open_low else spec.low - 1), kind(spec.high + 1)
-    cli.refuses(2, [command, f"--{name}={low}"], f"--{name}", low, "too small", spec.low)
-    cli.refuses(2, [command, f"--{name}={high}"], f"--{name}", high, "too large", spec.high)
+    kind = type_of(command, name)
+    to = float if type(kind) is Number else int
+    low, high = to(kind.low if getattr(kind, "open_low", False) else kind.low - 1), to(kind.high + 1)
+    cli.refuses(2, [command, f"--{name}={low}"], f"--{name}", low, "too small", kind.low)
+    cli.refuses(2, [command, f"--{name}={high}"], f"--{name}", high, "too large", kind.high)
 
 
 @pytest.mark.parametrize(
     "text", ["1,,2", "1,2,", ",1", ",", "a", "1.5,2", "1;2", "1 2", "nan", "-1,2", "1,10000000", "1," * 9 + "1"]
 )
-@pytest.mark.parametrize("command, name", of_kind((int,)))
+@pytest.mark.parametrize("command, name", of_type((Int,)))
 def test_a_malformed_list_is_refused(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}={text}"], f"--{name}")
 
@@ -83,50 +89,50 @@ def test_a_malformed_list_is_refused(command, name, text, cli):
     "text",
     ["many", "64x", "x64", "x", "64x64x64", "64.5x64", "64 64", "64,64", "nanx64", "0x40", "3x64", "64x1025", "-8x8"],
 )
-@pytest.mark.parametrize("command, name", of_kind(SIZE))
+@pytest.mark.parametrize("command, name", of_type(Size))
 def test_what_is_no_image_size_is_refused(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}={text}"], f"--{name}")
 
 
 @pytest.mark.parametrize("text", ["red", "#fff", "#gggggg", "#1234567", "ffffff", "#ff00ff ", "WHITE", "1,2,3", " "])
-@pytest.mark.parametrize("command, name", of_kind(COLOUR))
+@pytest.mark.parametrize("command, name", of_type(Colour))
 def test_what_is_no_colour_is_refused_with_those_that_have_names(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}={text}"], f"--{name}", repr(text), *COLOURS, "#rrggbb")
 
 
 @pytest.mark.parametrize("text", ["{0},,{0}", "{0},", ",{0}", ",", "{0}," * 8 + "{0}"])
-@pytest.mark.parametrize("command, name", of_kind((str,)))
+@pytest.mark.parametrize("command, name", of_type((Text,), (Choice,)))
 def test_a_list_of_names_is_refused_if_one_is_empty_or_they_are_too_many(command, name, text, cli):
-    text = text.format(next(iter(spec_of(command, name).choices), "train"))
+    text = text.format(next(iter(type_of(command, name).choices), "train"))
     cli.refuses(2, [command, f"--{name}={text}"], f"--{name}", "at most 8" if text.count(",") == 8 else "''")
 
 
-@pytest.mark.parametrize("command, name", [(c, n) for c, n, spec in EVERY_OPTION if spec.choices])
+@pytest.mark.parametrize("command, name", [(c, n) for c, n, kind in EVERY_OPTION if kind.choices])
 def test_a_choice_that_is_none_is_refused_with_the_choices(command, name, cli):
-    choices = spec_of(command, name).choices
+    choices = type_of(command, name).choices
     cli.refuses(2, [command, f"--{name}", "zzz"], f"--{name}", "'zzz' is not one of", ", ".join(choices))
 
 
 @pytest.mark.parametrize(
     "command, name, choice",
-    [(c, n, choice) for c, n, spec in EVERY_OPTION for choice in spec.choices if len(choice) > 3],
+    [(c, n, choice) for c, n, kind in EVERY_OPTION for choice in kind.choices if len(choice) > 3],
 )
 def test_a_misspelt_choice_is_answered_with_the_right_one(command, name, choice, cli):
-    others = [other for other in spec_of(command, name).choices if other != choice]
+    others = [other for other in type_of(command, name).choices if other != choice]
     shortened = [choice[:-1] + "-"] if choice[:-1] not in others else []  # adamw without its w is nearer to adam
     for misspelt in (choice + "x", choice.upper(), *shortened):
         cli.refuses(2, [command, f"--{name}", misspelt], repr(misspelt), f"Did you mean {choice!r}?")
 
 
-@pytest.mark.parametrize("command, name", [(c, n) for c, n, spec in EVERY_OPTION if spec.kind is not bool])
+@pytest.mark.parametrize("command, name", [(c, n) for c, n, kind in EVERY_OPTION if not isinstance(kind, Flag)])
 def test_an_empty_value_is_refused(command, name, cli):
     """As of --output_dir "$UNSET", which would otherwise be the working folder."""
-    if not spec_of(command, name).bare:
+    if not type_of(command, name).bare:
         cli.refuses(2, [command, f"--{name}", ""], f"--{name}", "'' is empty")
         cli.refuses(2, [command, f"--{name}"], f"--{name}", "expected one argument")
 
 
-@pytest.mark.parametrize("command, name", of_kind(bool))
+@pytest.mark.parametrize("command, name", of_type(Flag))
 def test_a_switch_takes_no_value(command, name, cli):
     cli.refuses(2, [command, f"--{name}=maybe"], f"--{name}", "'maybe'")
 

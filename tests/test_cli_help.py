@@ -1,4 +1,4 @@
-"""Help, spelling and the way in: what a user sees before anything is computed."""
+"""--help, the spelling of options, and unknown commands: what a user sees before anything is computed."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from cli_helpers import OPTIONS
 
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import COLOUR, SIZE, specs
+from tiny_diffusion.config.option import Colour, Flag, Int, ListOf, Number, Size, specs
 from tiny_diffusion.config.presets import PRESETS
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
@@ -23,20 +23,23 @@ def names_of(command):
     return [name for c, name in EVERY_OPTION if c == command]
 
 
-def spec_of(command, name):
-    return next(specs(options)[name] for options in OPTIONS[command] if name in specs(options))
+def type_of(command, name):
+    return next(specs(options)[name].type for options in OPTIONS[command] if name in specs(options))
 
 
-def a_value(spec) -> str:
-    """Some value that an option takes."""
-    if spec.choices:
-        return spec.choices[0]
-    numbers = {int: str(spec.low), float: str(spec.high), (int,): str(spec.low), SIZE: f"{spec.low}x{spec.high}"}
-    return "white" if spec.kind == COLOUR else numbers.get(spec.kind, "some/place")
+def a_value(kind):
+    """Some value of a type."""
+    if isinstance(kind, ListOf):
+        return (a_value(kind.item),)
+    if isinstance(kind, Size):
+        return kind.low, kind.high
+    if isinstance(kind, Number):
+        return kind.low if isinstance(kind, Int) else float(kind.high)
+    return "white" if isinstance(kind, Colour) else next(iter(kind.choices), "some/place")
 
 
 def test_every_command_has_its_options_in_the_tests():
-    """A new command joins the table of cli_helpers.py, and with that these laws."""
+    """A new command needs a row in the table of cli_helpers.py, which these laws run over."""
     assert set(OPTIONS) == set(COMMANDS)
 
 
@@ -63,11 +66,12 @@ def test_help_lists_every_option_with_its_words_and_its_default(flag, command, c
         for field in dataclasses.fields(options):
             spec = field.metadata["spec"]
             assert spec.help in text
-            for choice in spec.choices:
+            for choice in spec.type.choices:
                 assert choice in text
-            if field.default is not None and spec.kind is not bool:
-                shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-                assert f"{spec.help} [{shown}]" in text
+            if field.default is not None and not isinstance(spec.type, Flag):
+                assert f"{spec.help} [{spec.type.show(field.default)}]" in text
+            if spec.fill is not None and not callable(spec.fill):
+                assert f"{spec.help} [{spec.type.show(spec.fill)}]" in text
 
 
 @every_command
@@ -82,7 +86,7 @@ def test_help_begins_with_commands_to_try_that_name_real_options(command, cli):
 
 
 def test_help_and_refused_options_load_no_torch():
-    """One process for all: whatever any of them loads is still loaded at the end."""
+    """One process runs all of them: what any of them loads is still loaded at the end."""
     program = f"""
 import contextlib, io, sys
 from tiny_diffusion.cli import COMMANDS, main
@@ -104,19 +108,13 @@ print([name for name in {TORCH_AND_ITS_LIKE} if name in sys.modules])
 
 @every_option
 def test_an_option_is_taken_with_underscores_and_with_hyphens(command, name):
-    spec = spec_of(command, name)
+    kind = type_of(command, name)
+    value = True if isinstance(kind, Flag) else a_value(kind)
     for flag in (f"--{name}", f"--{name.replace('_', '-')}"):
-        words = [[flag]] if spec.kind is bool else [[flag, a_value(spec)], [f"{flag}={a_value(spec)}"]]
-        for argv in words:
+        shown = kind.show(value)
+        for argv in [[flag]] if value is True else [[flag, shown], [f"{flag}={shown}"]]:
             given = parse(argv, "test", "", *OPTIONS[command])
-            kind = (
-                tuple
-                if isinstance(spec.kind, tuple) or spec.kind == SIZE
-                else str
-                if spec.kind == COLOUR
-                else spec.kind
-            )
-            assert list(given) == [name] and type(given[name]) is kind
+            assert given == {name: value} and type(given[name]) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +145,7 @@ def test_hyphens_in_a_value_stay():
 
 
 def test_resume_takes_a_checkpoint_or_none():
-    """Alone it means the newest of --output_dir."""
+    """Alone, --resume means the newest checkpoint of --output_dir."""
     for argv, value in [(["--resume"], ""), (["--resume", "--lr", "1"], ""), (["--resume", "a.pt"], "a.pt")]:
         assert parse(argv, "test", "", *OPTIONS["train"])["resume"] == value
 

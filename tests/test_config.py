@@ -12,9 +12,26 @@ import torch
 from cli_helpers import SOME_VALUES, call, typed
 
 from tiny_diffusion.cli import main
-from tiny_diffusion.config.option import COLOUR, MAX_NAMED, SIZE, Spec, TrainActions, not_one_of, problem, specs
+from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.train import TrainActions
+from tiny_diffusion.config.option import (
+    MAX_NAMED,
+    REQUIRED,
+    Choice,
+    Colour,
+    Flag,
+    Int,
+    ListOf,
+    Need,
+    Number,
+    Size,
+    Text,
+    not_one_of,
+    option,
+    specs,
+)
 from tiny_diffusion.config.rules import check
-from tiny_diffusion.config.training import CACHE_MB, NEWER, OLDER, Config, as_given, resolve
+from tiny_diffusion.config.training import Config, as_given, beneath, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
@@ -54,8 +71,8 @@ def test_every_default_resolves_and_leaves_nothing_open(dataset):
     filled = {
         "image_size": row.size,
         "splits": row.train,
-        "cache_mb": CACHE_MB if "cache_mb" in row.takes else None,
-        "background": "white" if "background" in row.takes else None,
+        "cache_mb": 2048 if row.image_files else None,
+        "background": "white" if row.transparent else None,
         "logsnr_shift": math.log(32 / max(32, row.size)),
         "patch_size": 1 if dataset == "digits" else 2,
         "channel_mult": (1, 2) if row.size <= 32 else (1, 2, 2),
@@ -98,7 +115,7 @@ def test_noise_grows_with_the_image_above_32_pixels_and_not_below():
 
 
 def test_a_square_is_said_by_its_side():
-    """One size, one value: two ways to say it are not two configurations."""
+    """One size is one value, so that two ways to write it make the same configuration."""
     for side in (4, 28, 64):
         assert resolve({"image_size": (side, side)}) == resolve({"image_size": side})
         assert resolve({"image_size": side}).size == (side, side)
@@ -256,7 +273,7 @@ def test_the_way_out_of_too_many_levels_is_accepted():
 
 
 def sizes_suggested(given):
-    """The sizes that the refusal of this one names, or nothing if it is accepted."""
+    """The sizes that the refusal of these options suggests; none if they are accepted."""
     try:
         resolve(given)
     except OptionError as error:
@@ -272,7 +289,7 @@ NETWORK_SHAPES = list(itertools.product((1, 2, 3, 5, 8, 16), ((1,), (1, 1), (1,)
 
 @pytest.mark.parametrize("patch_size, channel_mult", NETWORK_SHAPES)
 def test_the_nearest_sizes_that_a_network_can_take_are_named_and_it_takes_them(patch_size, channel_mult):
-    """No size between the one refused and the one named would do."""
+    """No size between the refused one and the suggested one would be accepted."""
     options = {"patch_size": patch_size, "channel_mult": channel_mult}
 
     def is_taken(height, width):
@@ -382,25 +399,29 @@ def test_the_dictionary_holds_every_option_as_plain_json(given):
     assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
-def test_a_configuration_from_before_presets_is_what_it_was(name="digits"):
-    now = resolve({"dataset": name})
-    before = {key: value for key, value in now.to_dict().items() if key not in OLDER}
+NOT_IN_THE_FIRST_VERSION = {  # what its runs were, as these options say it
+    "preset": None, "splits": ("train",), "random_crop": False, "background": None, "cache_mb": None, "workers": None,
+    "logsnr_shift": 0.0, "checkpoint_activations": False, "auto_batch": False, "eval_interval": None,
+    "eval_images": None, "keep_best": False, "deterministic": False,
+}  # fmt: skip
+
+
+def test_a_configuration_of_the_first_version_is_the_run_that_it_was():
+    now = resolve({"dataset": "digits"})
+    before = {key: value for key, value in now.to_dict().items() if key not in NOT_IN_THE_FIRST_VERSION}
     assert Config.from_dict(before) == now
+    assert {name: getattr(now, name) for name in NOT_IN_THE_FIRST_VERSION} == NOT_IN_THE_FIRST_VERSION
 
 
 @every_option
-def test_a_missing_key_is_refused_by_name(name):
-    if name == "preset" or name in NEWER:
-        return  # whose absence tells the first version's configurations, or an older one's
-    values = resolve({}).to_dict()
+def test_a_missing_key_is_refused_by_name_unless_the_option_says_what_it_means(name):
+    values, spec = resolve({}).to_dict(), specs(Config)[name]
     del values[name]
+    if spec.since is not REQUIRED:
+        assert getattr(Config.from_dict(values), name) == spec.since
+        return
     with pytest.raises(OptionError, match=f"keys do not match: {name}$"):
         Config.from_dict(values)
-
-
-def test_a_configuration_that_is_older_than_an_option_is_what_it_was():
-    now = resolve({"dataset": "digits"})
-    assert Config.from_dict({key: value for key, value in now.to_dict().items() if key not in NEWER}) == now
 
 
 def test_an_unknown_key_is_refused_by_name():
@@ -422,27 +443,22 @@ def test_absurd_values_are_refused_by_the_options_name(name):
 
 
 OF_A_TYPE = [True, "1", "", 1.5, 2, [1], ["1"], [True], [1.0], [None], [""], [8, 8], [8, 8, 8], [8, "8"], [8, 8.0]]
-MAY_STAY_UNSET = {
-    "preset", "data_dir", "background", "cache_mb", "workers", "beta_start", "beta_end", "minutes", "max_steps",
-    "sample_interval", "save_interval", "keep_last", "eval_interval", "eval_images",
-}  # fmt: skip
 
 
-def is_of_type(spec, value):
-    """A whole number is a fine float; True is no number; an empty text says nothing."""
-    if isinstance(spec.kind, tuple):
-        return isinstance(value, list) and all(type(item) is spec.kind[0] and item != "" for item in value)
-    if spec.kind == SIZE:
+def is_of_type(kind, value):
+    """A whole number will do for a float; True is no number; an empty text is no text."""
+    if isinstance(kind, ListOf):
+        return isinstance(value, list) and all(is_of_type(kind.item, item) for item in value)
+    if isinstance(kind, Size):
         return type(value) is int or (isinstance(value, list) and [type(side) for side in value] == [int, int])
-    if spec.kind in (str, COLOUR):
+    if isinstance(kind, Text | Colour | Choice):
         return type(value) is str and value != ""
-    return type(value) in ({int, float} if spec.kind is float else {spec.kind})
+    return type(value) in {Number: {int, float}, Int: {int}, Flag: {bool}}[type(kind)]
 
 
 @every_option
 def test_a_value_of_another_type_is_refused_by_the_options_name(name):
-    spec = specs(Config)[name]
-    wrong = [value for value in OF_A_TYPE if not is_of_type(spec, value)]
+    wrong = [value for value in OF_A_TYPE if not is_of_type(specs(Config)[name].type, value)]
     assert len(wrong) >= 7
     for value in wrong:
         with pytest.raises(OptionError, match=f"--{name}"):
@@ -450,9 +466,9 @@ def test_a_value_of_another_type_is_refused_by_the_options_name(name):
 
 
 @every_option
-def test_unset_is_refused_where_a_resolved_configuration_has_a_value(name):
+def test_unset_is_refused_where_every_resolved_configuration_has_a_value(name):
     values = {**resolve({}).to_dict(), name: None}
-    if name in MAY_STAY_UNSET:
+    if any(getattr(resolve(given), name) is None for given in ({}, {"dataset": "folder", "data_dir": "x"})):
         assert getattr(Config.from_dict(values), name) is None
     else:
         with pytest.raises(OptionError, match=f"--{name}"):
@@ -473,8 +489,7 @@ def many_configurations():
     for _ in range(2000):
         given = {}
         for name in draw.sample(list(specs(Config)), draw.randint(0, 8)):
-            spec = specs(Config)[name]
-            given[name] = draw.choice(SOME_VALUES.get(name) or spec.choices or [True])
+            given[name] = draw.choice(SOME_VALUES.get(name) or specs(Config)[name].type.choices or [True])
         if given.get("dataset") == "folder":
             given.setdefault("data_dir", "x")
         try:
@@ -484,7 +499,7 @@ def many_configurations():
 
 
 def test_the_options_of_a_configuration_resolve_to_it():
-    """They are all of them but those that would be refused, for having no use in it."""
+    """`as_given` leaves out only what would be refused, since it has no effect."""
     seen, names = 0, set()
     for given, config in many_configurations():
         again = as_given(config)
@@ -495,7 +510,7 @@ def test_the_options_of_a_configuration_resolve_to_it():
 
 
 def json_of(options):
-    """What is read back after they were written."""
+    """The options after they were written as JSON and read again."""
     read = json.loads(json.dumps(options))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
 
@@ -514,44 +529,52 @@ def test_checking_what_is_right_changes_nothing():
 # One value
 
 
-FLOAT = Spec("", float, low=0, open_low=True, high=0.9)
-LIST = Spec("", (int,), low=1, high=64)
-PROBLEMS = [  # (what an option takes, right values, wrong ones)
-    (Spec(""), [" ", "anything"], ["", 1, None, ("a",), True]),
-    (Spec("", bare=True), ["", "anything"], [1, None, ("a",), True]),
-    (Spec("", choices=("a", "b")), ["a", "b"], ["c", "", "A", 1, None]),
-    (Spec("", (str,)), [(), ("a",), ("a", "b b")], ["a", ["a"], ("",), (1,), (None,), ("a",) * 9]),
+PROBLEMS = [  # (type, right values, wrong ones)
+    (Text(), [" ", "anything"], ["", 1, None, ("a",), True]),
+    (Text(bare=True), ["", "anything"], [1, None, ("a",), True]),
+    (Choice(("a", "b")), ["a", "b"], ["c", "", "A", 1, None]),
+    (ListOf(Text()), [(), ("a",), ("a", "b b")], ["a", ["a"], ("",), (1,), (None,), ("a",) * 9]),
     (
-        Spec("", SIZE, low=4, high=64),
+        Size(4, 64),
         [4, 64, (4, 64)],
         [3, 65, 8.0, "8", True, None, (8,), (8, 65), (8, 8.0), (8,) * 3],
     ),
     (
-        Spec("", COLOUR),
+        Colour(),
         ["white", "black", "grey", "#00fF80"],
         ["", "White", "#fff", "#00fg80", "00ff80", 0, None, (0, 0)],
     ),
-    (Spec("", bool), [True, False], [0, 1, "True", None]),
-    (Spec("", int, low=2, high=5), [2, 3, 5], [1, 6, 2.0, 2.5, "3", True, None, math.inf, math.nan, (2,)]),
-    (Spec("", int), [-(10**9), 0, 10**9], ["1", 0.5, False]),
-    (FLOAT, [1e-9, 0.9, 0.5], [0, 0.0, -1e-9, 0.91, math.nan, math.inf, -math.inf, "0.5", True, None, (0.5,)]),
-    (Spec("", float, low=0, high=1), [0, 1, 0.0, 1.0], [-1e-300, 1.0000001, 2]),
-    (LIST, [(), (1,), (1, 64), (2,) * 8], [1, [1], (0,), (65,), (1.0,), (True,), ("1",), ((1,),), (1,) * 9, None]),
+    (Flag(), [True, False], [0, 1, "True", None]),
+    (Int(2, 5), [2, 3, 5], [1, 6, 2.0, 2.5, "3", True, None, math.inf, math.nan, (2,)]),
+    (Int(), [-(10**9), 0, 10**9], ["1", 0.5, False]),
+    (
+        Number(0, 0.9, open_low=True),
+        [1e-9, 0.9, 0.5],
+        [0, 0.0, -1e-9, 0.91, math.nan, math.inf, -math.inf, "0.5", True, None, (0.5,)],
+    ),
+    (Number(0, 1), [0, 1, 0.0, 1.0], [-1e-300, 1.0000001, 2]),
+    (
+        ListOf(Int(1, 64)),
+        [(), (1,), (1, 64), (2,) * 8],
+        [1, [1], (0,), (65,), (1.0,), (True,), ("1",), ((1,),), (1,) * 9, None],
+    ),
 ]
-RIGHT = [(spec, value) for spec, right, _ in PROBLEMS for value in right]
-WRONG = [(spec, value) for spec, _, wrong in PROBLEMS for value in wrong]
+RIGHT = [(kind, value) for kind, right, _ in PROBLEMS for value in right]
+WRONG = [(kind, value) for kind, _, wrong in PROBLEMS for value in wrong]
 
 
-@pytest.mark.parametrize("spec, value", RIGHT)
-def test_there_is_no_problem_with_a_right_value(spec, value):
-    assert problem(spec, value) is None
+@pytest.mark.parametrize("kind, value", RIGHT)
+def test_a_right_value_is_accepted_and_read_from_the_text_that_shows_it(kind, value):
+    assert kind.check(value) is None
+    if not isinstance(kind, Flag):
+        assert kind.read(kind.show(value)) == value
 
 
-@pytest.mark.parametrize("spec, value", WRONG)
-def test_the_problem_with_a_wrong_value_names_it(spec, value):
-    one = isinstance(spec.kind, tuple) and isinstance(value, tuple) and len(value) == 1
+@pytest.mark.parametrize("kind, value", WRONG)
+def test_what_is_wrong_with_a_value_names_it(kind, value):
+    one = isinstance(kind, ListOf) and isinstance(value, tuple) and len(value) == 1
     named = value[0] if one else value[1] if value == (8, 65) else value
-    assert str(named) in problem(spec, value) or repr(named) in problem(spec, value)
+    assert str(named) in kind.check(value) or repr(named) in kind.check(value)
 
 
 @pytest.mark.parametrize("value, near", [("cosin", "cosine"), ("sigmoids", "sigmoid"), ("flow ", "flow")])
@@ -575,13 +598,58 @@ def test_of_very_many_choices_the_first_are_named_and_the_rest_counted():
 @every_option
 def test_every_default_is_a_right_value(name):
     default = getattr(Config, name)
-    assert default is None or problem(specs(Config)[name], default) is None
+    assert default is None or specs(Config)[name].type.check(default) is None
 
 
 @pytest.mark.parametrize("options", [Config, TrainActions])
 def test_every_option_is_explained_in_a_few_words(options):
     for name, spec in specs(options).items():
         assert 5 < len(spec.help) < 100, name
+
+
+# A new option
+
+
+@pytest.fixture
+def longer():
+    """A Config with one more option, which is this field and nothing else."""
+    mixing = Need("class_cond", lambda values: values["class_cond"], " without --class_cond. Leave it out.")
+    field = option(Number(0, 1), 0.5, "how much of a second image is mixed in", needs=mixing, since=0.0, group="run")
+    return dataclasses.make_dataclass("Longer", [("mixup", float, field)], bases=(Config,), frozen=True)
+
+
+def test_one_field_puts_an_option_on_the_command_line_and_in_its_help(longer, capsys):
+    assert parse(["--mixup", "0.25", "--lr=1"], "train.py", "", longer, TrainActions) == {"mixup": 0.25, "lr": 1.0}
+    with pytest.raises(SystemExit):
+        parse(["--help"], "train.py", "", longer, TrainActions)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--mixup X how much of a second image is mixed in [0.5]" in text
+    with pytest.raises(SystemExit):
+        parse(["--mixup", "2"], "train.py", "", longer, TrainActions)
+    assert "argument --mixup: 2.0 is too large; it must be at most 1" in capsys.readouterr().err
+
+
+def test_one_field_puts_an_option_into_the_configuration_and_its_json(longer):
+    config = resolve({"mixup": 0.25, "class_cond": True}, longer)
+    assert (config.mixup, resolve({}, longer).mixup) == (0.25, 0.5)
+    assert longer.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert resolve(as_given(config), longer) == config
+    with pytest.raises(OptionError, match="--mixup: 2 is too large"):
+        longer.from_dict({**config.to_dict(), "mixup": 2})
+
+
+def test_one_field_says_what_checkpoints_without_the_option_mean(longer):
+    older = resolve({"class_cond": True}).to_dict()
+    assert longer.from_dict(older).mixup == 0.0
+
+
+def test_one_field_says_where_the_option_would_be_ignored(longer):
+    """Given there, it is refused; `as_given` leaves it out; a preset's or a file's no longer holds."""
+    with pytest.raises(OptionError, match="--mixup 0.25 would be ignored without --class_cond. Leave it out."):
+        resolve({"mixup": 0.25}, longer)
+    assert "mixup" not in as_given(resolve({}, longer)) and "mixup" in as_given(resolve({"class_cond": True}, longer))
+    lower = {"mixup": 0.25, "class_cond": True}
+    assert beneath({"class_cond": False}, lower, longer) == {} and beneath({}, lower, longer) == lower
 
 
 # The command line

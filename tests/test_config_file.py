@@ -1,4 +1,4 @@
-"""--save_config and --config: a run's options as a file that is read, written and argued with."""
+"""--save_config and --config: a run's options in a file, beneath those of the command line."""
 
 import itertools
 import json
@@ -70,7 +70,7 @@ def test_a_saved_file_is_the_options_as_they_would_be_given(given, cli, tmp_path
 
 @runs
 def test_what_dry_run_prints_is_a_file_too(given, cli, write, resolved):
-    """There all options stand, those too that have no use in the run."""
+    """It holds all options, also those that have no effect in the run."""
     printed = cli.works("train", *typed(given), "--dry_run").out
     assert set(json.loads(printed)) == set(specs(Config))
     assert resolved("--config", write(printed)) == resolve(given)
@@ -92,7 +92,7 @@ def test_a_run_saves_the_options_that_it_trains_by_and_they_train_the_same(cli, 
 
 
 def test_the_same_command_with_resume_goes_on(cli, write, tmp_path, monkeypatch):
-    """And with --extend and --overwrite, as without a file."""
+    """--extend and --overwrite work with a file as they do without one."""
     monkeypatch.setattr("tiny_diffusion.runs.writer.RunWriter.plot_losses", lambda self: None)  # they take long
     config = write({"dataset": "digits", "base_channels": 4, "channel_mult": [1], "batch_size": 750, "epochs": 2})
     argv = ["train", "--config", config, "--output_dir", "run", "--num_samples", 1]
@@ -145,6 +145,11 @@ PARTIAL = {
     ),
     "another length": ({"epochs": 9}, ["--minutes", 4], {"minutes": 4.0}),
     "another schedule": ({"schedule": "linear", "beta_end": 0.03}, ["--schedule", "cosine"], {}),
+    "what the command line leaves without effect": (
+        {"beta_end": 0.03, "attention_heads": 4},
+        ["--schedule", "cosine", "--attention_levels", "none"],
+        {"attention_levels": ()},
+    ),
     "another data set": (
         {"dataset": "folder", "data_dir": "x", "background": "black", "cache_mb": 5, "lr": 0.5},
         ["--dataset", "mnist"],
@@ -160,12 +165,12 @@ def test_a_file_says_some_options_and_the_command_line_others(values, words, wan
 
 @pytest.mark.parametrize("option", [option for option in specs(Config) if option != "preset"])
 def test_the_command_line_wins(option, write, resolved):
-    """Whatever stands in the file, with whatever beside it, an option given is what it is given as."""
+    """Whatever the file holds, an option of the command line has the value that is given there."""
     beside = {"dataset": "folder", "data_dir": "x", "schedule": "linear", "class_cond": True, "batch_size": 12}
     beside["eval_interval"] = 2
     spec = specs(Config)[option]
     values = [
-        value for value in SOME_VALUES.get(option) or spec.choices or [True] if resolves({**beside, option: value})
+        value for value in SOME_VALUES.get(option) or spec.type.choices or [True] if resolves({**beside, option: value})
     ]
     assert values
     for other, value in itertools.permutations(values, 2) if len(values) > 1 else [(values[0], values[0])]:

@@ -71,7 +71,7 @@ def test_the_digits_cover_black_to_white_and_every_class_is_in_both_parts():
 @pytest.mark.parametrize("heldout", [False, True])
 def test_a_sets_row_in_the_catalogue_says_what_is_opened(heldout, name):
     row = DATASETS[name]
-    data = open_dataset(name, heldout=heldout, data_dir=shared(name), **({"cache_bytes": 0} if row.takes else {}))
+    data = open_dataset(name, heldout=heldout, data_dir=shared(name), **({"cache_bytes": 0} if row.image_files else {}))
     splits = [split for split in row.splits if (split in row.train) != heldout]
     assert data.images.shape == (row.images(splits), row.channels, row.size, row.size)
     assert data.channels == row.channels

@@ -12,7 +12,7 @@ import torch
 from cli_helpers import SOME_VALUES, typed
 
 from tiny_diffusion.benchmarking.rates import forward_gflop
-from tiny_diffusion.config.option import problem, specs
+from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.presets import PRESETS
 from tiny_diffusion.config.training import Config, as_given, resolve
 from tiny_diffusion.data.catalog import DATASETS
@@ -29,12 +29,12 @@ every_preset = pytest.mark.parametrize("name", PRESETS)
 
 
 def preset(name, **given):
-    """What a preset resolves to with these options beside it."""
+    """The configuration of a preset with these other options."""
     return resolve({"preset": name, **NEEDED[name], **given})
 
 
 def network(config):
-    """On no device: shapes without memory."""
+    """The network on the meta device, which has shapes and no memory."""
     dataset = DATASETS[config.dataset]
     with torch.device("meta"):
         return make_model(config, dataset.channels, len(dataset.classes))
@@ -45,7 +45,7 @@ def parameters(model):
 
 
 def places(config):
-    """(type of layer, channels out, height) of each residual block, attention and down-sampling, as an image passes."""
+    """(type, channels out, height) of each residual block, attention and down-sampling, in the order of use."""
     dataset, seen = DATASETS[config.dataset], []
     model = make_model(config, dataset.channels, len(dataset.classes)).eval()
     for layer in model.modules():
@@ -219,7 +219,7 @@ MOOT = {  # by an option, although a preset says it
 def with_another(name, option):
     """(value, configuration) for each other value of an option that can stand beside the preset."""
     spec, before = specs(Config)[option], preset(name)
-    for value in SOME_VALUES.get(option) or spec.choices or [not getattr(before, option)]:
+    for value in SOME_VALUES.get(option) or spec.type.choices or [not getattr(before, option)]:
         beside = {"data_dir": "photos"} if (option, value) == ("dataset", "folder") else {}
         try:
             config = preset(name, **beside, **{option: value})
@@ -243,9 +243,9 @@ def test_what_is_given_wins_and_changes_nothing_but_what_follows_from_it(name, o
 
 @every_preset
 def test_every_option_of_a_preset_can_be_said_otherwise(name):
-    """`data_dir` and `preset` are not theirs to say, and a switch that is on stays on."""
+    """Each value of a preset is right, and another value can be given beside the preset."""
     for option, value in PRESETS[name].options.items():
-        assert problem(specs(Config)[option], value) is None
+        assert specs(Config)[option].type.check(value) is None
         assert list(with_another(name, option)), option
 
 

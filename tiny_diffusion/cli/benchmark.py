@@ -5,10 +5,11 @@ import math
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import BenchmarkOptions, specs
+from tiny_diffusion.config.option import Int, Number, Text, again, option, specs
 from tiny_diffusion.config.training import Config, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
@@ -28,12 +29,21 @@ TAKEN = ("preset", "dataset", "image_size", "prediction", "schedule", "batch_siz
 SpeedOptions = dataclasses.make_dataclass(
     "SpeedOptions",
     [
-        (field.name, field.type, dataclasses.field(default=field.default, metadata=field.metadata))
+        (field.name, field.type, again(Config, field.name, group=field.metadata["spec"].group))
         for field in dataclasses.fields(Config)
         if field.name in TAKEN or field.metadata["spec"].group == "network"
     ],
     frozen=True,
 )
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """How `benchmark` measures; what it measures are options of train."""
+
+    seconds: float = option(Number(0.1, 3600), 8.0, "how long each part is measured", group="run")
+    num_images: int = option(Int(1, 65_536), 64, "images drawn together", group="run")
+    json: str | None = option(Text(), None, "also write every number to this file", group="run")
 
 
 def run(argv: list[str], program: str, started: float) -> int:

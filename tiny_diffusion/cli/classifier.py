@@ -1,10 +1,12 @@
 """classifier: trains the small network whose features `evaluate` compares digits and clothes in."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import ClassifierOptions
+from tiny_diffusion.config.option import Int, Text, again, option
+from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.files import check_writable
@@ -15,6 +17,17 @@ with the package; this command made them.
 
   python -m tiny_diffusion classifier --dataset mnist --output mnist-classifier-v1.safetensors
 """
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """What `classifier` trains."""
+
+    dataset: str = again(Config, "dataset", help="whose images it tells apart")
+    data_dir: str | None = again(Config, "data_dir")
+    epochs: int = option(Int(1, 1000), 8, "passes over the training images")
+    seed: int = again(Config, "seed")
+    output: str | None = option(Text(), None, "the .safetensors file to write [DATASET-classifier.safetensors]")
 
 
 def run(argv: list[str], program: str, started: float) -> int:

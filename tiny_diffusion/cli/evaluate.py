@@ -3,10 +3,14 @@
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import EvaluateOptions
+from tiny_diffusion.cli.sample import SampleOptions
+from tiny_diffusion.config.option import Choice, Flag, Int, ListOf, Text, again, option
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.files import check_writable, write_json
 
@@ -23,6 +27,40 @@ OF_A_MODEL = (
     "sampler", "steps", "grid", "guidance", "eta", "weights", "train_on_synthetic", "bits_per_dim", "batch_size",
 )  # fmt: skip
 LIKELIHOOD_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `evaluate` measures, and against what."""
+
+    # fmt: off
+    checkpoint: str | None = option(Text(), None, "the model whose images are drawn and scored")
+    images: str | None = option(Text(), None, "instead of a model: samples.npz (arr_0) or a folder of images")
+    dataset: str | None = again(
+        Config, "dataset", default=None, help="real images to compare with [those of the checkpoint]")
+    reference: str | None = option(
+        Text(), None, "instead of a data set: reference.npz (arr_0), a folder of images, or another model's .pt")
+    data_dir: str | None = again(Config, "data_dir")
+    features: str | None = option(
+        Text(), None,
+        "pixels, classifier, inception, or a file .pt (TorchScript), .onnx, .safetensors [classifier, or pixels]")
+    num_images: int = option(Int(2, 1_000_000), 10_000, "images drawn; with --images at most so many")
+    sampler: tuple[str, ...] | None = option(
+        ListOf(Choice(SAMPLERS)), None, "one or several, for a sweep: sa_solver,ddim [the checkpoint's]")
+    steps: tuple[int, ...] | None = option(
+        ListOf(Int(1, 100_000)), None, "one number or several, for a sweep: 5,10,20,50 [the checkpoint's]")
+    grid: str | None = again(SampleOptions, "grid")
+    guidance: float | None = again(SampleOptions, "guidance")
+    eta: float | None = again(SampleOptions, "eta")
+    weights: str = again(SampleOptions, "weights")
+    train_on_synthetic: bool = option(
+        Flag(), False, "also train a classifier on drawn images and try it on real ones; needs --class_cond models")
+    bits_per_dim: bool = option(Flag(), False, "also the likelihood of held-out images, by the probability flow")
+    batch_size: int | None = again(SampleOptions, "batch_size")
+    seed: int = again(Config, "seed", help="which images are drawn")
+    device: str = again(Config, "device")
+    output: str | None = option(Text(), None, "folder for evaluation.json and the figures [evaluation/ of the run]")
+    # fmt: on
 
 
 def run(argv: list[str], program: str, started: float) -> int:

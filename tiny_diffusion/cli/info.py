@@ -1,10 +1,19 @@
 """info: what a checkpoint holds, on standard output."""
 
+from dataclasses import dataclass
+
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import InfoOptions, specs
+from tiny_diffusion.config.option import Text, option, specs
 from tiny_diffusion.errors import OptionError
 
 DESCRIPTION = "Say what a checkpoint holds: the network, the data, the run, how it samples.  Nothing in it is executed."
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """What `info` looks into."""
+
+    checkpoint: str | None = option(Text(), None, "the checkpoint to describe")
 
 
 def run(argv: list[str], program: str, started: float) -> int:

@@ -4,11 +4,15 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import SampleOptions, listed, not_one_of
+from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, listed, not_one_of, option
 from tiny_diffusion.config.rules import refuse_drawing
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.diffusion.grids import GRIDS
+from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.files import check_writable
 
@@ -22,6 +26,35 @@ Draw images from a trained model.  The checkpoint says how; options change it.
 MAX_FRAMES = 21  # the noise and 20 steps
 BATCH = 64
 ENDINGS = (".png", ".gif", ".npz")
+FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}  # samplers that can add fresh noise
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What `sample` is asked for; what is None comes from the checkpoint."""
+
+    # fmt: off
+    checkpoint: str | None = option(Text(), None, "the model: model_final.pt, or any checkpoint of a run")
+    num_images: int = option(Int(1, 10_000_000), 64, "images in all, shared evenly over --classes")
+    output: str | None = option(
+        Text(), None, "picture.png, animation.gif, samples.npz, or a folder/ [generated_samples.png of the run]")
+    show_intermediate: bool = option(Flag(), False, "write intermediate/step_XXXX.png too: the picture as it appears")
+    sampler: str | None = option(Choice(SAMPLERS), None, "how to step from noise to image [the checkpoint's]")
+    steps: int | None = option(
+        Int(1, 100_000), None, "sampling steps, at most the model's T (--timesteps means the same)")
+    grid: str | None = option(Choice(GRIDS), None, "which noise levels to visit [the checkpoint's]")
+    eta: float | None = option(
+        Number(0, max(row.max_eta for row in FRESH.values())), None,
+        "how much noise is fresh, 1 being the process's own: "
+        + ", ".join(f"{name} 0 to {row.max_eta:g} [{row.eta:g}]" for name, row in FRESH.items()))
+    classes: str | None = option(Text("LIST"), None, "classes to draw, by name or number: 3,5 or 0-9 [all]")
+    guidance: float | None = option(Number(0, 100), None, "how strongly to follow the class; 1 is plain")
+    indices: str | None = option(Text("LIST"), None, "images of this seed, instead of the first: 0-63 or 1,2,5-10")
+    weights: str = option(Choice(("ema", "raw")), "ema", "averaged weights or the last ones")
+    batch_size: int | None = option(Int(1, 65_536), None, "images drawn together [what fits]")
+    seed: int = again(Config, "seed", help="image i of a seed is always the same picture")
+    device: str = again(Config, "device")
+    # fmt: on
 
 
 def run(argv: list[str], program: str, started: float) -> int:

@@ -1,12 +1,14 @@
 """visualize: how noise covers images, and the schedules side by side."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.config.image_size import default_shift, height_and_width
-from tiny_diffusion.config.option import FigureOptions
-from tiny_diffusion.config.rules import refuse_betas, refuse_falling_betas, refuse_no_folder, refuse_not_taken
+from tiny_diffusion.config.option import Choice, Int, Text, again, option
+from tiny_diffusion.config.rules import refuse_falling_betas, refuse_ignored, refuse_no_folder
+from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.errors import OptionError
@@ -23,6 +25,32 @@ MAX_PIXELS = 32_000_000  # of images in a figure, which takes about 120 bytes fo
 CURVES_IGNORE = ("dataset", "data_dir", "image_size", "background", "num_images", "schedule", "seed", "device")
 
 
+@dataclass(frozen=True)
+class FigureOptions:
+    """What `visualize` shows."""
+
+    what: str = option(
+        Choice(("forward", "schedules")),
+        "forward",
+        "forward: images as noise covers them; schedules: all schedules side by side",
+    )
+    dataset: str = again(Config, "dataset", help="where the images are from")
+    data_dir: str | None = again(Config, "data_dir")
+    image_size: int | tuple[int, int] | None = again(Config, "image_size")
+    background: str | None = again(Config, "background")
+    num_images: int = option(Int(1, 100), 6, "images, a row each")
+    schedule: str = again(Config, "schedule")
+    timesteps: int = again(Config, "timesteps")
+    beta_start: float | None = again(Config, "beta_start")
+    beta_end: float | None = again(Config, "beta_end")
+    logsnr_shift: float | None = again(Config, "logsnr_shift")
+    save_path: str | None = option(
+        Text(), None, "the picture to write [outputs/forward_diffusion.png or outputs/schedules.png]"
+    )
+    seed: int = again(Config, "seed", help="which images and which noise")
+    device: str = again(Config, "device")
+
+
 def run(argv: list[str], program: str, started: float) -> int:
     given = parse(argv, program, DESCRIPTION, FigureOptions)
     options = FigureOptions(**given)
@@ -36,8 +64,7 @@ def run(argv: list[str], program: str, started: float) -> int:
             )
         _schedules(options, path)
     else:
-        refuse_betas(given, options.schedule)
-        refuse_not_taken(given, options.dataset)
+        refuse_ignored(given, vars(options), FigureOptions)
         refuse_no_folder(options.data_dir, options.dataset)
         _forward(options, path)
     print(f"figure: {path}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Presets: the small systems that people know, each as the options that make this program one of them.
+"""Presets: well-known small systems, each as the options that reproduce it here.
 
-A preset fills only what the command line does not say; what a system leaves open stays at this program's defaults.
-Those that are slow on a CPU say what is faster.  No torch here.  To add one: a row in PRESETS.
+A preset sets only options that were not given; what a system leaves open keeps this program's defaults.  A preset that
+is slow on a CPU names faster options.  No torch here.  To add one: a row in PRESETS.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,17 @@ from shlex import quote
 
 @dataclass(frozen=True)
 class Preset:
-    """options: by name.  faster: those that get further in the same time on the same data; empty where it is fast."""
+    """title: one line for --help.  options: by name.
+
+    faster: options that learn more from the same data in the same time; empty where the preset is fast.
+    """
 
     title: str
     options: Mapping[str, object]
     faster: str
 
     def faster_on(self, dataset: str, data_dir: str | None) -> str:
-        """The faster options with those of the data, as they would be typed."""
+        """The faster command's options on this data set, as they would be typed."""
         return f"--dataset {dataset} {self.faster}" + (f" --data_dir {quote(data_dir)}" if data_dir else "")
 
 

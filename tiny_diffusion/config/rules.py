@@ -1,32 +1,70 @@
 """Which options make sense together: everything that is refused before a run costs anything.
 
-It knows the catalogue and the tables of the core, and opens nothing.  An error names the option, the value, the reason
-and a way out.  To add a rule: a few lines in the function of its subject.
+The rules know the catalogue and the tables of diffusion/, and open nothing.  An error names the option, the value, the
+reason and a way out.  To add a rule: a Need in the row of an option that has no effect without another; for anything
+else, a few lines in the function of its subject.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
-from tiny_diffusion.config.option import MAX_SIDE, MIN_SIDE, not_one_of, problem, specs
+from tiny_diffusion.config.option import MAX_SIDE, MIN_SIDE, Need, not_one_of, specs
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import determinant
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
 
+LENGTHS = {"epochs", "minutes"}  # either of them sets the length of a run
 MAX_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
-DATASET_OPTIONS = tuple(dict.fromkeys(name for row in DATASETS.values() for name in row.takes))  # options not for all
 
 
-def refuse_betas(given: Mapping[str, object], schedule: str) -> None:
-    """Raises OptionError if a beta was given to a schedule that has none."""
-    for name in ("beta_start", "beta_end"):
-        if name in given and SCHEDULES[schedule].ends is None:
-            having = ", ".join(key for key, row in SCHEDULES.items() if row.ends)
-            raise OptionError(
-                f"--{name} {given[name]} would be ignored: --schedule {schedule} has no betas. "
-                f"Leave it out, or use {having}."
-            )
+def _image_files(having: str, what: str) -> Need:
+    """The need for a data set whose row in DATASETS says so by this attribute.  what: the images that others lack."""
+    sets = " and ".join(name for name, row in DATASETS.items() if getattr(row, having))
+    return Need(
+        "dataset",
+        lambda values: getattr(DATASETS[values["dataset"]], having),
+        f": it is for {what} ({sets}), and --dataset {{dataset}} has none. Leave it out.",
+    )
+
+
+IMAGE_FILES = _image_files("image_files", "image files")
+TRANSPARENCY = _image_files("transparent", "image files with transparency")
+BETAS = Need(
+    "schedule",
+    lambda values: SCHEDULES[values["schedule"]].ends is not None,
+    ": --schedule {schedule} has no betas. Leave it out, or use "
+    f"{', '.join(name for name, row in SCHEDULES.items() if row.ends)}.",
+)
+ATTENTION = Need(
+    "attention_levels",
+    lambda values: values["attention_levels"] != (),
+    " with --attention_levels none. Leave one of them out.",
+)
+CLASSES = Need(
+    "class_cond", lambda values: values["class_cond"], " without --class_cond. Add --class_cond, or leave it out."
+)
+MEASURED = Need(
+    "eval_interval",
+    lambda values: values["eval_interval"] is not None,
+    " without --eval_interval. Add --eval_interval 1, for example.",
+)
+
+
+def refuse_ignored(given: Mapping[str, object], values: Mapping[str, object], options: type) -> None:
+    """Raises OptionError for an option that was given and would have no effect.  values: those of all options."""
+    if all(given.get(name) is not None for name in LENGTHS):
+        raise OptionError(
+            f"--epochs {given['epochs']} and --minutes {given['minutes']:g} both set the length. Give one of them."
+        )
+    for name, spec in specs(options).items():
+        value = given.get(name)
+        if not (value is None or value is False or spec.is_of_use(values)):
+            shown = "" if value is True else f" {spec.type.show(value)}"
+            raise OptionError(f"--{name}{shown} would be ignored{spec.needs.why_not.format(**values)}")
 
 
 def refuse_falling_betas(start: float, end: float) -> None:
@@ -37,22 +75,13 @@ def refuse_falling_betas(start: float, end: float) -> None:
         )
 
 
-def refuse_not_taken(given: Mapping[str, object], dataset: str) -> None:
-    """Raises OptionError if the data set has no use for an option that was given."""
-    for name in DATASET_OPTIONS:
-        if given.get(name, False) is not False and name not in DATASETS[dataset].takes:
-            taking = " and ".join(key for key, row in DATASETS.items() if name in row.takes)
-            value = "" if given[name] is True else f" {given[name]}"
-            raise OptionError(
-                f"--{name}{value} would be ignored: it is for image files ({taking}), and --dataset {dataset} has "
-                "none" + (" with transparency" if name == "background" else "") + ". Leave it out."
-            )
-
-
 def refuse_drawing(
     config, *, samplers: Sequence[str], steps: Sequence[int], eta: float | None, guidance: float | None
 ) -> None:
-    """Raises OptionError if a model of this Config cannot be drawn from so, or if what was asked would be ignored."""
+    """Raises OptionError for what a model of this Config cannot do when it samples, and for what would be ignored.
+
+    samplers, steps: all of a sweep; steps is empty and eta and guidance are None where they were not given.
+    """
     if steps and (most := max(steps)) > config.timesteps:
         raise OptionError(
             f"--steps {most} is more than this model's {config.timesteps} timesteps. "
@@ -75,7 +104,7 @@ def refuse_drawing(
 
 
 def refuse_no_folder(data_dir: str | None, dataset: str) -> None:
-    """Raises OptionError if it is not said where a set lies that has no usual place."""
+    """Raises OptionError for --dataset folder without --data_dir: it has no usual place."""
     if dataset == "folder" and data_dir is None:
         raise OptionError(
             "--dataset folder needs --data_dir, the folder of images: --data_dir path/to/images. "
@@ -83,28 +112,11 @@ def refuse_no_folder(data_dir: str | None, dataset: str) -> None:
         )
 
 
-def refuse_ignored(given: Mapping[str, object], values: Mapping[str, object]) -> None:
-    """Raises OptionError for an option that was given and would have no effect.  values: all options, as they are."""
-    if "epochs" in given and "minutes" in given:
-        raise OptionError(
-            f"--epochs {given['epochs']} and --minutes {given['minutes']:g} both set the length. Give one of them."
-        )
-    refuse_betas(given, values["schedule"])
-    refuse_not_taken(given, values["dataset"])
-    if "label_dropout" in given and not values["class_cond"]:
-        raise OptionError("--label_dropout would be ignored without --class_cond. Add --class_cond, or leave it out.")
-    for name in ("eval_images", "keep_best"):
-        if given.get(name) and values["eval_interval"] is None:
-            raise OptionError(f"--{name} would be ignored without --eval_interval. Add --eval_interval 1, for example.")
-    if "attention_heads" in given and values["attention_levels"] == ():
-        raise OptionError("--attention_heads would be ignored with --attention_levels none. Leave one of them out.")
-
-
 def check(config):
     """The same configuration, known to make sense.  Raises OptionError naming the option, the value and a way out."""
     check_values(vars(config), type(config))
-    for name in REQUIRED:
-        if getattr(config, name) is None:
+    for name, spec in specs(type(config)).items():
+        if getattr(config, name) is None and spec.fill is not None and spec.needs is None:
             raise OptionError(f"argument --{name}: not set; `resolve` fills it in")
     if (config.epochs is None) == (config.minutes is None):
         raise OptionError("the length of a run is set by one of --epochs and --minutes. Give one of them.")
@@ -113,25 +125,26 @@ def check(config):
     _check_process(config)
     _check_network(config)
     if config.batch_size % config.accumulate:
-        fits = [str(n) for n in range(1, 4097) if config.batch_size % n == 0]
+        divisors = [str(n) for n in range(1, 4097) if config.batch_size % n == 0]
         raise OptionError(
             f"--accumulate {config.accumulate} does not divide --batch_size {config.batch_size}. "
-            f"Use one of {', '.join(fits)}."
+            f"Use one of {', '.join(divisors)}."
         )
     return config
 
 
 def check_values(values: Mapping[str, object], options: type) -> None:
-    """Each option by itself, by what the dataclass says of it."""
-    for name, spec in specs(options).items():
-        if name in values:
-            value = values[name]
-            unset = value is None and (name in MAY_BE_UNSET or options.__dataclass_fields__[name].default is None)
-            if not unset and (wrong := problem(spec, value)):
-                raise OptionError(f"argument --{name}: {wrong}")
+    """Raises OptionError for a value that its option does not take.  None is taken where the field's type says so."""
+    for field in dataclasses.fields(options):
+        value = values.get(field.name)
+        if field.name not in values or (value is None and type(None) in get_args(field.type)):
+            continue
+        if wrong := field.metadata["spec"].type.check(value):
+            raise OptionError(f"argument --{field.name}: {wrong}")
 
 
 def _check_splits(config) -> None:
+    """The parts of the data set that train exist, are named once, and are not none."""
     having = DATASETS[config.dataset].splits
     if having and not config.splits:
         raise OptionError(f"--splits none leaves nothing to train on. Use some of {', '.join(having)}.")
@@ -143,6 +156,7 @@ def _check_splits(config) -> None:
 
 
 def _check_process(config) -> None:
+    """Noise grows with every step, the image is there until the last one, and the output determines the image."""
     schedule = config.make_schedule()
     if config.beta_start is not None:
         refuse_falling_betas(config.beta_start, config.beta_end)
@@ -223,7 +237,3 @@ def _or_sizes(config) -> str:
     sizes = dict.fromkeys(tuple(sides) for sides in found if None not in sides)
     texts = [f"{h}" if h == w else f"{h}x{w}" for h, w in sizes]
     return f", or --image_size {' or '.join(texts)}" if texts else ""
-
-
-MAY_BE_UNSET = ("epochs", "sample_interval", "save_interval")
-REQUIRED = ("image_size", "splits", "logsnr_shift", "patch_size", "channel_mult", "time_emb_dim", "attention_levels")

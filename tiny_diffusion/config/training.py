@@ -1,12 +1,14 @@
-"""The training configuration: every option that makes a run what it is, and which combinations make sense.
+"""The training configuration: every option that makes a run what it is, and how they are resolved.
 
 Options that were not given stay unset until `resolve` has filled them from the preset and the data set's own defaults,
 so that one which would be ignored can be refused.  The frozen Config is the JSON in every checkpoint.  No torch here.
+To add an option: a row in Config, with `since=` for the checkpoints that lack it, and its use.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tiny_diffusion.config.image_size import (
     default_channel_mult,
@@ -15,19 +17,20 @@ from tiny_diffusion.config.image_size import (
     height_and_width,
     square,
 )
-from tiny_diffusion.config.option import (
-    BACKGROUND_HELP,
-    COLOUR,
-    DATA_DIR_HELP,
-    IMAGE_SIZE_HELP,
-    LOGSNR_SHIFT_HELP,
-    MAX_SIDE,
-    MIN_SIDE,
-    SIZE,
-    option,
-)
+from tiny_diffusion.config.option import REQUIRED, Choice, Colour, Flag, Int, ListOf, Number, Size, Text, option, specs
 from tiny_diffusion.config.presets import PRESETS
-from tiny_diffusion.config.rules import DATASET_OPTIONS, check, check_values, refuse_ignored
+from tiny_diffusion.config.rules import (
+    ATTENTION,
+    BETAS,
+    CLASSES,
+    IMAGE_FILES,
+    LENGTHS,
+    MEASURED,
+    TRANSPARENCY,
+    check,
+    check_values,
+    refuse_ignored,
+)
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.loss_weights import LOSS_WEIGHTS
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
@@ -35,154 +38,129 @@ from tiny_diffusion.diffusion.schedules import SCHEDULES, Schedule, make_schedul
 from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 from tiny_diffusion.errors import OptionError
 
-CACHE_MB = 2048
-NEWER = {"deterministic": False}  # what checkpoints that are older than these options do not say
-# What the first checkpoints, which had no presets, do not say either.
-OLDER = {
-    "preset": None, "splits": ("train",), "random_crop": False, "background": None, "cache_mb": None, "workers": None,
-    "logsnr_shift": 0.0, "checkpoint_activations": False, "auto_batch": False, "eval_interval": None,
-    "eval_images": None, "keep_best": False,
-}  # fmt: skip
+# The options of each group of --help.
+data, diffusion, network, run, output = (
+    partial(option, group=group) for group in ("data", "diffusion", "network", "run", "output")
+)
 
 
 @dataclass(frozen=True)
 class Config:
     """A resolved training run: what the checkpoint holds and what every other command reads back."""
 
-    preset: str | None = option(
-        None, "a whole recipe, of which what you say is changed; see above", choices=PRESETS, group="data"
-    )
-    dataset: str = option("mnist", "what to learn", choices=DATASETS, group="data")
-    data_dir: str | None = option(None, DATA_DIR_HELP, free=True, group="data")
-    splits: tuple[str, ...] | None = option(
-        None, "parts of the data set that train, such as train,val [the usual ones]", (str,), group="data"
-    )
-    image_size: int | tuple[int, int] | None = option(
-        None, IMAGE_SIZE_HELP, SIZE, low=MIN_SIDE, high=MAX_SIDE, group="data"
-    )
-    random_crop: bool = option(
-        False, "crop another part of an image each time, instead of its centre", bool, group="data"
-    )
-    background: str | None = option(None, BACKGROUND_HELP, COLOUR, group="data")
-    cache_mb: int | None = option(
-        None, "decoded images kept in memory and in the cache folder; a larger set is decoded as it is read [2048]",
-        int, low=0, high=100_000_000, free=True, group="data",
-    )  # fmt: skip
-    workers: int | None = option(
-        None, "threads that decode images [as many as cores; none where all are in memory]", int, low=0, high=256,
-        free=True, group="data",
-    )  # fmt: skip
-    hflip: bool = option(False, "mirror half of the images, left to right", bool, group="data")
+    # fmt: off
+    preset: str | None = data(
+        Choice(PRESETS), None, "a whole recipe, see above; options that you give replace its own", since=None)
+    dataset: str = data(Choice(DATASETS), "mnist", "what to learn")
+    data_dir: str | None = data(
+        Text(), None, "where data sets lie [$TINY_DIFFUSION_DATA, then data]; for folder, the folder of images",
+        follows="dataset", free=True)
+    splits: tuple[str, ...] | None = data(
+        ListOf(Text("NAME")), None, "parts of the data set that train, such as train,val [the usual ones]",
+        follows="dataset", fill=lambda values: DATASETS[values["dataset"]].train, since=("train",))
+    image_size: int | tuple[int, int] | None = data(
+        Size(), None, "side in pixels, or HEIGHTxWIDTH; images are scaled to cover it and cropped [the data set's own]",
+        fill=lambda values: DATASETS[values["dataset"]].size)
+    random_crop: bool = data(
+        Flag(), False, "crop another part of an image each time, instead of its centre",
+        needs=IMAGE_FILES, follows="dataset", since=False)
+    background: str | None = data(
+        Colour(), None, "what transparent images lie on: white, black, grey or #rrggbb",
+        needs=TRANSPARENCY, follows="dataset", fill="white", since=None)
+    cache_mb: int | None = data(
+        Int(0, 100_000_000), None,
+        "megabytes of decoded images kept in memory and cached; larger sets are decoded as they are read",
+        needs=IMAGE_FILES, follows="dataset", fill=2048, since=None, free=True)
+    workers: int | None = data(
+        Int(0, 256), None, "threads that decode images [as many as cores; none where all are in memory]",
+        needs=IMAGE_FILES, follows="dataset", since=None, free=True)
+    hflip: bool = data(Flag(), False, "mirror half of the images, left to right")
 
-    schedule: str = option("cosine", "how noise grows with the timestep", choices=SCHEDULES, group="diffusion")
-    timesteps: int = option(1000, "T, the length of the noising process", int, low=2, high=100_000, group="diffusion")
-    beta_start: float | None = option(
-        None, "first beta, stated for T = 1000 [1e-4]", float, low=0, open_low=True, high=0.999, group="diffusion"
-    )
-    beta_end: float | None = option(
-        None, "last beta, stated for T = 1000 [0.02; exponential 0.065]", float, low=0, open_low=True, high=0.999,
-        group="diffusion",
-    )  # fmt: skip
-    logsnr_shift: float | None = option(None, LOGSNR_SHIFT_HELP, float, low=-20, high=20, group="diffusion")
-    prediction: str = option("v", "what the network outputs", choices=PREDICTIONS, group="diffusion")
-    loss: str = option("mse", "error measure", choices=("mse", "l1", "huber"), group="diffusion")
-    loss_weight: str = option("uniform", "how much each noise level counts", choices=LOSS_WEIGHTS, group="diffusion")
-    timestep_distribution: str = option(
-        "edm", "how often each noise level is trained", choices=TIMESTEP_DISTRIBUTIONS, group="diffusion"
-    )
+    schedule: str = diffusion(Choice(SCHEDULES), "cosine", "how noise grows with the timestep")
+    timesteps: int = diffusion(Int(2, 100_000), 1000, "T, the length of the noising process")
+    beta_start: float | None = diffusion(
+        Number(0, 0.999, open_low=True), None, "first beta, stated for T = 1000 [1e-4]",
+        needs=BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[0])
+    beta_end: float | None = diffusion(
+        Number(0, 0.999, open_low=True), None, "last beta, stated for T = 1000 [0.02; exponential 0.065]",
+        needs=BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[1])
+    logsnr_shift: float | None = diffusion(
+        Number(-20, 20), None,
+        "added to the log-SNR of each level; large images need more noise [ln(32 / side) above 32 pixels]",
+        fill=lambda values: default_shift(height_and_width(values["image_size"])), since=0.0)
+    prediction: str = diffusion(Choice(PREDICTIONS), "v", "what the network outputs")
+    loss: str = diffusion(Choice(("mse", "l1", "huber")), "mse", "error measure")
+    loss_weight: str = diffusion(Choice(LOSS_WEIGHTS), "uniform", "how much each noise level counts")
+    timestep_distribution: str = diffusion(
+        Choice(TIMESTEP_DISTRIBUTIONS), "edm", "how often each noise level is trained")
 
-    base_channels: int = option(32, "width of the first level", int, low=4, high=2048, group="network")
-    channel_mult: tuple[int, ...] | None = option(
-        None, "width of each level, in base_channels [1,2; 1,2,2 above 32 pixels; 1,2,2,2 above 128]", (int,),
-        low=1, high=64, group="network",
-    )  # fmt: skip
-    layers_per_block: int = option(1, "residual blocks a level", int, low=1, high=16, group="network")
-    time_emb_dim: int | None = option(
-        None, "width of the time embedding [4 x base_channels]", int, low=4, high=8192, group="network"
-    )
-    attention_levels: tuple[int, ...] | None = option(
-        None, "levels with attention, 0 the finest: 1,2 or none [the coarsest]", (int,), low=0, high=7, group="network"
-    )
-    attention_heads: int = option(2, "heads of each attention", int, low=1, high=64, group="network")
-    patch_size: int | None = option(
-        None, "pixel-unshuffle images by this outside the network; 1 for none [2; 4 from 128 pixels; 1 where odd]", int,
-        low=1, high=16, group="network",
-    )  # fmt: skip
-    dropout: float = option(0.0, "share of activations dropped in training", float, low=0, high=0.9, group="network")
-    class_cond: bool = option(False, "learn the classes, so that sample.py can draw chosen ones", bool, group="network")
-    checkpoint_activations: bool = option(
-        False, "compute activations again instead of keeping them: less memory, a third slower", bool, free=True,
-        group="network",
-    )  # fmt: skip
-    label_dropout: float = option(
-        0.1, "share of labels hidden in training, for guidance", float, low=0, high=0.9, group="network"
-    )
+    patch_size: int | None = network(
+        Int(1, 16), None,
+        "pixel-unshuffle images by this outside the network; 1 for none [2; 4 from 128 pixels; 1 where odd]",
+        fill=lambda values: default_patch_size(height_and_width(values["image_size"])))
+    base_channels: int = network(Int(4, 2048), 32, "width of the first level")
+    channel_mult: tuple[int, ...] | None = network(
+        ListOf(Int(1, 64)), None,
+        "width of each level, in base_channels [1,2; 1,2,2 above 32 pixels; 1,2,2,2 above 128]",
+        fill=lambda values: default_channel_mult(
+            [side / values["patch_size"] for side in height_and_width(values["image_size"])]))
+    layers_per_block: int = network(Int(1, 16), 1, "residual blocks a level")
+    time_emb_dim: int | None = network(
+        Int(4, 8192), None, "width of the time embedding [4 x base_channels]",
+        fill=lambda values: 4 * values["base_channels"])
+    attention_levels: tuple[int, ...] | None = network(
+        ListOf(Int(0, 7)), None, "levels with attention, 0 the finest: 1,2 or none [the coarsest]",
+        follows="channel_mult", fill=lambda values: (max(0, len(values["channel_mult"]) - 1),))
+    attention_heads: int = network(Int(1, 64), 2, "heads of each attention", needs=ATTENTION)
+    dropout: float = network(Number(0, 0.9), 0.0, "share of activations dropped in training")
+    class_cond: bool = network(Flag(), False, "learn the classes, so that sample.py can draw chosen ones")
+    checkpoint_activations: bool = network(
+        Flag(), False, "compute activations again instead of keeping them: less memory, a third slower",
+        since=False, free=True)
+    label_dropout: float = network(
+        Number(0, 0.9), 0.1, "share of labels hidden in training, for guidance", needs=CLASSES)
 
-    epochs: int | None = option(
-        20, "length of the run, in passes over the data", int, low=1, high=1_000_000, group="run"
-    )
-    minutes: float | None = option(
-        None, "length of the run by the clock, instead of --epochs: start-up, samples and saves included", float,
-        low=0, open_low=True, high=100_000, group="run",
-    )  # fmt: skip
-    max_steps: int | None = option(
-        None, "stop (and save) at this optimiser step; --resume goes on", int, low=1, high=10**9, free=True, group="run"
-    )
-    batch_size: int = option(64, "images a step", int, low=1, high=65_536, group="run")
-    accumulate: int = option(
-        1, "split each batch in this many parts, to save memory", int, low=1, high=4096, group="run"
-    )
-    auto_batch: bool = option(
-        False, "when memory runs out, split batches further and go on", bool, free=True, group="run"
-    )
-    lr: float = option(
-        2e-3,
-        "peak learning rate of AdamW; Muon's matrices take 10 times it",
-        float,
-        low=0,
-        open_low=True,
-        high=10,
-        group="run",
-    )
-    optimizer: str = option(
-        "muon", "muon (for convolutions; AdamW for the rest), adamw, or adam as its paper has it",
-        choices=("muon", "adamw", "adam"), group="run",
-    )  # fmt: skip
-    ema_decay: float = option(
-        0.999, "longest memory of the averaged weights, a step", float, low=0, high=0.999999, group="run"
-    )
-    grad_clip: float = option(1.0, "largest gradient norm", float, low=0, open_low=True, high=1e9, group="run")
-    precision: str = option("fp32", "arithmetic of the network", choices=("fp32", "bf16", "fp16"), group="run")
-    compile: bool = option(
-        False, "torch.compile the network: minutes of warm-up, then faster on a GPU", bool, free=True, group="run"
-    )
-    deterministic: bool = option(
-        False, "the same bits each time on CUDA too, somewhat slower; on a CPU they are", bool, free=True, group="run"
-    )
-    seed: int = option(0, "what every random number derives from", int, low=0, high=2**63 - 1, group="run")
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), free=True, group="run")
+    epochs: int | None = run(Int(1, 1_000_000), 20, "length of the run, in passes over the data")
+    minutes: float | None = run(
+        Number(0, 100_000, open_low=True), None,
+        "length of the run by the clock, instead of --epochs: start-up, samples and saves included")
+    max_steps: int | None = run(
+        Int(1, 10**9), None, "stop (and save) at this optimiser step; --resume goes on", free=True)
+    batch_size: int = run(Int(1, 65_536), 64, "images a step")
+    accumulate: int = run(Int(1, 4096), 1, "split each batch into this many parts, to save memory")
+    auto_batch: bool = run(
+        Flag(), False, "when memory runs out, split batches further and go on", since=False, free=True)
+    lr: float = run(
+        Number(0, 10, open_low=True), 2e-3, "peak learning rate of AdamW; Muon's matrices take 10 times it")
+    optimizer: str = run(
+        Choice(("muon", "adamw", "adam")), "muon",
+        "muon (for convolutions; AdamW for the rest), adamw, or adam as its paper has it")
+    ema_decay: float = run(Number(0, 0.999999), 0.999, "longest memory of the averaged weights, a step")
+    grad_clip: float = run(Number(0, 1e9, open_low=True), 1.0, "largest gradient norm")
+    precision: str = run(Choice(("fp32", "bf16", "fp16")), "fp32", "arithmetic of the network")
+    compile: bool = run(
+        Flag(), False, "torch.compile the network: minutes of warm-up, then faster on a GPU", free=True)
+    deterministic: bool = run(
+        Flag(), False, "the same bits each time on CUDA too, somewhat slower; on a CPU they are always the same",
+        since=False, free=True)
+    seed: int = run(Int(0, 2**63 - 1), 0, "what every random number derives from")
+    device: str = run(Choice(("auto", "cpu", "cuda", "mps")), "auto", "where to compute", free=True)
 
-    output_dir: str = option("outputs", "folder that the run writes", free=True, group="output")
-    sample_interval: int | None = option(
-        1, "epochs between sample pictures", int, low=1, high=10**9, free=True, group="output"
-    )
-    num_samples: int = option(64, "images in a sample picture", int, low=1, high=4096, free=True, group="output")
-    save_interval: int | None = option(
-        5, "epochs between numbered checkpoints", int, low=1, high=10**9, free=True, group="output"
-    )
-    eval_interval: int | None = option(
-        None, "epochs between measurements, as `evaluate` makes them, into log.jsonl and the loss plot [none]", int,
-        low=1, high=10**9, free=True, group="output",
-    )  # fmt: skip
-    eval_images: int | None = option(
-        None, "images drawn for a measurement [1000]", int, low=100, high=1_000_000, free=True, group="output"
-    )
-    keep_best: bool = option(
-        False, "keep the checkpoint that measures best as checkpoints/best.pt", bool, free=True, group="output"
-    )
-    keep_last: int | None = option(
-        None, "numbered checkpoints to keep [all]", int, low=1, high=10**9, free=True, group="output"
-    )
+    output_dir: str = output(Text(), "outputs", "folder that the run writes", free=True)
+    sample_interval: int | None = output(Int(1, 10**9), 1, "epochs between sample pictures", free=True)
+    num_samples: int = output(Int(1, 4096), 64, "images in a sample picture", free=True)
+    save_interval: int | None = output(Int(1, 10**9), 5, "epochs between numbered checkpoints", free=True)
+    eval_interval: int | None = output(
+        Int(1, 10**9), None,
+        "epochs between measurements, as `evaluate` makes them, into log.jsonl and the loss plot [none]",
+        since=None, free=True)
+    eval_images: int | None = output(
+        Int(100, 1_000_000), None, "images drawn for a measurement", needs=MEASURED, fill=1000, since=None, free=True)
+    keep_best: bool = output(
+        Flag(), False, "keep the checkpoint that measures best as checkpoints/best.pt",
+        needs=MEASURED, since=False, free=True)
+    keep_last: int | None = output(Int(1, 10**9), None, "numbered checkpoints to keep [all]", free=True)
+    # fmt: on
 
     def to_dict(self) -> dict:
         """Plain JSON values."""
@@ -192,12 +170,12 @@ class Config:
     def from_dict(cls, values: Mapping) -> "Config":
         """The inverse of `to_dict`.  Raises OptionError for an unknown, missing or impossible value.
 
-        Options that are newer than the file get the value that the program had then.
+        An option that is newer than the file has the value that its row in Config says by `since`.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        values = {**NEWER, **({} if "preset" in values else OLDER), **values}
-        if set(values) != names:
-            raise OptionError(f"configuration keys do not match: {', '.join(sorted(set(values) ^ names))}")
+        since = {name: spec.since for name, spec in specs(cls).items() if spec.since is not REQUIRED}
+        values = {**since, **values}
+        if wrong := set(values) ^ set(specs(cls)):
+            raise OptionError(f"configuration keys do not match: {', '.join(sorted(wrong))}")
         return check(cls(**{name: from_json(value) for name, value in values.items()}))
 
     @property
@@ -206,77 +184,71 @@ class Config:
         return height_and_width(self.image_size)
 
     def make_schedule(self) -> Schedule:
+        """The noise schedule that the run trains on."""
         return make_schedule(self.schedule, self.timesteps, self.beta_start, self.beta_end, self.logsnr_shift)
 
 
-def resolve(given: Mapping[str, object]) -> Config:
+def resolve(given: Mapping[str, object], options: type = Config) -> Config:
     """The whole configuration from the options that were given: those, then the preset's, the data set's, the defaults.
 
-    Raises OptionError for a value out of range, for options that contradict each other, and for one that would be
-    ignored.
+    options: Config, or a dataclass of more options than that.  Raises OptionError for a value out of range, for options
+    that contradict each other, and for one that would be ignored.
     """
-    defaults = {name: field.default for name, field in Config.__dataclass_fields__.items()}
-    check_values(given, Config)
-    preset = beneath(given, PRESETS[given["preset"]].options) if "preset" in given else {}
+    check_values(given, options)
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    preset = beneath(given, PRESETS[given["preset"]].options, options) if "preset" in given else {}
     dataset = DATASETS[{**defaults, **preset, **given}["dataset"]]
     values = {**defaults, **dataset.defaults, **preset, **given}
     if values["minutes"] is not None:
         values["epochs"] = None
-    refuse_ignored(given, values)
-
-    def fill(name: str, value: object) -> None:
-        values[name] = value if values[name] is None else values[name]
-
-    fill("image_size", dataset.size)
-    values["image_size"] = square(values["image_size"])
-    size = height_and_width(values["image_size"])
-    fill("splits", dataset.train)
-    fill("cache_mb", CACHE_MB if "cache_mb" in dataset.takes else None)
-    fill("background", "white" if "background" in dataset.takes else None)
-    fill("logsnr_shift", default_shift(size))
-    fill("patch_size", default_patch_size(size))
-    fill("channel_mult", default_channel_mult([side / values["patch_size"] for side in size]))
-    fill("eval_images", 1000 if values["eval_interval"] else None)
-    fill("time_emb_dim", 4 * values["base_channels"])
-    fill("attention_levels", (max(0, len(values["channel_mult"]) - 1),))
-    if ends := SCHEDULES[values["schedule"]].ends:
-        fill("beta_start", ends[0])
-        fill("beta_end", ends[1])
-    return check(Config(**values))
+    refuse_ignored(given, values, options)
+    return check(options(**filled(values, options)))
 
 
-def beneath(given: Mapping[str, object], lower: Mapping[str, object]) -> dict[str, object]:
-    """What of a preset's or a file's options still stands under those that were given: none that they make moot."""
-    gone = set(given)
-    if {"epochs", "minutes"} & gone:
-        gone |= {"epochs", "minutes"}
-    if "schedule" in given and given["schedule"] != lower.get("schedule", given["schedule"]):
-        gone |= {"beta_start", "beta_end"}
-    if "dataset" in given and given["dataset"] != lower.get("dataset", given["dataset"]):
-        gone |= {"splits", "data_dir", *DATASET_OPTIONS}
-    if given.get("attention_levels") == ():
-        gone |= {"attention_heads"}
-    if "channel_mult" in given:
-        gone |= {"attention_levels"}
+def filled(values: Mapping[str, object], options: type = Config) -> dict[str, object]:
+    """The values of all options, with those filled in that have an effect and are not set, by each one's `fill`."""
+    values = {**values, "image_size": square(values["image_size"])}
+    for name, spec in specs(options).items():
+        if values[name] is None and spec.is_of_use(values):
+            values[name] = spec.fill(values) if callable(spec.fill) else spec.fill
+    return values
+
+
+def beneath(given: Mapping[str, object], lower: Mapping[str, object], options: type = Config) -> dict[str, object]:
+    """The options of a preset or a file that still hold beneath those that were given.
+
+    An option no longer holds if it was given too, if the option that it follows was given another value, and if what
+    was given takes away what it needs.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    values, gone = {**defaults, **lower, **given}, set(given) | (LENGTHS if LENGTHS & set(given) else set())
+    for name, spec in specs(options).items():
+        leads = spec.follows
+        if leads in given and given[leads] != lower.get(leads, given[leads]):
+            gone.add(name)
+        if spec.needs and spec.needs.option in given and not spec.is_of_use(values):
+            gone.add(name)
     return {name: value for name, value in lower.items() if name not in gone}
 
 
 def as_given(config: Config) -> dict[str, object]:
-    """The options that resolve to this configuration, without those that have no use in it."""
-    values = {name: value for name, value in vars(config).items() if value is not None}
-    if not config.class_cond:
-        del values["label_dropout"]
-    if not config.attention_levels:
-        del values["attention_heads"]
-    if not config.splits:
-        del values["splits"]
-    if "random_crop" not in DATASETS[config.dataset].takes:
-        del values["random_crop"]
-    if config.eval_interval is None:
-        del values["keep_best"]
-        values.pop("eval_images", None)
-    return values
+    """The options that resolve to this configuration, without those that have no effect in it."""
+    values = vars(config)
+    return {
+        name: values[name]
+        for name, spec in specs(type(config)).items()
+        if values[name] is not None and spec.is_of_use(values)
+    }
+
+
+def network_options(config: Config, with_data: bool) -> dict[str, object]:
+    """The options that decide the network and the meaning of its output; with_data: and those of its images."""
+    wanted = {name for name, spec in specs(type(config)).items() if spec.group == "network"}
+    wanted |= {"schedule", "timesteps", "beta_start", "beta_end", "logsnr_shift", "prediction"}
+    wanted |= {"dataset", "data_dir", "image_size"} if with_data else set()
+    return {name: value for name, value in as_given(config).items() if name in wanted}
 
 
 def from_json(value: object) -> object:
+    """A value of an option as it is, from what JSON makes of it: tuples are lists there."""
     return tuple(value) if isinstance(value, list) else value

@@ -35,7 +35,8 @@ class Dataset:
 
     channels, size: of its images; those of a folder are read from its files.  classes: the name of each label.
     splits: the number of images of each split; empty if only opening the set shows it.
-    train: the splits to train on unless --splits names others.  takes: options that only some sets have a use for.
+    train: the splits to train on unless --splits names others.
+    image_files: whether its images are files, of any size.  transparent: whether these may have transparency.
     defaults: options that suit the set.  sampler: the default sampler, chosen by measurement: fresh noise helps with
     strokes and shapes, and does harm with photographs.
     download: the files that torchvision downloads.  download_to: where in --data_dir a user can put them.
@@ -49,7 +50,8 @@ class Dataset:
     classes: tuple[str, ...] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
     train: tuple[str, ...] = ("train",)
-    takes: tuple[str, ...] = ()
+    image_files: bool = False
+    transparent: bool = False
     download: str = ""
     download_to: str = ""
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -59,8 +61,6 @@ class Dataset:
         """The number of images in these splits."""
         return sum(self.splits.get(split, 0) for split in splits)
 
-
-IMAGE_FILES = ("random_crop", "cache_mb", "workers")  # options that only sets of image files have a use for
 
 DATASETS = {
     "digits": Dataset(
@@ -117,7 +117,7 @@ DATASETS = {
         classes=FLOWERS,
         splits={"train": 1020, "val": 1020, "test": 6149},
         train=("train", "val", "test"),  # to generate, every photograph helps
-        takes=IMAGE_FILES,
+        image_files=True,
         download="102flowers.tgz, imagelabels.mat and setid.mat",
         download_to="flowers-102",
         defaults={"epochs": 100, "sample_interval": 5, "save_interval": 10},
@@ -129,7 +129,8 @@ DATASETS = {
         channels=3,
         size=64,
         train=(),
-        takes=(*IMAGE_FILES, "background"),
+        image_files=True,
+        transparent=True,
         defaults={"sample_interval": None, "save_interval": None},
     ),
 }

@@ -9,7 +9,6 @@ from itertools import product
 
 import torch
 
-from tiny_diffusion.config.option import EvaluateOptions
 from tiny_diffusion.config.rules import refuse_drawing
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.sampling import Request, sample
@@ -28,7 +27,7 @@ class ModelImages:
     The processes of the world share the drawing, and each has all images.
     """
 
-    def __init__(self, options: EvaluateOptions, world: World):
+    def __init__(self, options, world: World):
         self.options = options
         self.checkpoint = load_checkpoint(options.checkpoint)
         self.config = config = self.checkpoint.config

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.config.option import EvaluateOptions
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.files.cache import Cache
@@ -48,7 +47,7 @@ class Reference(Real):
 
 
 def open_real(
-    options: EvaluateOptions,
+    options,
     dataset: str | None,
     shape: tuple[int, int, int],
     trained_on: Config | None,
@@ -63,7 +62,7 @@ def open_real(
     """
     if options.reference is not None and options.reference.endswith(".pt"):
         # From the next seed: the same noise would make the two sets of images alike.
-        asked = EvaluateOptions(
+        asked = type(options)(
             checkpoint=options.reference, num_images=options.num_images, seed=options.seed + 1, weights=options.weights
         )
         other = ModelImages(asked, World(device))  # only the first process compares

@@ -37,7 +37,6 @@ DEFAULT_INTERVAL_STEPS = 200  # between pictures and checkpoints, where --sample
 REPORTS_AT_ONCE = 20  # on a GPU: reading one waits for the device
 SAVE_SECONDS = 2.5  # kept back from --minutes for the last plot and checkpoint
 SAMPLING_MARGIN = 1.3  # on the estimate of the last picture
-DEFAULT_EVAL_IMAGES = 1000
 
 
 class Session:
@@ -210,7 +209,7 @@ class Session:
         config = self.config
         if not config.eval_interval or epoch // config.eval_interval == before // config.eval_interval:
             return {}
-        request = self.writer.request(range(config.eval_images or DEFAULT_EVAL_IMAGES))
+        request = self.writer.request(range(config.eval_images))
         scores = self.evaluator(self.trainer.ema.model, self.trainer.diffusion, request)
         for name, value in scores.items():
             bar.write(f"epoch {epoch}: {name} {value:.4f}", file=sys.stderr)

@@ -1,0 +1,50 @@
+"""Options in a file: one JSON object of names and values, which --config reads and --save_config writes."""
+
+import json
+from pathlib import Path
+
+from tiny_diffusion.config.image_size import square
+from tiny_diffusion.config.option import REQUIRED, not_one_of, specs
+from tiny_diffusion.config.rules import check_values
+from tiny_diffusion.config.training import Config, as_given, from_json
+from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.files import check_writable, write_text
+
+
+def read_options(path: Path) -> dict[str, object]:
+    """The options of a file, each of them checked by itself.
+
+    The file holds some options, or all of a configuration, as --dry_run prints it and a checkpoint holds it.  Raises
+    FileError if it is not JSON, and OptionError for a name or a value that is wrong.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise FileError(f"--config {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"--config {path} is not a JSON file: {error}.") from error
+    if not isinstance(values, dict):
+        raise OptionError(f"--config {path} holds no options: it must be one JSON object of names and values.")
+    for name in values:
+        if name not in specs(Config):
+            raise OptionError(f"--config {path}: {not_one_of(str(name), specs(Config))}")
+    try:
+        if set(values) >= {name for name, spec in specs(Config).items() if spec.since is REQUIRED}:
+            values = as_given(Config.from_dict(values))  # all of a configuration: some options have no effect in it
+        values = {name: from_json(value) for name, value in values.items() if value is not None}
+        check_values(values, Config)
+    except OptionError as error:
+        raise OptionError(f"--config {path}: {error}") from error
+    return values | ({"image_size": square(values["image_size"])} if "image_size" in values else {})
+
+
+def save_options(config: Config, path: Path) -> None:
+    """Writes the options that resolve to this configuration.
+
+    Raises OptionError if there is a file that holds anything else, and FileError if the file cannot be written.
+    """
+    text = json.dumps(as_given(config), indent=2) + "\n"
+    check_writable("save_config", path)
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise OptionError(f"--save_config {path} exists and holds something else. Name another file, or delete it.")
+    write_text(path, text)
