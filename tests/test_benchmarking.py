@@ -136,7 +136,7 @@ def _settings(**environment) -> list[str]:
     """What `settle` leaves in the environment and asks of malloc, in a process of its own."""
     code = (
         "import os; from tiny_diffusion.runtime import cpu; asked = []\n"
-        "cpu._keep_memory = lambda: asked.append('kept'); cpu.tune_cpu()\n"
+        "cpu.keep_freed_memory = lambda: asked.append('kept'); cpu.tune_cpu()\n"
         "print(os.environ['GOMP_SPINCOUNT'], *asked)"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GOMP_"))}
@@ -171,7 +171,7 @@ def test_waiting_threads_spin_less_in_company(readings, company, monkeypatch, tm
     monkeypatch.setattr(cpu, "LOAD", Load())
     assert cpu.others_running() is company
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.setattr(cpu, "_keep_memory", lambda: None)
+    monkeypatch.setattr(cpu, "keep_freed_memory", lambda: None)
     cpu.tune_cpu()
     assert os.environ["GOMP_SPINCOUNT"] == (cpu.SPINS_SHARED if company else cpu.SPINS_ALONE)
 

@@ -157,7 +157,7 @@ def test_a_process_on_another_computer_is_named_with_it(tmp_path):
 
 def test_a_file_that_was_taken_away_while_it_was_waited_for_is_made_again(tmp_path, monkeypatch):
     """Otherwise two would hold two files of one name."""
-    lock, calls = run_lock._lock, []
+    lock, calls = run_lock.acquire, []
 
     def slow(number):
         calls.append(number)
@@ -165,10 +165,10 @@ def test_a_file_that_was_taken_away_while_it_was_waited_for_is_made_again(tmp_pa
             os.unlink(tmp_path / run_lock.NAME)  # by the process that held it until now
         lock(number)
 
-    monkeypatch.setattr(run_lock, "_lock", slow)
+    monkeypatch.setattr(run_lock, "acquire", slow)
     with locked(tmp_path):
         assert len(calls) == 3
-        monkeypatch.setattr(run_lock, "_lock", lock)
+        monkeypatch.setattr(run_lock, "acquire", lock)
         with pytest.raises(OptionError), locked(tmp_path):
             pass
 
@@ -181,7 +181,7 @@ def test_what_another_process_has_made_since_is_not_taken_away(tmp_path):
     assert path.read_text() == "another's"
 
 
-@pytest.mark.parametrize("number", sorted(run_lock.NOT_THERE))
+@pytest.mark.parametrize("number", sorted(run_lock.UNSUPPORTED))
 def test_where_there_are_no_locks_a_run_goes_on_and_says_so_once(number, cli, monkeypatch, tmp_path):
     fcntl = pytest.importorskip("fcntl")
 
@@ -198,7 +198,7 @@ def test_a_lock_that_cannot_be_had_for_a_stranger_reason_is_one_line(cli, monkey
     def fail(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(run_lock, "_open", fail)
+    monkeypatch.setattr(run_lock, "open_lock_file", fail)
     cli.refuses(1, [*RUN, "--output_dir", "run"], "--output_dir run cannot be written: Input/output error", "Name")
 
 

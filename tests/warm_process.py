@@ -103,7 +103,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     for module, _ in COMMANDS.values():
         importlib.import_module(module)
-    for module in ("cli.session", "cli.run_data", "visuals.images", "models.unet"):
+    for module in ("runs.session", "runs.images", "visuals.images", "models.unet"):
         importlib.import_module(f"tiny_diffusion.{module}")
     for module in ("faults", "cli_helpers"):
         importlib.import_module(module)

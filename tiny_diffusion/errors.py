@@ -1,4 +1,4 @@
-"""What a user can cause, each with the exit code it ends in.  Everything else is our defect and keeps its traceback."""
+"""Errors that a user can cause, each with its exit code.  Any other error is our defect and keeps its traceback."""
 
 
 class OptionError(ValueError):
@@ -14,12 +14,12 @@ class FileError(OSError):
 
 
 class DivergenceError(ArithmeticError):
-    """Training that has produced nothing but non-finite steps."""
+    """Training or sampling that produces NaN or infinity."""
 
     exit_code = 1
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the same run has ended, or can no longer be reached."""
+    """Another rank of the same run has ended, or can no longer be reached."""
 
     exit_code = 1

@@ -1,7 +1,7 @@
 """Random streams, each a function of (seed, purpose, index) and of nothing else.
 
-Whoever draws takes a stream.  No state is kept between steps, so a resumed run needs none saved, and image i of a seed
-is the same picture alone, in a batch, on another device or on another process.  To add one: a row in PURPOSES.
+A function that draws takes a stream.  No state is kept between steps, so a checkpoint needs none, and image i of a seed
+is the same picture alone, in a batch, on another device or on another rank.  To add one: a row in PURPOSES.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def torch_stream(seed: int, purpose: str, index: int, device: torch.device | str
 
 
 def seed_torch(seed: int, purpose: str, index: int = 0) -> None:
-    """Seed torch's own generators, for what draws from them and takes no other: initial weights and dropout."""
+    """Seeds torch's global generators, from which initial weights and dropout are drawn."""
     torch.manual_seed(int(_sequence(seed, purpose, index).generate_state(1, np.uint64)[0] >> 1))
 
 

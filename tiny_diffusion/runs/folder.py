@@ -1,10 +1,11 @@
-"""The folder that a run writes: which file lies where, and what of it survives a resume.
+"""The folder that a run writes: which file lies where, and what a resume keeps of it.
 
-samples/epoch_XXX.png            drawn from the averaged weights
+samples/epoch_XXX.png            sampled from the averaged weights
 checkpoints/model_epoch_XXX.pt   every --save_interval epochs
-checkpoints/latest.pt            rolling, while the run lasts
-checkpoints/best.pt              with --keep_best: the one that measured best
-training_loss.png   log.jsonl    a line a step
+checkpoints/latest.pt            rolling, deleted when the run ends
+checkpoints/best.pt              the best score, with --keep_best
+training_loss.png
+log.jsonl                        one line per step
 model_final.pt                   at the end
 """
 
@@ -39,6 +40,7 @@ class RunFolder:
         return self.checkpoints / f"model_epoch_{epoch:03d}.pt"
 
     def holds_a_run(self) -> bool:
+        """Whether an earlier run wrote here."""
         return any(path.exists() for path in (self.final, self.log_path, self.latest, *self._numbered()))
 
     def clear(self) -> None:
@@ -56,11 +58,11 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def open(self, from_step: int = 0) -> None:
-        """Makes the folders and opens the log, cut back to the steps that the run goes on from."""
+        """Makes the folders and opens the log, cut back to the step from which the run continues."""
         try:
             for folder in (self.path, self.checkpoints, self.path / "samples"):
                 folder.mkdir(parents=True, exist_ok=True)
-            for stale in self._half_written():
+            for stale in self._partial_files():
                 stale.unlink(missing_ok=True)
             kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
             self._losses = [(line["step"], _number(line.get("loss"))) for line in kept]
@@ -73,7 +75,7 @@ class RunFolder:
             ) from error
 
     def _lines(self) -> list[dict]:
-        """The log's lines, without what a kill left half-written."""
+        """The log's lines, without one that a kill left incomplete."""
         lines = []
         if self.log_path.exists():
             for text in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -86,17 +88,19 @@ class RunFolder:
         return lines
 
     def log(self, **values) -> None:
-        """One line of JSON; what is not finite becomes null."""
+        """Writes one line of JSON; NaN and infinity become null."""
         plain = finite(values)
         self._log.write(json.dumps(plain) + "\n")
         self._losses.append((plain["step"], _number(plain["loss"])))
         self._scores += _scores(plain)
 
     def flush(self) -> None:
+        """Hands the log's lines to the system."""
         if self._log is not None:
             self._log.flush()
 
     def close(self) -> None:
+        """Closes the log."""
         if self._log is not None:
             self._log.close()
 
@@ -109,7 +113,7 @@ class RunFolder:
         return self._scores
 
     def newest(self) -> tuple[Path, Checkpoint] | None:
-        """The readable checkpoint that went furthest, or None.  Raises FileError if there are but unreadable ones."""
+        """The readable checkpoint with the most steps, or None.  Raises FileError if all are unreadable."""
         found, failures = [], []
         for paths in ([self.final], [self.latest], reversed(self._numbered())):
             for path in filter(Path.is_file, paths):
@@ -125,14 +129,14 @@ class RunFolder:
     def prune(self, keep: int | None, newest: Path) -> None:
         """Deletes all but the last `keep` numbered checkpoints up to this one, which has just been saved.
 
-        None keeps all.  Later ones are what a run that went back has passed over, damaged perhaps: they do not count.
+        None keeps all.  Later ones do not count: the run went back behind them, perhaps because they are damaged.
         """
         if keep is not None:
             numbered = self._numbered()
             for path in numbered[: max(0, numbered.index(newest) + 1 - keep)]:
                 path.unlink(missing_ok=True)
 
-    def _half_written(self) -> list[Path]:
+    def _partial_files(self) -> list[Path]:
         """The temporary files that a killed process left of this run; `sample` may be writing others here meanwhile."""
         return [
             *partials_of(self.path / "samples", "epoch_*.png"),
@@ -145,7 +149,7 @@ class RunFolder:
         ]
 
     def _numbered(self) -> list[Path]:
-        """The checkpoints of epochs in their order: 1000 after 999."""
+        """The numbered checkpoints in the order of their epochs: 1000 after 999."""
         return sorted(self.checkpoints.glob("model_epoch_*.pt"), key=lambda path: (len(path.name), path.name))
 
 
@@ -159,5 +163,5 @@ def _number(loss: float | None) -> float:
 
 
 def _scores(line: dict) -> list[tuple[int, str, float]]:
-    """The measurements in a line of the log: what has brackets in its name, as evaluate prints it."""
+    """(step, name, value) of the scores in a line of the log; their names have brackets, as evaluate prints them."""
     return [(line["step"], name, value) for name, value in line.items() if "[" in name and value is not None]

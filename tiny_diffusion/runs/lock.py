@@ -1,7 +1,7 @@
-"""One run a folder: a lock that the operating system lets go of when its process ends, however it ends.
+"""One run per folder: a lock that the operating system releases when the process ends, however it ends.
 
-The locked file names the process that holds it, for people to read.  Whether it is held, the system alone knows: a
-file that a killed process has left behind keeps nobody out.
+The locked file names the process that holds it, for people to read.  Only the system knows whether it is held, so a
+file that a killed process left behind locks nothing.
 """
 
 import errno
@@ -16,18 +16,18 @@ from tiny_diffusion.errors import FileError, OptionError
 
 NAME = ".lock"
 HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
-NOT_THERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # on this file system
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # by this file system
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-FAR = 1 << 30  # bytes: Windows locks a part of the file, which no other process can read then; this one is behind it
+LOCKED_BYTE = 1 << 30  # Windows makes a locked part of a file unreadable, so it lies far behind the text
 MAX_TRIES = 100
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other run out of this folder while the block lasts.  Raises OptionError if one is in there.
+    """Keeps every other run out of the folder during the block.  Raises OptionError if another run is in it.
 
-    A folder that is missing is made, and goes again if the block leaves it empty.  Where nothing can be written there
-    is nothing to lock, and whoever writes there will be told; where the file system has no locks, a line says so.
+    A missing folder is made, and removed again if the block leaves it empty.  A folder that cannot be written is not
+    locked, since writing there fails anyway.  Where the file system has no locks, a message says so.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     path, number = folder / NAME, None
@@ -43,10 +43,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _acquire(folder: Path) -> int | None:
-    """The locked file's number, or None where there can be none."""
+    """The file descriptor of the locked file, or None where there can be no lock."""
     path = folder / NAME
     try:
-        for _ in range(MAX_TRIES):  # the run that has just ended may have taken away the file, or the folder
+        for _ in range(MAX_TRIES):  # the run that has just ended may have removed the file, or the folder
             with suppress(FileNotFoundError):
                 folder.mkdir(parents=True, exist_ok=True)
                 return _take(path)
@@ -59,7 +59,7 @@ def _acquire(folder: Path) -> int | None:
     except OSError as error:
         if error.errno in UNWRITABLE:
             return None
-        if error.errno in NOT_THERE:
+        if error.errno in UNSUPPORTED:
             print(f"{folder}: no locks on this file system; start no second run there", file=sys.stderr)
             path.unlink(missing_ok=True)
             return None
@@ -69,10 +69,10 @@ def _acquire(folder: Path) -> int | None:
 
 
 def _take(path: Path) -> int:
-    """Raises BlockingIOError if another process holds it, FileNotFoundError if one takes it away meanwhile."""
-    number = _open(path)
+    """Raises BlockingIOError if another process holds the lock, FileNotFoundError if one removes the file meanwhile."""
+    number = open_lock_file(path)
     try:
-        _lock(number)
+        acquire(number)
         if not _is_at(path, number):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with suppress(OSError):  # a full disk, or another user's file: the lock is held all the same
@@ -86,9 +86,9 @@ def _take(path: Path) -> int:
 
 
 def _release(path: Path, number: int) -> None:
-    """The name goes before the lock, lest another process locks a file that is about to go.
+    """Removes the file before it is unlocked, so that no other process locks a file that is about to be removed.
 
-    Windows deletes no open file, and so does not mind the other order.
+    Windows deletes no open file, so there the order is reversed.
     """
     if os.name == "nt":
         os.close(number)
@@ -99,25 +99,25 @@ def _release(path: Path, number: int) -> None:
         os.close(number)
 
 
-def _open(path: Path) -> int:
+def open_lock_file(path: Path) -> int:
     how = getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | how, 0o666)
     except PermissionError:
         if not path.exists():
             raise
-        return os.open(path, os.O_RDONLY | how)  # of another user, with whom the folder is shared
+        return os.open(path, os.O_RDONLY | how)  # another user's, in a shared folder
 
 
-def _lock(number: int) -> None:
-    """Raises BlockingIOError if another process has it, and OSError with one of NOT_THERE where there are no locks."""
+def acquire(number: int) -> None:
+    """Raises BlockingIOError if another process holds it, and OSError (see UNSUPPORTED) where there are no locks."""
     try:
         try:
             import fcntl
         except ImportError:
             import msvcrt
 
-            os.lseek(number, FAR, os.SEEK_SET)
+            os.lseek(number, LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +136,7 @@ def _is_at(path: Path, number: int) -> bool:
 
 
 def _holder(path: Path) -> str:
-    """The process that a locked file names, in brackets, or nothing."""
+    """The process that a locked file names, in brackets; empty if it names none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             process, _, host = file.read(300).strip().partition(" ")

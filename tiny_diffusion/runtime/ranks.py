@@ -1,6 +1,6 @@
-"""What the processes that torchrun has started for one command do apart, before anything heavy is loaded.
+"""Rank helpers that do not import torch: which rank this process is, and which rank prints.
 
-All of them run the command; the first one speaks and writes.  `distributed` is how they work together.
+torchrun starts the same command once per rank.  runtime/world.py is how the ranks work together.
 """
 
 import contextlib
@@ -14,22 +14,23 @@ DISTRIBUTED_COMMANDS = ("train", "sample", "evaluate")
 
 
 def is_distributed() -> bool:
+    """Whether torchrun started more than one rank."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this is rank 0, which prints and writes."""
     return not is_distributed() or os.environ.get("RANK", "0") == "0"
 
 
 def run_alone() -> None:
-    """Forgets the other processes, here and in what is started from here: none of them will be there to be met."""
+    """Unsets WORLD_SIZE, so that this process and its children run alone."""
     os.environ.pop("WORLD_SIZE", None)
 
 
 @contextlib.contextmanager
 def only_main_prints() -> Iterator[None]:
-    """In the block only the first process prints."""
+    """Inside the block only rank 0 prints."""
     if is_main():
         yield
         return
@@ -39,5 +40,5 @@ def only_main_prints() -> Iterator[None]:
 
 
 def should_report(message: str, because_of_another: bool) -> bool:
-    """Whether this process is to print why it ends: most often all end for the same reason, which is said once."""
+    """Whether this rank is to print its error.  Ranks mostly fail for one common reason, which is printed once."""
     return not is_distributed() or first_to_report(message, because_of_another, os.environ)

@@ -1,7 +1,7 @@
-"""The store that torchrun keeps for a job: what its processes know of one another before and beside a World.
+"""torchrun's key-value store: what the ranks know of one another outside a World.
 
-It outlives the processes: after a failure torchrun ends all of them and starts them again, and what the earlier ones
-have left in the store is still there.  Without torchrun there is none.
+It outlives the ranks: after a failure torchrun restarts them all, and what the earlier ones wrote is still there.
+Without torchrun there is no store.
 """
 
 import hashlib
@@ -10,11 +10,11 @@ import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 
-SECONDS_BETWEEN_LOOKS = 0.02
+POLL_SECONDS = 0.02
 
 
 def open_store(environment: Mapping[str, str]):
-    """A torch.distributed.Store, or None where torchrun keeps none."""
+    """A torch.distributed.Store, or None without torchrun."""
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("WORLD_SIZE", "1") == "1":
         return None
     from torch.distributed import PrefixStore, TCPStore
@@ -23,10 +23,10 @@ def open_store(environment: Mapping[str, str]):
     return PrefixStore("tiny_diffusion", TCPStore(host, port, is_master=False, timeout=timedelta(minutes=1)))
 
 
-def meet(store, rank: int, size: int) -> str:
-    """A name that the processes of this attempt share, and none of an earlier one.
+def attempt_name(store, rank: int, size: int) -> str:
+    """A name that the ranks of this attempt share with one another, and with none of an earlier attempt.
 
-    torch itself reads what an earlier attempt has left, the addresses of processes that have gone, and fails.
+    As a prefix it hides the keys of earlier attempts: torch would read the addresses of dead ranks, and fail.
     """
     own = uuid.uuid4().hex
     store.set(f"hello/{rank}", own)
@@ -37,16 +37,16 @@ def meet(store, rank: int, size: int) -> str:
     others = range(1, size)
     while not all(store.check([f"here/{own}/{other}"]) for other in others):
         for other in others:
-            if store.check([f"hello/{other}"]):  # perhaps an earlier one's, which nobody waits to see answered
+            if store.check([f"hello/{other}"]):  # of an earlier attempt, perhaps: then nobody reads the answer
                 store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
     return own
 
 
 def first_to_report(message: str, because_of_another: bool, environment: Mapping[str, str]) -> bool:
-    """Whether no process of this attempt has said this yet; True where there is no store to tell.
+    """Whether no rank of this attempt has reported this message yet; True without a store.
 
-    because_of_another: it only follows from what has ended another process, which has perhaps said why.
+    because_of_another: the error only follows from that of another rank, which has perhaps been reported.
     """
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT")
     try:
@@ -56,18 +56,18 @@ def first_to_report(message: str, because_of_another: bool, environment: Mapping
         if because_of_another:
             return not already
         return store.add(f"said/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):  # the store has gone, and its processes with it
+    except (KeyError, ValueError, RuntimeError):  # the store is gone, and the other ranks with it
         return True
 
 
 def mark_begun(environment: Mapping[str, str]) -> None:
-    """The run of this job has begun to write its folder."""
+    """Records that the run has begun to write its folder."""
     if (store := open_store(environment)) is not None:
         store.set("begun", "")
 
 
 def has_begun(environment: Mapping[str, str]) -> bool:
-    """Whether an earlier attempt of this job has begun its run; without a store, whether there was an attempt."""
+    """Whether an earlier attempt has begun its run; without a store, whether there was an earlier attempt."""
     try:
         if (store := open_store(environment)) is not None:
             return store.check(["begun"])

@@ -1,8 +1,8 @@
-"""Where this process computes, and with which others: the one place besides the command line that chooses a device.
+"""The device of this process, and how it works with the other ranks.
 
-`torchrun` starts several processes and says in the environment who each of them is.  All run the same commands on the
-same numbers, and differ only in their share of the images; what one may do alone, such as writing, the first does.
-One process is a World of size 1, to which every method here is an identity.
+torchrun starts several processes and names each of them in its environment.  All ranks run the same command on the same
+numbers and differ only in their share of the images.  Rank 0 does what one process can do alone, such as writing.
+A single process is a World of size 1, whose methods change nothing.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.errors import LostProcessError, OptionError
-from tiny_diffusion.runtime.torchrun_store import meet, open_store
+from tiny_diffusion.runtime.torchrun_store import attempt_name, open_store
 
-TIMEOUT = timedelta(hours=6)  # with a process that others wait for: the first may be downloading or evaluating
+TIMEOUT = timedelta(hours=6)  # for a rank that others wait for: rank 0 may be downloading or evaluating
 
 
 @dataclass(frozen=True)
 class World:
-    """rank of size processes, and the device of this one.  All of them must call its methods, and in the same order.
+    """This process's device and rank among `size` ranks.  All ranks must call its methods, in the same order.
 
-    Raises LostProcessError from any method if another process has gone.
+    Every method raises LostProcessError if another rank is gone.
     """
 
     device: torch.device
@@ -36,11 +36,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes, prints and downloads."""
+        """Whether this is rank 0, which writes, prints and downloads."""
         return self.rank == 0
 
     def local_slice(self, count: int) -> slice:
-        """This process's part of `count` rows: neighbours, and as many as the others have, or one less."""
+        """This rank's neighbouring rows of `count`: as many as any other rank has, or one less."""
         return self._shares(count)[self.rank]
 
     def _shares(self, count: int) -> list[slice]:
@@ -48,23 +48,23 @@ class World:
         return [slice(start, end) for start, end in pairwise(ends)]
 
     def all_reduce_mean_(self, tensors: list[Tensor]) -> None:
-        """Each tensor, in place, becomes its mean over the processes: one message for all of them.
+        """Replaces each tensor by its mean over the ranks, in one message.
 
-        For gradients, after the backward pass.  DistributedDataParallel sends them during it; then a process could not
-        begin its pass again, in smaller parts, when memory runs out.
+        For gradients, after the backward pass.  DistributedDataParallel sends them during the pass, so a rank could not
+        repeat its pass in smaller parts when memory runs out.
         """
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _together() as dist:
+        with _lost_ranks() as dist:
             dist.all_reduce(flat)
         parts = flat.div_(self.size).split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
     def gather(self, rows: Tensor, count: int) -> Tensor:
-        """The `count` rows of which each process holds its share, in order, on all of them and on the CPU.
+        """All `count` rows in order, on the CPU of every rank.   rows: this rank's `local_slice` of them.
 
-        Whose share is empty may bring any row.
+        A rank whose slice is empty may pass any row.
         """
         rows = rows.cpu()
         if self.size == 1:
@@ -73,27 +73,27 @@ class World:
         longest = max(share.stop - share.start for share in shares)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
-        everyones = [torch.empty_like(padded) for _ in shares]
-        with _together() as dist:
-            dist.all_gather(everyones, padded)
-        return torch.cat([held[: share.stop - share.start] for held, share in zip(everyones, shares, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in shares]
+        with _lost_ranks() as dist:
+            dist.all_gather(gathered, padded)
+        return torch.cat([held[: share.stop - share.start] for held, share in zip(gathered, shares, strict=True)])
 
     def maximum(self, *values: float) -> list[float]:
-        """Of each value the largest over the processes.  The CPUs agree on it; no GPU is waited for."""
+        """The maximum of each value over the ranks.  It is exchanged between CPUs and waits for no GPU."""
         if self.size == 1:
             return list(values)
         found = torch.tensor(values, dtype=torch.float64)
-        with _together() as dist:
+        with _lost_ranks() as dist:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
 
     def barrier(self) -> None:
-        """For all to have come this far."""
+        """Waits until all ranks have come this far."""
         self.maximum(0.0)
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process does what follows alone, then the others do: they find what it downloaded or decoded."""
+        """Rank 0 runs the block first, then the others, who find what it downloaded or decoded."""
         if not self.is_main:
             self.barrier()
         yield
@@ -101,7 +101,7 @@ class World:
             self.barrier()
 
     def all_equal(self, about: object) -> bool:
-        """Whether all processes say the same, by its repr."""
+        """Whether all ranks pass the same value, compared by its repr."""
         digest = int.from_bytes(hashlib.sha256(repr(about).encode()).digest()[:6], "big")  # exact as a float
         largest, negated = self.maximum(digest, -digest)
         return largest == -negated
@@ -111,40 +111,44 @@ SINGLE_PROCESS = World(torch.device("cpu"))
 
 
 def make_world(device: str, environment: Mapping[str, str]) -> World:
-    """This process among those that torchrun has started, which it waits for; alone without torchrun.
+    """This rank among those that torchrun started, after waiting for all of them; a World of one without torchrun.
 
     Raises OptionError for a device that this machine lacks, or an environment that is not torchrun's.
     """
-    size, rank, local_rank, local_size = _numbers(environment)
+    size, rank, local_rank, local_size = _torchrun_numbers(environment)
     if size == 1:
         return World(choose_device(device))
     if device == "mps":
         raise OptionError("--device mps is one GPU, which several processes cannot share. Start it without torchrun.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = choose_device(device)
+    own_device = choose_device(device)
     if device == "cuda":
         if (gpus := torch.cuda.device_count()) < local_size:
             raise OptionError(
                 f"{local_size} processes were started on this machine, and it has {gpus} GPUs. "
                 f"Start --nproc_per_node={gpus}, or add --device cpu."
             )
-        place = torch.device("cuda", local_rank)
-        torch.cuda.set_device(place)
+        own_device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(own_device)
 
     import atexit
 
     import torch.distributed as dist
 
-    # Gradients go from GPU to GPU by NCCL; clocks, stops and images, which are on the CPU, by Gloo.
+    # NCCL averages gradients between GPUs; Gloo exchanges what is on CPUs: clocks, stops and images.
     options = {"backend": "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", "timeout": TIMEOUT}
-    with _together():
+    with _lost_ranks():
         if (store := open_store(environment)) is not None:
             store.set_timeout(TIMEOUT)
-            options |= {"store": dist.PrefixStore(meet(store, rank, size), store), "rank": rank, "world_size": size}
+            options |= {
+                "store": dist.PrefixStore(attempt_name(store, rank, size), store),
+                "rank": rank,
+                "world_size": size,
+            }
         dist.init_process_group(**options)
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
-    return World(place, rank, size)
+    return World(own_device, rank, size)
 
 
 def choose_device(device: str) -> torch.device:
@@ -161,7 +165,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Has CUDA choose ways of computing that give the same bits each time.  On a CPU they do."""
+    """Makes CUDA choose deterministic algorithms.  On a CPU they are deterministic already."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -169,7 +173,7 @@ def make_deterministic(device: torch.device) -> None:
 
 
 def check_batch_size(batch_size: int, accumulate: int, processes: int) -> None:
-    """Raises OptionError unless every process gets as many images of a batch, and an image for each of its parts."""
+    """Raises OptionError unless every rank gets equally many images of a batch, and one for each of its parts."""
     if batch_size % processes or batch_size < accumulate * processes:
         unit = processes
         below, above = (max(accumulate, n) * unit for n in (batch_size // unit, -(-batch_size // unit)))
@@ -184,22 +188,24 @@ def check_batch_size(batch_size: int, accumulate: int, processes: int) -> None:
 
 
 @contextmanager
-def _together() -> Iterator:
-    """torch.distributed; what it raises when another process has gone becomes one line."""
+def _lost_ranks() -> Iterator:
+    """torch.distributed, whose errors about a lost rank become one LostProcessError."""
     import torch.distributed as dist
 
     try:
         yield dist
     except RuntimeError as error:
-        reason = re.sub(r"\[/\S*\] ", "", str(error).strip()).splitlines()[0].split(". ")[0][:160]  # not where in C++
+        reason = (
+            re.sub(r"\[/\S*\] ", "", str(error).strip()).splitlines()[0].split(". ")[0][:160]
+        )  # without the place in torch's C++
         raise LostProcessError(
             f"another process of this run has ended or cannot be reached ({reason}). What was saved before is "
             "untouched; --resume goes on from it."
         ) from error
 
 
-def _numbers(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
-    """Processes in all, this one's number among them and on this machine, and how many are on this machine."""
+def _torchrun_numbers(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """torchrun's (world size, rank, local rank, local world size)."""
     try:
         size = int(environment.get("WORLD_SIZE", "1"))
         if size == 1:

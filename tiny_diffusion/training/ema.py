@@ -1,17 +1,17 @@
-"""The exponential moving average of a network's weights: what is sampled, measured and exported."""
+"""The exponential moving average of a network's weights, which is what samples, evaluation and export use."""
 
 import copy
 
 import torch
 from torch import nn
 
-WARM_UP = 8  # the average spans an eighth of the steps so far until it reaches its longest memory
+WARM_UP = 8  # until the decay reaches its maximum, the average spans about an eighth of the steps so far
 
 
 class Ema:
     """A second network whose parameters follow the first's.  Buffers are copied, not averaged.
 
-    decay: the longest memory; step n uses min(decay, n / (n + 8)), so that early weights are forgotten in a short run.
+    decay: the maximum; step n uses min(decay, n / (n + 8)), so that a short run forgets its early weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -22,7 +22,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """After optimiser step number `steps`, counted from 1."""
+        """Follows optimiser step number `steps`, counted from 1."""
         torch._foreach_lerp_(self._averages, self._sources, 1 - min(self.decay, steps / (steps + WARM_UP)))
         for average, source in self._buffers:
             average.copy_(source)

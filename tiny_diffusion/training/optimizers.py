@@ -1,7 +1,7 @@
 """Optimisers: Adam as published, AdamW, and Muon for the hidden convolutions with AdamW for everything else.
 
-All skip a step on the device where `bad` is 1, without waiting for it, and their state travels as named tensors.
-To add one: a function that says which parameters Muon takes, a row in OPTIMIZERS.
+A step whose `bad` is 1 is skipped on the device, without waiting for it.  The state is a table of named tensors.
+To add one: a function that selects the parameters for Muon, and a row in OPTIMIZERS.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-MUON_LR_FACTOR = 10.0  # Muon's learning rate in AdamW's: its update has unit norm, whatever the gradient's size
+MUON_LR_FACTOR = 10.0  # Muon's learning rate over AdamW's: its update has unit norm whatever the gradient's size
 MUON_MOMENTUM = 0.95
 
 
@@ -29,15 +29,15 @@ class Optimizer:
         self.betas = row.betas
 
     def step(self, lr: float, bad: Tensor) -> None:
-        """One update from the gradients in place.  bad: a float scalar, 1 where the step must change nothing."""
+        """One update from the parameters' gradients.  bad: a float scalar, 1 if the step must change nothing."""
         self._adam_step(lr, bad)
         self._muon_step(MUON_LR_FACTOR * lr, bad)
 
     @torch.no_grad()
     def _adam_step(self, lr: float, bad: Tensor) -> None:
-        """Kingma & Ba (2015), algorithm 1, by the kernel of torch.optim.AdamW, whose import takes two seconds more.
+        """Kingma & Ba (2015), algorithm 1: the kernel of torch.optim.AdamW, whose import would take two seconds.
 
-        Loshchilov & Hutter's AdamW without its decay is Adam.
+        AdamW without weight decay is Adam.
         """
         with_gradient = [key for key, parameter in self.others.items() if parameter.grad is not None]
         parameters, averages, squares, counts = (
@@ -45,7 +45,7 @@ class Optimizer:
         )
         gradients = [parameter.grad for parameter in parameters]
         torch._foreach_add_(counts, 1 - bad)
-        # The kernel divides by 1 - beta^count: a step that is skipped before the first must not count as none.
+        # The kernel divides by 1 - beta^count, which would be zero if the very first step is skipped.
         torch._fused_adamw_(
             parameters, gradients, averages, squares, [], [count.clamp(min=1) for count in counts],
             lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
@@ -61,7 +61,7 @@ class Optimizer:
         good = 1 - bad
         for shape, keys in by_shape.items():
             parameters, momenta = [self.matrices[key] for key in keys], [self.momenta[key] for key in keys]
-            # NaN times zero is NaN, so bad gradients are replaced, not scaled.
+            # NaN times zero is NaN, so bad gradients are replaced rather than scaled.
             gradients = [
                 torch.where(bad > 0, momentum, parameter.grad)
                 for parameter, momentum in zip(parameters, momenta, strict=True)
@@ -73,7 +73,7 @@ class Optimizer:
             torch._foreach_add_(parameters, list(updates.view(-1, *shape)), alpha=-lr)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on besides the weights."""
+        """Everything besides the weights that the next step depends on."""
         return dict(self._state())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -95,9 +95,9 @@ class Optimizer:
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """About the nearest (semi-)orthogonal matrices to (n, rows, columns): all singular values go to 0.7 .. 1.2.
 
-    A quintic Newton-Schulz iteration with Jordan et al.'s coefficients.  Each of its steps multiplies x from the left
-    by a polynomial of x x^T: the polynomials are multiplied up on that small square, and x, several times as wide as
-    high in a convolution, is touched twice instead of ten times.
+    A quintic Newton-Schulz iteration with Jordan et al.'s coefficients.  Each iteration multiplies x from the left by a
+    polynomial in x x^T.  The polynomials are multiplied together as small square matrices first, so x, whose columns
+    are many in a convolution, takes part in two products instead of ten.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -124,7 +124,7 @@ def _nothing(name: str, parameter: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """by_muon: whether Muon takes this parameter, by its name.  betas: of AdamW, which takes the others."""
+    """by_muon: whether Muon updates this parameter.  betas: of AdamW, which updates the others."""
 
     by_muon: Callable[[str, Tensor], bool]
     betas: tuple[float, float]
