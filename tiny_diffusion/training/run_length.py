@@ -28,8 +28,13 @@ class RunLength:
         return done / whole if whole > 0 else 1.0
 
     def lr_scale(self, step: int, progress: float) -> float:
-        """The learning rate over its peak: a linear warm-up, then sqrt(1 - progress) down to zero."""
-        warm_up = WARM_UP_STEPS
+        """The learning rate over its peak: a linear warm-up, then sqrt(1 - progress) down to zero.
+
+        The warm-up takes WARM_UP_STEPS, or a tenth of the segment if that is shorter.
+        """
+        done = step - self.from_step + 1
         if self.steps is not None:
-            warm_up = min(warm_up, max(1, (self.steps - self.from_step) // 10))
-        return min(1.0, (step - self.from_step + 1) / warm_up) * math.sqrt(max(0.0, 1 - progress))
+            warm_up = done / min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))
+        else:
+            warm_up = max(done / WARM_UP_STEPS, progress / 0.1)
+        return min(1.0, warm_up) * math.sqrt(max(0.0, 1 - progress))
