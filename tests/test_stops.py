@@ -120,6 +120,9 @@ def test_a_disk_that_fills_up_at_any_moment_costs_no_checkpoint(moment, run, who
     good = (run / "model_final.pt").read_bytes()
     faults = (*OFTEN, ("full_disk_from", moment))
     code, said = warm.run(*RUN, "--resume", "--output_dir", run, faults=faults)
+    if code == 0:  # nothing but pictures was left to write
+        assert "is not drawn: " in said and load_checkpoint(run / "model_final.pt").about["finished"]
+        return
     assert "No space left on device" in assert_refused_and_whole(code, said, run, good)
     goes_on_to_the_end(run, whole, warm)
 
@@ -220,3 +223,36 @@ def test_weights_that_overflow_end_the_run_after_twenty_steps_and_what_was_saved
     assert {path: path.read_bytes() for path in run.rglob("*.pt")} == before
     cli.works("sample", "--checkpoint", run / "checkpoints/model_epoch_001.pt", "--num_images", 1, "--steps", 2)
     cli.works("train", "--resume", run / "checkpoints/model_epoch_001.pt", "--max_steps", 25)
+
+
+# What only shows
+
+
+def test_a_picture_that_cannot_be_drawn_never_ends_a_run(cli, tmp_path, monkeypatch):
+    """As where neither a home nor a temporary folder can be written: matplotlib then raises when it is imported."""
+
+    def fail(*arguments, **options):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tiny_diffusion.visuals.figures.save_loss_curve", fail)
+    monkeypatch.setattr("tiny_diffusion.visuals.images.save_grid", fail)
+    ended = cli.works(*RUN, "--output_dir", "run")
+    assert "training_loss.png is not drawn" in ended.err and "epoch_002.png is not drawn" in ended.err
+    assert load_checkpoint(tmp_path / "run" / "model_final.pt").about["finished"]
+
+
+def test_a_time_budget_without_a_single_step_is_refused_and_saves_nothing(cli, tmp_path):
+    words = ["train", *SMALL, "--device", "cpu", "--minutes", 1e-6, "--output_dir", "run"]
+    cli.refuses(2, words, "no time for a single step")
+    assert not (tmp_path / "run" / "model_final.pt").exists()
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2> >(head -1 >/dev/null)"])
+def test_a_run_goes_on_when_nobody_reads_its_messages(stderr, tmp_path):
+    """Standard error that is closed, on a full disk, or a pipe whose reader has gone."""
+    words = " ".join(map(str, ["train.py", *RUN[1:], "--output_dir", tmp_path / "run"]))
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" {words} {stderr}'], cwd=ROOT, env={**os.environ, **ONE_THREAD}
+    )
+    assert done.returncode == 0
+    assert load_checkpoint(tmp_path / "run" / "model_final.pt").about["finished"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError
 from tiny_diffusion.runtime import cpu
 from tiny_diffusion.runtime.ranks import DISTRIBUTED_COMMANDS, is_main, only_main_prints, run_alone, should_report
+from tiny_diffusion.runtime.streams import protect_streams
 
 COMMANDS = {
     "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
@@ -28,6 +29,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs ``COMMAND [options]`` and returns the exit code."""
     started = time.monotonic()
+    protect_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name, which any console must be able to print
     argv = sys.argv[1:] if argv is None else argv

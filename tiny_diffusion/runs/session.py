@@ -108,10 +108,10 @@ class Session:
         """Trains to the end, or to a stop that saves.  Returns the exit code."""
         try:
             self._check_ranks_agree()
+            self._announce()
             self.writer.begin()
             if self.world.is_main:
                 mark_begun(os.environ)
-            self._announce()
             with self.sync, contextlib.closing(self.folder):
                 with self._progress_bar() as bar:
                     self._loop(bar)
@@ -162,7 +162,9 @@ class Session:
         step_seconds = trainer.estimate_step_seconds()
         if config.minutes is not None:
             reserve = self._reserve_seconds(step_seconds)
-            trainer.length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)
+            trainer.length = length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)
+            if not trainer.step and self.world.maximum(self.elapsed())[0] >= length.seconds:
+                raise OptionError(f"--minutes {config.minutes:g} leaves no time for a single step. Give more minutes.")
         lines = (
             describe_run(config, trainer, self.heldout_count, self.folder.path),
             describe_length(config, trainer, step_seconds, self.elapsed()),
@@ -219,14 +221,14 @@ class Session:
     def _after_epoch(self, before: int, epoch: int, bar: tqdm) -> None:
         """What is due at the end of an epoch, or of several that ended in one step."""
         loss = self._validation_loss()
+        if epoch // self.save_every > before // self.save_every:
+            self.writer.save_epoch(epoch, self.elapsed())
         if epoch // self.sample_every > before // self.sample_every:
             self.writer.save_samples(epoch)
             self.writer.plot_losses()
             what = f"held-out {loss:.4f}" if self.heldout_count else f"averaged weights {loss:.4f}"
             spent = duration(self.elapsed())
             bar.write(f"epoch {epoch}: loss {self.writer.loss:.4f}, {what}, {spent} so far", file=sys.stderr)
-        if epoch // self.save_every > before // self.save_every:
-            self.writer.save_epoch(epoch, self.elapsed())
 
     def _validation_loss(self) -> float:
         """The loss of the averaged weights on the validation images, which joins the held-out curve if they are that.
@@ -256,17 +258,17 @@ class Session:
         return 128 + number
 
     def _finish(self) -> int:
-        """The last pictures and the last checkpoint."""
+        """Saves the last checkpoint and then the last pictures."""
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
         if lost := self.data.images.unreadable:
             print(f"{len(lost)} images could not be read while training, others took their place", file=sys.stderr)
         history = self.writer.heldout_history
         is_measured = history and history[-1][0] == self.trainer.step
         loss = history[-1][1] if is_measured else self._validation_loss()
-        picture = self.writer.save_samples(epoch)
-        self.writer.plot_losses()
         if not self.writer.save_final(self.elapsed(), finished):
             raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")
+        picture = self.writer.save_samples(epoch)
+        self.writer.plot_losses()
         done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume continues;"
         print(
             f"{done} after {duration(self.elapsed())}, step {self.trainer.step}, "

@@ -100,7 +100,7 @@ class RunWriter:
             return path
         if torch.isfinite(images).all():
             captions = [self.class_names[label] for label in request.labels()] if self.config.class_cond else None
-            self.callbacks.save_samples(path, to_pictures(images), captions=captions)
+            self._show(path, lambda: self.callbacks.save_samples(path, to_pictures(images), captions=captions))
         else:
             tqdm.write(f"epoch {epoch}: the samples hold NaN; {path} is not written", file=sys.stderr)
         return path
@@ -120,7 +120,16 @@ class RunWriter:
         scores = {}
         for step, name, value in self.folder.scores():
             scores.setdefault(name, []).append((step, value))
-        self.callbacks.save_loss_curve(self.folder.loss_plot, steps, losses, *heldout, title=title, scores=scores)
+        plot, path = self.callbacks.save_loss_curve, self.folder.loss_plot
+        self._show(path, lambda: plot(path, steps, losses, *heldout, title=title, scores=scores))
+
+    def _show(self, path: Path, draw: Callable[[], None]) -> None:
+        """Draws a picture.  It only shows the run, so one that cannot be drawn is reported and never ends the run."""
+        try:
+            draw()
+        except Exception as error:  # a missing home or temporary folder, a full disk, an odd font, ...
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            tqdm.write(f"{path} is not drawn: {reason}", file=sys.stderr)
 
     def save(self, path: Path, elapsed: float, finished: bool = False) -> bool:
         """Writes a checkpoint.  Returns False, with a message, if the weights are not finite; earlier files then stay.
