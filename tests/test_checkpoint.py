@@ -39,6 +39,7 @@ ABOUT = {
     "background": None,
     "sampling": {"sampler": "ddim", "steps": 20, "grid": "trailing", "guidance": 1.0, "clip": True},
     "stretch": [0, 0.0],
+    "images": {"count": 8, "files": "", "content": ""},
     "finished": False,
     "versions": {"torch": "2"},
 }
@@ -511,7 +512,7 @@ CHANGED = {  # what is wrong with the JSON, and words of the message
     "format 2": (lambda about, tensors: about.update(format=2), ["format 2", "format 1"]),
     "format 0": (lambda about, tensors: about.update(format=0), ["format 0", "format 1"]),
     "no format": (remove("format"), ["format None", "format 1"]),
-    **{f"no {key}": (remove(key), [key]) for key in sorted(KEYS - {"format", "sha256"})},
+    **{f"no {key}": (remove(key), [key]) for key in sorted(KEYS - {"format", "sha256", "images"})},
     "an extra key": (lambda about, tensors: about.update(colour="red"), ["colour", "format 1"]),
     "a network of 10^9 channels": (set_config(base_channels=10**9), ["--base_channels", "1000000000"]),
     "10^400 channels": (set_config(base_channels=10**400), []),

@@ -163,11 +163,19 @@ def _callbacks():
 
 
 def _refuse_inside(config: Config) -> None:
-    """Raises OptionError if the run would write its samples among its own training images."""
-    if config.dataset == "folder" and Path(config.output_dir).resolve().is_relative_to(Path(config.data_dir).resolve()):
+    """Raises OptionError if the run would write among its images, or read images from among its own pictures."""
+    if config.dataset != "folder":
+        return
+    output, data = Path(config.output_dir).resolve(), Path(config.data_dir).resolve()
+    if output.is_relative_to(data):
         raise OptionError(
             f"--output_dir {config.output_dir} lies in --data_dir {config.data_dir}, where its pictures would count "
             "among the images. Name a folder elsewhere."
+        )
+    if data.is_relative_to(output):
+        raise OptionError(
+            f"--data_dir {config.data_dir} lies in --output_dir {config.output_dir}, where the run writes its own "
+            "pictures. Name another --output_dir, for example a sub-folder."
         )
 
 

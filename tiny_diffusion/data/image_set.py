@@ -1,6 +1,7 @@
 """ImageSet, a data set that is open, and OpenRequest, what is to be opened and how."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ class ImageSet:
 
     images: a store, or a tensor (N, C, H, W) uint8, which becomes one.  labels: (N,) int64.
     class_names: the name of each label, or () if there are no classes.  report: lines that describe the set.
+    fingerprint: of a set of files, hashes by which a resumed run notices that they changed: "files" of names, sizes and
+    classes, "content" of every byte, or "" where they were not all read.
     """
 
     images: ImageStore
     labels: Tensor
     class_names: tuple[str, ...]
     report: tuple[str, ...] = ()
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if isinstance(self.images, Tensor):
@@ -45,7 +49,7 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on this device, as far as its pixels are in memory."""
-        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names, self.report)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, indices: np.ndarray) -> Tensor:
         """The images of these indices, cropped from the centre: (B, C, H, W) uint8."""

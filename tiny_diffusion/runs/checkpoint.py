@@ -29,7 +29,7 @@ FORMAT = 1
 MAX_REASON_LENGTH = 300  # characters: a file may hold names and values of any length
 KEYS = {
     "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names",
-    "image_size",    "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
+    "image_size", "images", "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
 }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _unpack(content: object) -> tuple[dict, dict[str, Tensor]]:
     about, tensors = json.loads(content["about"]), content["tensors"]
     if about.get("format") != FORMAT:
         raise ValueError(f"format {about.get('format')!r}; this version reads format {FORMAT}")
-    if set(about) != KEYS:
+    if set(about) | {"images"} != KEYS:  # the first checkpoints do not hold "images"
         raise ValueError(f"keys {sorted(set(about) ^ KEYS)} do not belong to format {FORMAT}")
     for name, tensor in tensors.items():
         if (
@@ -199,6 +199,8 @@ def _invalid_keys(about: Mapping, config: Config) -> list[str]:
         "loss_history": pairs(about["loss_history"], float, type(None)),
         "heldout_history": pairs(about["heldout_history"], float),
         "channels": type(about["channels"]) is int and 1 <= about["channels"] <= 4,
+        "images": isinstance(images := about.get("images", {}), dict)
+        and all(number(value, int) if key == "count" else isinstance(value, str) for key, value in images.items()),
         "image_size": about["image_size"] == list(config.size),
         "best_score": best is None
         or (isinstance(best, dict) and isinstance(best.get("name"), str) and number(best.get("value"), int, float)),

@@ -11,6 +11,7 @@ model_final.pt                   at the end
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_diffusion.errors import FileError
@@ -32,6 +33,7 @@ class RunFolder:
         self._log = None
         self._losses: list[tuple[int, float]] = []
         self._scores: list[tuple[int, str, float]] = []
+        self._adopted: tuple[Path, Sequence[Sequence]] = self.log_path, ()
 
     def sample_picture(self, epoch: int) -> Path:
         return self.path / "samples" / f"epoch_{epoch:03d}.png"
@@ -64,28 +66,32 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
             for stale in self._partial_files():
                 stale.unlink(missing_ok=True)
-            kept = [line for line in self._lines() if line["step"] <= from_step] if from_step else []
+            texts, kept = self._kept_lines(from_step) if from_step else ([], [])
             self._losses = [(line["step"], _number(line.get("loss"))) for line in kept]
             self._scores = [score for line in kept for score in _scores(line)]
-            write_text(self.log_path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.log_path, "".join(text + "\n" for text in texts))
             self._log = open(self.log_path, "a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise FileError(
                 f"--output_dir {self.path} cannot be written: {error.strerror or error}. Name another folder."
             ) from error
 
-    def _lines(self) -> list[dict]:
-        """The log's lines, without one that a kill left incomplete."""
-        lines = []
-        if self.log_path.exists():
-            for text in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    line = json.loads(text)
-                    if isinstance(line, dict) and isinstance(line.get("step"), int):
-                        lines.append(line)
-                except ValueError:
-                    continue
-        return lines
+    def adopt_log(self, other: "RunFolder", loss_history: Sequence[Sequence]) -> None:
+        """Continues the log of a run that began in another folder.
+
+        loss_history: [step, loss] pairs of its checkpoint, for want of its log.
+        """
+        self._adopted = other.log_path, loss_history
+
+    def _kept_lines(self, from_step: int) -> tuple[list[str], list[dict]]:
+        """The lines of the log up to this step, as text and as values."""
+        path, loss_history = self._adopted
+        texts, lines = _read_log(self.log_path if self.log_path.exists() else path)
+        if not lines:
+            lines = [{"step": step, "loss": loss} for step, loss in loss_history]
+            texts = [json.dumps(line) for line in lines]
+        kept = [i for i, line in enumerate(lines) if line["step"] <= from_step]
+        return [texts[i] for i in kept], [lines[i] for i in kept]
 
     def log(self, **values) -> None:
         """Writes one line of JSON; NaN and infinity become null."""
@@ -156,6 +162,20 @@ class RunFolder:
 def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _read_log(path: Path) -> tuple[list[str], list[dict]]:
+    """The log's lines, as text and as values, without one that a kill left incomplete."""
+    texts, lines = [], []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            texts.append(text)
+            lines.append(line)
+    return texts, lines
 
 
 def _number(loss: float | None) -> float:

@@ -1,5 +1,6 @@
 """What a trainer takes from a checkpoint: everything, to continue its run, or the weights, to start a new one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tiny_diffusion.data.image_set import ImageSet
@@ -11,7 +12,7 @@ from tiny_diffusion.training.trainer import Trainer
 def restore(trainer: Trainer, data: ImageSet, checkpoint: Checkpoint, path: Path) -> None:
     """Continues the checkpoint's run.
 
-    Raises OptionError if the images have other classes or channels, FileError if the tensors do not fit.
+    Raises OptionError if the images are others than it was trained on, FileError if the tensors do not fit.
     """
     about = checkpoint.about
     if data.channels != about["channels"] or data.class_names != checkpoint.class_names:
@@ -19,11 +20,27 @@ def restore(trainer: Trainer, data: ImageSet, checkpoint: Checkpoint, path: Path
             f"--data_dir {trainer.config.data_dir} holds other classes or channels than the images of this run. "
             "Name the folder that it began with."
         )
+    if change := _change_of_images(data, about.get("images", {})):
+        raise OptionError(
+            f"--data_dir {trainer.config.data_dir}: the images have changed since {path} was saved: {change}. Restore "
+            f"them, name the folder that this run began with, or start a new run with --init_from {path}."
+        )
     try:
         trainer.load(checkpoint.tensors, about["step"])
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise FileError(f"{path} cannot be resumed: its tensors do not fit its configuration ({reason}).") from error
+
+
+def _change_of_images(data: ImageSet, before: Mapping[str, object]) -> str:
+    """What is different from the images of a checkpoint; empty if nothing is, or if it does not say."""
+    if before.get("count", len(data)) != len(data):
+        return f"{before['count']:,} images then, {len(data):,} now"
+    for name, change in (("files", "other names, sizes or classes"), ("content", "other contents")):
+        hashes = before.get(name), data.fingerprint.get(name)
+        if all(hashes) and hashes[0] != hashes[1]:
+            return f"as many images, but {change}"
+    return ""
 
 
 def take_weights(trainer: Trainer, data: ImageSet, source: Checkpoint, path: str) -> None:

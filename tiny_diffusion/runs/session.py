@@ -20,7 +20,8 @@ from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.runs.checkpoint import Checkpoint
-from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.epoch_end import EpochEnd
+from tiny_diffusion.runs.folder import RunFolder, run_of
 from tiny_diffusion.runs.images import check_device, open_run_data
 from tiny_diffusion.runs.messages import describe_length, describe_run, duration, faster_options
 from tiny_diffusion.runs.restore import restore, take_weights
@@ -33,7 +34,6 @@ from tiny_diffusion.training.trainer import StepReport, Trainer
 
 SAVE_EVERY_S = 120.0  # the most that a kill can cost
 MAX_SKIPPED = 20  # non-finite steps in a row
-DEFAULT_INTERVAL_STEPS = 200  # between pictures and checkpoints, where --sample_interval and --save_interval are unset
 REPORTS_AT_ONCE = 20  # on a GPU: reading one waits for the device
 SAVE_SECONDS = 2.5  # kept back from --minutes for the last plot and checkpoint
 SAMPLING_MARGIN = 1.3  # on the estimate of the last picture
@@ -52,7 +52,8 @@ class Session:
         if config.deterministic:
             make_deterministic(self.device)
         with world.main_process_first():
-            self.data, self.validation, self.heldout_count = open_run_data(config, folder, self.device)
+            self.run_data = open_run_data(config, folder, self.device)
+        self.data = self.run_data.images
         seed_torch(config.seed, "weights")
         classes = len(self.data.class_names)
         model = to_device(make_model(config, self.data.channels, classes), self.device)
@@ -62,15 +63,11 @@ class Session:
         self.sync = sync = Sync(world, self.elapsed)
         self.trainer = Trainer(model, config, self.batches, self._length(), lambda: sync.seconds, classes)
         self.writer = RunWriter(config, folder, self.trainer, self.data, callbacks)
-        self.sample_every, self.save_every = map(self._interval, (config.sample_interval, config.save_interval))
-        self.evaluator = None
+        evaluator = None
         if config.eval_interval:
-            self.evaluator = callbacks.make_evaluator(config.dataset, self.data, world, config.splits)
+            evaluator = callbacks.make_evaluator(config.dataset, self.data, world, config.splits)
+        self.epoch_end = EpochEnd(config, self.trainer, self.writer, self.run_data, evaluator, self.elapsed)
         self.pending: list[StepReport] = []
-
-    def _interval(self, asked: int | None) -> int:
-        """Epochs between pictures or checkpoints: as asked, or as many as make DEFAULT_INTERVAL_STEPS steps."""
-        return asked or math.ceil(DEFAULT_INTERVAL_STEPS * self.config.batch_size / len(self.data))
 
     def elapsed(self) -> float:
         """Seconds that the run has spent since its processes started, earlier sessions included."""
@@ -94,6 +91,7 @@ class Session:
         self.elapsed_before = seconds
         self.writer.heldout_history = about["heldout_history"]
         self.writer.best_score = about["best_score"]
+        self.folder.adopt_log(RunFolder(run_of(path)), about["loss_history"])
         segment = (step, seconds) if extend else tuple(about["stretch"])
         self.trainer.length = length = self._length(*segment)
         over = step >= length.steps if length.seconds is None else seconds >= length.seconds
@@ -134,8 +132,8 @@ class Session:
                 parts = trainer.parts
                 bar.write(f"memory ran out: continuing with batches in {parts} parts", file=sys.stderr)
             if (epoch := int(trainer.epoch)) > epochs_done:
-                self._write_reports(bar, self._evaluate_samples(epochs_done, epoch, bar))
-                self._after_epoch(epochs_done, epoch, bar)
+                self._write_reports(bar, self.epoch_end.evaluate_samples(epochs_done, epoch, bar))
+                self.epoch_end.run(epochs_done, epoch, bar)
                 epochs_done = epoch
             elif self.device.type == "cpu" or len(self.pending) == REPORTS_AT_ONCE:
                 self._write_reports(bar)
@@ -166,7 +164,7 @@ class Session:
             if not trainer.step and self.world.maximum(self.elapsed())[0] >= length.seconds:
                 raise OptionError(f"--minutes {config.minutes:g} leaves no time for a single step. Give more minutes.")
         lines = (
-            describe_run(config, trainer, self.heldout_count, self.folder.path),
+            describe_run(config, trainer, self.run_data.heldout_count, self.folder.path),
             describe_length(config, trainer, step_seconds, self.elapsed()),
             *faster_options(config, self.device),
         )
@@ -206,45 +204,6 @@ class Session:
             bar.update((round(self.elapsed()) if self.config.minutes is not None else self.trainer.step) - bar.n)
             self.pending.clear()
 
-    def _evaluate_samples(self, before: int, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Every --eval_interval epochs: how close samples are to real images; --keep_best keeps the best checkpoint."""
-        config = self.config
-        if not config.eval_interval or epoch // config.eval_interval == before // config.eval_interval:
-            return {}
-        request = self.writer.request(range(config.eval_images))
-        scores = self.evaluator(self.trainer.ema.model, self.trainer.diffusion, request)
-        for name, value in scores.items():
-            bar.write(f"epoch {epoch}: {name} {value:.4f}", file=sys.stderr)
-            self.writer.add_score(name, value, self.elapsed())
-        return scores
-
-    def _after_epoch(self, before: int, epoch: int, bar: tqdm) -> None:
-        """What is due at the end of an epoch, or of several that ended in one step."""
-        loss = self._validation_loss()
-        if epoch // self.save_every > before // self.save_every:
-            self.writer.save_epoch(epoch, self.elapsed())
-        if epoch // self.sample_every > before // self.sample_every:
-            self.writer.save_samples(epoch)
-            self.writer.plot_losses()
-            what = f"held-out {loss:.4f}" if self.heldout_count else f"averaged weights {loss:.4f}"
-            spent = duration(self.elapsed())
-            bar.write(f"epoch {epoch}: loss {self.writer.loss:.4f}, {what}, {spent} so far", file=sys.stderr)
-
-    def _validation_loss(self) -> float:
-        """The loss of the averaged weights on the validation images, which joins the held-out curve if they are that.
-
-        Raises DivergenceError if it is not finite: such weights are not worth saving.
-        """
-        loss = self.trainer.heldout_loss(*self.validation)
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"the averaged weights' loss is not finite after step {self.trainer.step}. "
-                f"What was saved before is untouched. Lower --lr (now {self.config.lr:g})."
-            )
-        if self.heldout_count:
-            self.writer.add_heldout_loss(loss)
-        return loss
-
     def _stopped(self, number: int) -> int:
         """Saves after a signal and returns its exit code."""
         saved = self.writer.save(self.folder.latest, self.elapsed())
@@ -264,7 +223,7 @@ class Session:
             print(f"{len(lost)} images could not be read while training, others took their place", file=sys.stderr)
         history = self.writer.heldout_history
         is_measured = history and history[-1][0] == self.trainer.step
-        loss = history[-1][1] if is_measured else self._validation_loss()
+        loss = history[-1][1] if is_measured else self.epoch_end.validation_loss()
         if not self.writer.save_final(self.elapsed(), finished):
             raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")
         picture = self.writer.save_samples(epoch)
@@ -272,7 +231,7 @@ class Session:
         done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume continues;"
         print(
             f"{done} after {duration(self.elapsed())}, step {self.trainer.step}, "
-            f"{'held-out loss' if self.heldout_count else 'loss of the averaged weights'} {loss:.4f}\n"
+            f"{'held-out loss' if self.run_data.heldout_count else 'loss of the averaged weights'} {loss:.4f}\n"
             f"samples    {picture}\nlosses     {self.folder.loss_plot}\nmodel      {self.folder.final}\n"
             f"sample     python sample.py --checkpoint {self.folder.final}",
             file=sys.stderr,

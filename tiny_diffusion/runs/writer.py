@@ -48,6 +48,7 @@ class RunWriter:
         self.config, self.folder, self.trainer, self.world = config, folder, trainer, trainer.world
         self.callbacks = callbacks
         self.class_names, self.channels = data.class_names, data.channels
+        self.images = {"count": len(data), **data.fingerprint}
         self.sampling = default_sampling(DATASETS[config.dataset].sampler, config.timesteps)
         self.heldout_history: list[list[float]] = []
         self.best_score: dict | None = None
@@ -181,6 +182,7 @@ class RunWriter:
             "class_names": list(self.class_names),
             "image_size": list(self.config.size),
             "channels": self.channels,
+            "images": self.images,
             "background": self.config.background,
             "sampling": self.sampling,
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]},

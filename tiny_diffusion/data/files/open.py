@@ -75,7 +75,8 @@ def open_files(request: OpenRequest, files: ImageFiles, found: Scan | None = Non
         line += f"by {workers} threads as they are read" if workers else "as they are read"
     request.cache.remember(signature, found.to_json())
     labels = _labels(files.without(found.unreadable))
-    return ImageSet(images, labels, files.class_names, (*report(files, found, request.size), line))
+    fingerprint = {"files": files.fingerprint(), "content": found.content}
+    return ImageSet(images, labels, files.class_names, (*report(files, found, request.size), line), fingerprint)
 
 
 def _decoded_bytes(request: OpenRequest, count: int) -> float:

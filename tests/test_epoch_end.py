@@ -1,0 +1,30 @@
+"""The ends of epochs: what they write, and how much of a run they may take."""
+
+import pytest
+from cli_helpers import contents
+
+from tiny_diffusion.runs import epoch_end
+from tiny_diffusion.runs.epoch_end import FREE_SECONDS, MAX_SHARE, is_affordable
+
+
+@pytest.mark.parametrize("training", [0.001, 0.1, 10.0])
+@pytest.mark.parametrize("cost", [0.1, 3.0])
+def test_ends_of_epochs_take_a_minute_or_half_of_the_run(training, cost):
+    """training, cost: seconds of an epoch and of its end.  Where the ends are cheap, none is left out."""
+    spent = elapsed = 0.0
+    done = 0
+    for _ in range(3000):
+        elapsed += training
+        if is_affordable(spent, elapsed):
+            spent, elapsed, done = spent + cost, elapsed + cost, done + 1
+        assert spent <= max(FREE_SECONDS, MAX_SHARE * elapsed) + cost
+    assert done == 3000 or cost > training
+
+
+def test_a_run_of_short_epochs_leaves_out_pictures_and_still_ends_with_one(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch_end, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(epoch_end, "MAX_SHARE", 0.0)
+    words = ["--dataset", "digits", "--image_size", 4, "--base_channels", 4, "--channel_mult", 1, "--batch_size", 500]
+    cli.works("train", *words, "--epochs", 4, "--sample_interval", 1, "--num_samples", 1, "--output_dir", "run")
+    assert {"samples/epoch_001.png", "samples/epoch_004.png", "model_final.pt"} <= set(contents(tmp_path / "run"))
+    assert "samples/epoch_002.png" not in contents(tmp_path / "run")
