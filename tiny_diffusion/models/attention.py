@@ -43,9 +43,11 @@ class _Attend(torch.autograd.Function):
         grad = _heads(grad, flat[0].shape[1])
         d_q, d_k, d_v = (torch.empty_like(x) for x in flat)
         for rows, (q, k, v, g) in _parts(*flat, grad):
-            scores = _scores(q, k)
-            torch.bmm(g, scores, out=d_v[rows])
-            d_logits = torch._softmax_backward_data(torch.bmm(g.mT, v), scores, -1, scores.dtype)
+            with torch.enable_grad():
+                logits = torch.bmm(q.mT, k).requires_grad_()
+                scores = logits.softmax(-1)
+            torch.bmm(g, scores.detach(), out=d_v[rows])
+            (d_logits,) = torch.autograd.grad(scores, logits, torch.bmm(g.mT, v))
             torch.bmm(k, d_logits.mT, out=d_q[rows])
             torch.bmm(q, d_logits, out=d_k[rows])
         d_q *= flat[0].shape[1] ** -0.5
