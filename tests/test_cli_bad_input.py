@@ -19,8 +19,8 @@ import pytest
 import torch
 from cli_helpers import OPTIONS, TINY, change_tensors, contents
 
+from tiny_diffusion.config.network_shape import MAX_PARAMETERS
 from tiny_diffusion.config.option import Choice, Colour, Flag, Int, ListOf, Number, Size, Text, specs
-from tiny_diffusion.config.rules import MAX_PARAMETERS
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data import arrays, downloads
 from tiny_diffusion.data.catalog import COLOURS, DATASETS

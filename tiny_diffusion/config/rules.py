@@ -6,10 +6,10 @@ else, a few lines in the function of its subject.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from tiny_diffusion.config.network_shape import check_network
 from tiny_diffusion.config.option import MAX_SIDE, MIN_SIDE, Need, not_one_of, specs
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import determinant
@@ -18,7 +18,6 @@ from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
 
 LENGTHS = {"epochs", "minutes"}  # either of them sets the length of a run
-MAX_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
 
 
 def _image_files(having: str, what: str) -> Need:
@@ -123,7 +122,7 @@ def check(config):
     refuse_no_folder(config.data_dir, config.dataset)
     _check_splits(config)
     _check_process(config)
-    _check_network(config)
+    check_network(config, (MIN_SIDE, MAX_SIDE))
     if config.batch_size % config.accumulate:
         divisors = [str(n) for n in range(1, 4097) if config.batch_size % n == 0]
         raise OptionError(
@@ -171,69 +170,3 @@ def _check_process(config) -> None:
             f"--prediction {config.prediction} cannot be used with --schedule {config.schedule}: "
             f"at step {int(singular.argmax())} alpha is 0, so the noise does not determine the image. Use v or flow."
         )
-
-
-def _check_network(config) -> None:
-    (height, width), patch, levels = config.size, config.patch_size, len(config.channel_mult)
-    size = f"{height}x{width}"
-    if not levels:
-        raise OptionError("--channel_mult needs at least one value, for example 1,2.")
-    if height % patch or width % patch or min(height, width) // patch < 2:
-        fits = [str(p) for p in range(1, 17) if not (height % p or width % p) and min(height, width) // p >= 2]
-        if height % patch or width % patch:
-            raise OptionError(
-                f"--patch_size {patch} does not divide the {size} image. "
-                f"Use {'one of ' if len(fits) > 1 else ''}{', '.join(fits)}{_or_sizes(config)}."
-            )
-        raise OptionError(
-            f"--patch_size {patch} leaves 1 pixel of the {size} image. Use at most {fits[-1]}{_or_sizes(config)}."
-        )
-    sides = [min(height, width) // patch]
-    while len(sides) < levels:
-        sides.append(math.ceil(sides[-1] / 2))
-    if sides[-1] < 2:
-        most = sum(side >= 2 for side in sides)
-        raise OptionError(
-            f"--channel_mult {','.join(map(str, config.channel_mult))} halves the {size} image"
-            + (f" (in {patch}x{patch} patches: {height // patch}x{width // patch})" if patch > 1 else "")
-            + f" {'once' if levels == 2 else f'{levels - 1} times'}, which leaves 1 pixel. "
-            f"Use at most {most} of them, for example {','.join(str(2**k) for k in range(most))}{_or_sizes(config)}."
-        )
-    if any(level >= levels for level in config.attention_levels):
-        raise OptionError(
-            f"--attention_levels {','.join(map(str, config.attention_levels))}: "
-            f"--channel_mult makes levels 0 to {levels - 1} only. Choose from those, or none."
-        )
-    if (base := config.base_channels) % 2:
-        raise OptionError(f"--base_channels {base} is odd, but time needs as many sines as cosines. Use {base + 1}.")
-    widths = [base * multiplier for multiplier in config.channel_mult]
-    if config.attention_levels:
-        common = math.gcd(widths[-1], *(widths[level] for level in config.attention_levels))
-        fits = [n for n in range(1, 65) if widths[-1] % n == 0 and common % (widths[-1] // n) == 0]
-        if config.attention_heads not in fits:
-            raise OptionError(
-                f"--attention_heads {config.attention_heads} does not split the {widths[-1]} channels of the coarsest "
-                f"level into heads that fit every level with attention. Use one of {', '.join(map(str, fits))}."
-            )
-    layers = config.layers_per_block  # two 3x3 convolutions each; on the way up, one more, with a skip to read
-    convolutions = sum(9 * width**2 * (2 * layers + 3 * (layers + 1)) for width in widths) + 36 * widths[-1] ** 2
-    if convolutions > MAX_PARAMETERS:
-        raise OptionError(
-            f"--base_channels {base} with --channel_mult {','.join(map(str, config.channel_mult))} makes a network of "
-            f"{convolutions / 1e9:,.0f} billion parameters; at most {MAX_PARAMETERS / 1e9:.0f} are taken. Lower them."
-        )
-
-
-def _or_sizes(config) -> str:
-    """The sizes closest to the one given that the network can take, if any, as they would be typed."""
-    patch, least = config.patch_size, (2 ** (len(config.channel_mult) - 1) + 1 if len(config.channel_mult) > 1 else 2)
-
-    def fitting(side: int, down: bool) -> int | None:
-        patches = side // patch if down else math.ceil(side / patch)
-        best = max(least, math.ceil(MIN_SIDE / patch), patches) * patch
-        return best if best <= MAX_SIDE and (best <= side or not down) else None
-
-    found = [[fitting(side, down) for side in config.size] for down in (True, False)]
-    sizes = dict.fromkeys(tuple(sides) for sides in found if None not in sides)
-    texts = [f"{h}" if h == w else f"{h}x{w}" for h, w in sizes]
-    return f", or --image_size {' or '.join(texts)}" if texts else ""

@@ -1,12 +1,12 @@
 """The U-Net: (noisy image, time, label) -> an image of the same shape.
 
 It knows neither the schedule nor what its output stands for.  Block for block it is diffusers' UNet2DModel with
-scale-shift residual blocks, and its state_dict has the same keys, so that exporting it renames nothing.  Two things go
-beyond: `patch_size` is applied outside that network, and an odd level is up-sampled to the size of its skip, where
-diffusers stops with an error.  To add a part, write it in layers.py and place it here.
+scale-shift residual blocks, and its state_dict has the same keys, so an export renames nothing.  It differs in two
+things: `patch_size` is applied outside that network, and an odd level is up-sampled to the size of its skip, where
+diffusers raises an error.  Which sizes fit together is stated in config/network_shape.py.  To add a part, write it in
+layers.py and place it here.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,26 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tiny_diffusion.config import network_shape
 from tiny_diffusion.models.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, start_at_zero
+
+LevelBlock = Callable[[int, Sequence[int]], nn.Module]  # (level, input widths of its residual blocks) -> its Block
 
 
 class UNet(nn.Module):
     """A U-Net with one level per entry of `channel_mult`, each half the size of the one before it.
 
-    channels           of the image
-    base_channels      times its entry of channel_mult is a level's width; even
-    layers_per_block   residual blocks of a level on the way down; one more on the way up
-    time_emb_dim       width of the time and class embedding; None: 4 * base_channels
-    attention_levels   those with self-attention, 0 being the full size; if there are any, the middle has it too
-    attention_heads    at the lowest level; heads are equally wide at all levels, so narrower levels have fewer
-    patch_size         p: the network sees (p*p*C, H/p, W/p)
+    channels           channels of the image
+    base_channels      even; a level has base_channels times its entry of channel_mult channels
+    layers_per_block   residual blocks of a level on the way down; on the way up there is one more
+    time_emb_dim       width of the embedding of time and class; None: 4 * base_channels
+    attention_levels   levels with self-attention, 0 being the finest; if there are any, the middle has it too
+    attention_heads    heads of the coarsest level; heads are equally wide everywhere, so narrower levels have fewer
+    patch_size         p: the network sees patches of p x p pixels as channels, (p*p*C, H/p, W/p)
     num_classes        0: no labels.  Otherwise label `num_classes`, one past the last, is guidance's null class
-    checkpoint_activations  in training each residual block keeps its inputs only, and is run again for its gradients
+    checkpoint_activations  in training, keep a residual block's inputs only and run it again in the backward pass
 
-    Weights are drawn from torch's global generator.  Raises ValueError for sizes that do not fit together.
+    Weights are drawn from torch's global generator.  Raises OptionError, a ValueError, for sizes that do not
+    fit together.
     """
-
-    MAX_NORM_GROUPS = 8
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class UNet(nn.Module):
         layers_per_block: int = 1,
         time_emb_dim: int | None = None,
         attention_levels: Sequence[int] = (1,),
-        attention_heads: int = 4,
+        attention_heads: int = 2,
         patch_size: int = 1,
         dropout: float = 0.0,
         num_classes: int = 0,
@@ -56,49 +58,28 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.checkpoint_activations = checkpoint_activations
 
-        widths = [base_channels * multiplier for multiplier in channel_mult]
-        lowest = len(widths) - 1
-        if base_channels % 2:
-            raise ValueError(f"base_channels {base_channels} is odd, but time needs as many sines as cosines.")
-        if not set(attention_levels) <= set(range(len(widths))):
-            raise ValueError(f"attention_levels {attention_levels} must lie in 0 to {lowest}: see channel_mult.")
-        if attention_levels:
-            attended = sorted({*attention_levels, lowest})
-            head_width = head_width_for([widths[level] for level in attended], attention_heads)
+        widths = network_shape.level_widths(base_channels, channel_mult)
+        network_shape.check_attention_levels(attention_levels, len(widths))
         embedding_width = time_emb_dim or 4 * base_channels
-        # What divides base_channels divides every width, concatenated ones too: one number for the whole network.
-        groups = max(g for g in range(1, self.MAX_NORM_GROUPS + 1) if base_channels % g == 0)
+        groups = network_shape.norm_groups(base_channels)
         residual = partial(ResidualBlock, embedding_width=embedding_width, groups=groups, dropout=dropout)
+        attention = no_attention = nn.Identity
+        if attention_levels:
+            head_width = network_shape.head_width(widths, attention_levels, attention_heads)
+            attention = partial(Attention, head_width=head_width, groups=groups)
 
-        def attention(width: int, wanted: bool) -> nn.Module:
-            return Attention(width, head_width=head_width, groups=groups) if wanted else nn.Identity()
+        def level_block(level: int, in_widths: Sequence[int]) -> Block:
+            attend = attention if level in attention_levels else no_attention
+            resnets = [residual(in_width, widths[level]) for in_width in in_widths]
+            return Block(resnets, [attend(widths[level]) for _ in resnets])
 
+        # Weights are drawn in the order of these lines, so a seed's network depends on it.
         self.conv_in = nn.Conv2d(channels * patch_size**2, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0], embedding_width)
         self.class_embedding = nn.Embedding(num_classes + 1, embedding_width) if num_classes else None
-
-        skip_widths = [widths[0]]  # of what the way down leaves for the way up; last in, first out
-        self.down_blocks = nn.ModuleList()
-        for level, width in enumerate(widths):
-            in_widths = [skip_widths[-1]] + [width] * (layers_per_block - 1)
-            resnets = [residual(in_width, width) for in_width in in_widths]
-            attentions = [attention(width, level in attention_levels) for _ in resnets]
-            downsamplers = [Downsample(width)] if level < lowest else []
-            self.down_blocks.append(Block(resnets=resnets, attentions=attentions, downsamplers=downsamplers))
-            skip_widths += [width] * len(resnets + downsamplers)
-
-        resnets = [residual(widths[lowest], widths[lowest]) for _ in range(2)]
-        self.mid_block = Block(resnets=resnets, attentions=[attention(widths[lowest], bool(attention_levels))])
-
-        self.up_blocks = nn.ModuleList()
-        for level in reversed(range(len(widths))):
-            width, width_below = widths[level], widths[min(level + 1, lowest)]
-            in_widths = [width_below] + [width] * layers_per_block
-            resnets = [residual(in_width + skip_widths.pop(), width) for in_width in in_widths]
-            attentions = [attention(width, level in attention_levels) for _ in resnets]
-            upsamplers = [Upsample(width)] if level > 0 else []
-            self.up_blocks.append(Block(resnets=resnets, attentions=attentions, upsamplers=upsamplers))
-
+        self.down_blocks = down_blocks(widths, layers_per_block, level_block)
+        self.mid_block = Block([residual(widths[-1], widths[-1]) for _ in range(2)], [attention(widths[-1])])
+        self.up_blocks = up_blocks(widths, layers_per_block, level_block)
         self.conv_norm_out = nn.GroupNorm(groups, widths[0])
         self.conv_out = start_at_zero(nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1))
 
@@ -106,11 +87,9 @@ class UNet(nn.Module):
         """The network's output, of the shape of x.
 
         x: (B, C, H, W).   time: (B,) real, about 0 to 1000.   label: (B,) int64 in [0, num_classes]; None: null class.
-        Raises ValueError if patch_size does not divide H and W, or for a label where the network has no classes.
+        Raises ValueError if patch_size does not divide H and W, or if a label is given to a network without classes.
         """
-        height, width = x.shape[2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide {height}x{width} pixels; 1 always does.")
+        network_shape.check_tiling(x.shape[2:], self.patch_size)
         run = self.runner()
         embedding = self.embed(time, label, x.dtype)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
@@ -132,13 +111,13 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch_size)
 
     def runner(self) -> Callable[..., Tensor]:
-        """`run_residual`, by way of torch's checkpoint where activations are not to be kept for a backward pass."""
+        """`run_residual`, through torch's checkpoint in training if activations are not to be kept."""
         if self.checkpoint_activations and self.training and torch.is_grad_enabled():
             return partial(checkpoint, run_residual, use_reentrant=False)
         return run_residual
 
     def embed(self, time: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Time and label as one vector (B, time_emb_dim), activated here once instead of in every residual block."""
+        """Time and label as one vector (B, time_emb_dim), activated once here and not in every residual block."""
         embedding = self.time_embedding(time, dtype)
         if self.class_embedding is not None:
             null = torch.full_like(time, self.num_classes, dtype=torch.int64)
@@ -149,29 +128,51 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """The parts of one level as lists, named as in diffusers; UNet.forward says in which order they run."""
+    """The parts of one level, in lists named as in diffusers; UNet.forward runs them.
 
-    def __init__(self, **parts: list[nn.Module]):
+    A block on the way down also has `downsamplers`, and one on the way up `upsamplers`: lists of one module or none.
+    """
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module]):
         super().__init__()
-        for name, modules in parts.items():
-            setattr(self, name, nn.ModuleList(modules))
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+
+
+def down_blocks(widths: Sequence[int], layers_per_block: int, level_block: LevelBlock) -> nn.ModuleList:
+    """The way down, the finest level first, with a downsampler after each level but the coarsest."""
+    blocks = nn.ModuleList()
+    for level, width in enumerate(widths):
+        width_above = widths[max(level - 1, 0)]
+        block = level_block(level, [width_above] + [width] * (layers_per_block - 1))
+        block.downsamplers = nn.ModuleList([Downsample(width)] if level < len(widths) - 1 else [])
+        blocks.append(block)
+    return blocks
+
+
+def up_blocks(widths: Sequence[int], layers_per_block: int, level_block: LevelBlock) -> nn.ModuleList:
+    """The way up, the coarsest level first, with an upsampler after each level but the finest.
+
+    Each residual block also reads one output of the way down, its skip: the last one that is left.
+    """
+    # What the way down leaves: the output of conv_in, of every residual block, and of every downsampler.
+    skip_widths = [widths[0], *(width for width in widths for _ in range(layers_per_block + 1))][:-1]
+    blocks = nn.ModuleList()
+    for level in reversed(range(len(widths))):
+        width, width_below = widths[level], widths[min(level + 1, len(widths) - 1)]
+        in_widths = [width_below] + [width] * layers_per_block
+        block = level_block(level, [in_width + skip_widths.pop() for in_width in in_widths])
+        block.upsamplers = nn.ModuleList([Upsample(width)] if level > 0 else [])
+        blocks.append(block)
+    return blocks
 
 
 def run_residual(
     resnet: nn.Module, attention: nn.Module | None, embedding: Tensor, h: Tensor, skip: Tensor | None = None
 ) -> Tensor:
-    """A residual block and its attention.  The skip is joined to h in here, so that no checkpoint keeps it twice."""
+    """A residual block and its attention.  The skip is joined to h here, so that torch's checkpoint keeps it once.
+
+    h: (B, C, H, W).   skip: (B, D, H, W), or None on the way down.   Returns the block's width in channels.
+    """
     h = resnet(h if skip is None else torch.cat([h, skip], dim=1), embedding)
     return h if attention is None else attention(h)
-
-
-def head_width_for(widths: list[int], heads: int) -> int:
-    """Channels per head when the last of the widths has that many heads: it must divide all of them."""
-    common = math.gcd(*widths)
-    choices = [widths[-1] // width for width in range(common, 0, -1) if common % width == 0]
-    if heads not in choices:
-        raise ValueError(
-            f"attention_heads {heads} does not split {widths[-1]} channels into equal heads that divide the widths "
-            f"of all levels with attention, {widths}. Use one of {choices}."
-        )
-    return widths[-1] // heads
