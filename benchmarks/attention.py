@@ -18,7 +18,7 @@ from tiny_diffusion.models import attention
 from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.runtime.cpu import tune_cpu
 
-ALWAYS, NEVER = 10**9, 0  # values of attention.NARROW: heads of any width by our own products, or of none
+ALWAYS, NEVER = 10**9, 0  # values of attention.MAX_NARROW: heads of any width by our own products, or of none
 # As diffusers' tutorials build UNet2DModel, whose heads have 8 channels unless it is told otherwise.
 TUTORIAL = {"patch_size": 1, "channel_mult": (1, 2, 2), "layers_per_block": 2, "attention_levels": (1, 2)}
 NETWORKS = {  # options of train, and the batch size of a step
@@ -66,7 +66,7 @@ def compare(options: dict[str, object], batch_size: int, threads: int, pairs: in
     times = {NEVER: [], ALWAYS: []}
     for pair in range(-2, pairs):  # the first two warm up
         for narrow in (NEVER, ALWAYS) if pair % 2 else (ALWAYS, NEVER):
-            attention.NARROW = narrow
+            attention.MAX_NARROW = narrow
             started = clock()
             network.zero_grad(set_to_none=True)
             network(x, t).square().mean().backward()

@@ -1,13 +1,18 @@
-"""The U-Net: equal to diffusers' UNet2DModel where that exists, and lawful where it does not (odd sizes, no label)."""
+"""The U-Net equals diffusers' UNet2DModel wherever that network exists; elsewhere (odd sizes, no label) laws hold."""
+
+import inspect
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tiny_diffusion.config.network_shape import norm_groups
+from tiny_diffusion.config.training import Config
+from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.layers import Attention, ResidualBlock
 from tiny_diffusion.models.unet import UNet
 
-# Small networks that between them use every option; (height, width) is of the image, so patch_size divides it.
+# Small networks that together use every option, with the (height, width) of an image, which patch_size divides.
 CONFIGS = {
     "one level": (dict(base_channels=8, channel_mult=(1,), attention_levels=(), layers_per_block=1), (4, 4)),
     "one level with attention": (dict(base_channels=8, channel_mult=(1,), attention_levels=(0,)), (4, 4)),
@@ -46,7 +51,7 @@ def one_thread_and_a_seed():
 
 @torch.no_grad()
 def trained(model: torch.nn.Module) -> torch.nn.Module:
-    """The model in float64 and evaluation mode, with every weight moved so that no part is silent."""
+    """The model in float64 and evaluation mode, with noise added to all weights, so that no part outputs zero."""
     for parameter in model.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
     return model.double().eval()
@@ -67,14 +72,14 @@ def diffusers_twin(
     layers_per_block=1,
     time_emb_dim=None,
     attention_levels=(1,),
-    attention_heads=4,
+    attention_heads=2,
     patch_size=1,
     dropout=0.0,
     num_classes=0,
 ):
-    """diffusers' UNet2DModel for the options of a UNet, defaults included: what an exporter would have to write."""
+    """diffusers' UNet2DModel for the options of a UNet, with the same defaults."""
     widths = [base_channels * multiplier for multiplier in channel_mult]
-    groups = {6: 6, 8: 8, 12: 6, 32: 8}[base_channels]  # the largest divisor up to 8
+    groups = norm_groups(base_channels)
     attends = [level in attention_levels for level in range(len(widths))]
     return diffusers.UNet2DModel(
         in_channels=channels * patch_size**2,
@@ -115,8 +120,8 @@ def test_the_output_equals_diffusers_with_the_same_weights(name, diffusers):
 
 
 @torch.no_grad()
-def test_dropout_strikes_where_that_of_diffusers_does(diffusers):
-    # Without attention: after it the two differ in memory layout, in whose order the mask is drawn.
+def test_dropout_acts_where_that_of_diffusers_does(diffusers):
+    # Without attention: after it the two differ in memory layout, and masks are drawn in the order of memory.
     options = dict(base_channels=8, layers_per_block=2, attention_levels=(), dropout=0.5)
     ours = trained(UNet(3, **options)).train()
     theirs = diffusers_twin(diffusers, **options).double().train()
@@ -246,18 +251,40 @@ def test_a_bfloat16_network_runs_under_autocast():
     assert (output.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
+# Attention
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("head_width", [1, 4, 32])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+@torch.no_grad()
+def test_attention_is_its_formula(size, head_width, layout):
+    """Vaswani et al. (2017), eq. 1, for each image and head."""
+    part = trained(Attention(32, head_width=head_width, groups=8))
+    x = torch.randn(3, 32, *size, dtype=torch.float64)
+    h = part.group_norm(x).flatten(2).mT  # (B, H*W, C)
+    attended = torch.empty_like(h)
+    for image in range(3):
+        for first in range(0, 32, head_width):
+            channels = slice(first, first + head_width)
+            q, k, v = (linear(h[image])[:, channels] for linear in (part.to_q, part.to_k, part.to_v))
+            attended[image, :, channels] = (q @ k.T / head_width**0.5).softmax(1) @ v
+    expected = x + part.to_out[0](attended).mT.unflatten(2, size)
+    torch.testing.assert_close(part(x.to(memory_format=layout)), expected)
+
+
 # Activations that are computed again
 
 
 def checkpointed(model, options):
-    """The same network, which keeps no activations in training."""
+    """The same network with the same weights and checkpoint_activations."""
     again = UNet(3, **options, checkpoint_activations=True).to(model.conv_in.weight.dtype).train(model.training)
     again.load_state_dict(model.state_dict(), strict=True)
     return again
 
 
 def output_and_gradients(model, batch, precision=None):
-    """Of the sum of squares, with the images' gradient among them, from one seed for dropout."""
+    """The output, and the gradients of its sum of squares by the images and all weights.  Dropout has a fixed seed."""
     torch.manual_seed(3)
     x = batch[0].clone().requires_grad_()
     with torch.autocast("cpu", precision, precision is not None):
@@ -267,7 +294,7 @@ def output_and_gradients(model, batch, precision=None):
 
 
 def count_calls(model, kind):
-    """A list that grows by one with every call of a part of this kind."""
+    """A list to which every call of a part of this kind adds that part."""
     calls = []
     for part in model.modules():
         if isinstance(part, kind):
@@ -275,11 +302,10 @@ def count_calls(model, kind):
     return calls
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_computing_activations_again_changes_no_bit_of_output_and_gradients(name, dropout):
+def test_computing_activations_again_changes_no_bit_of_output_and_gradients(name):
     options, size = CONFIGS[name]
-    options = {**options, "dropout": dropout}
+    options = {**options, "dropout": 0.4}
     model = trained(UNet(3, **options)).train()
     again = checkpointed(model, options)
     batch = inputs(size, num_classes=model.num_classes)
@@ -289,10 +315,9 @@ def test_computing_activations_again_changes_no_bit_of_output_and_gradients(name
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_computing_activations_again_changes_no_bit_under_autocast(dropout):
-    """Autocast is over when the backward pass computes them, and has to be as it was."""
-    options = dict(base_channels=8, num_classes=3, layers_per_block=2, dropout=dropout)
+def test_computing_activations_again_changes_no_bit_under_autocast():
+    """The backward pass runs outside autocast, and has to restore it."""
+    options = dict(base_channels=8, num_classes=3, layers_per_block=2, dropout=0.4)
     model = trained(UNet(3, **options)).float().train()
     x, time, label = inputs((8, 8), num_classes=3)
     batch = x.float(), time, label
@@ -334,7 +359,7 @@ def test_nothing_is_computed_again_outside_of_training(training, gradients):
 
 
 def bytes_kept(model, batch):
-    """For the backward pass, weights and the images themselves not counted; each piece of memory once."""
+    """Bytes kept for the backward pass, without the weights; each piece of memory counts once."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -371,18 +396,25 @@ def test_the_state_does_not_say_whether_activations_are_computed_again():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(base_channels=9), "base_channels 9 is odd"),
-        (dict(attention_levels=(2,)), r"attention_levels \(2,\) must lie in 0 to 1"),
-        (dict(attention_levels=(-1,)), r"attention_levels \(-1,\) must lie in 0 to 1"),
-        (dict(attention_heads=5), r"attention_heads 5 does not split 64 .*Use one of \[1, 2, 4, 8, 16, 32, 64\]"),
-        (dict(attention_heads=0), "attention_heads 0 does not split"),
-        # 24 channels in 4 heads of 6, which the 8 channels of level 0 do not hold a whole number of.
-        (dict(base_channels=8, channel_mult=(1, 3), attention_levels=(0, 1)), r"Use one of \[3, 6, 12, 24\]"),
+        (dict(base_channels=9), "--base_channels 9 is odd"),
+        (dict(channel_mult=()), "--channel_mult needs at least one value"),
+        (dict(attention_levels=(2,)), "--attention_levels 2: --channel_mult makes levels 0 to 1 only"),
+        (dict(attention_levels=(-1,)), "--attention_levels -1: --channel_mult makes levels 0 to 1 only"),
+        (dict(attention_heads=5), r"--attention_heads 5 .* 64 channels .* Use one of 1, 2, 4, 8, 16, 32, 64\."),
+        (dict(attention_heads=0), "--attention_heads 0 does not split"),
+        # 24 channels in 2 heads of 12, of which the 8 channels of level 0 are no multiple.
+        (dict(base_channels=8, channel_mult=(1, 3), attention_levels=(0, 1)), r"Use one of 3, 6, 12, 24\."),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused_by_name(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message):
         UNet(3, **options)
+
+
+def test_the_defaults_are_those_of_the_options():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(UNet).parameters.items()}
+    for name in ("base_channels", "layers_per_block", "attention_heads", "dropout", "checkpoint_activations"):
+        assert defaults[name] == getattr(Config, name)
 
 
 def test_heads_are_free_where_there_is_no_attention():
@@ -392,7 +424,7 @@ def test_heads_are_free_where_there_is_no_attention():
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (7, 7)])
 def test_an_image_that_the_patches_do_not_tile_is_refused(size):
     x, time, _ = inputs(size)
-    with pytest.raises(ValueError, match=f"patch_size 2 does not divide {size[0]}x{size[1]} pixels"):
+    with pytest.raises(OptionError, match=f"--patch_size 2 does not divide the {size[0]}x{size[1]} image. Use 1."):
         UNet(3, base_channels=8, patch_size=2).double()(x, time)
 
 

@@ -1,8 +1,8 @@
 """Attention between the pixels of an image: softmax(q k^T / sqrt(d)) v.
 
-On a CPU torch's kernel is slow where heads are narrow: it writes products of tall, thin matrices in the order that is
-slowest for them.  There the same products are made with the long side last, a few heads at a time so that the square
-matrices stay in the cache: twice as fast for heads of 8 channels (benchmarks/RESULTS.md).  Elsewhere torch's is used.
+On a CPU torch's kernel is slow for narrow heads, because it multiplies tall, thin matrices in their slowest order.
+For these the same products are computed with the long side last, for a few heads at a time so that the square matrices
+stay in the cache (benchmarks/attention.py measures it).  Everywhere else torch's kernel is used.
 """
 
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NARROW = 16  # channels of a head, at most, for which this is the faster way
-SCORES_AT_ONCE = 300_000  # numbers, about a megabyte of float32: what a core's cache holds
+MAX_NARROW = 16  # channels per head
+SCORES_AT_ONCE = 300_000  # numbers per core: about a megabyte of float32, which its cache holds
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:
-    """q, k, v: (B, C, H, W), of which each `head_width` channels are a head.   Returns (B, C, H, W)."""
+    """q, k, v: (B, C, H, W), where every `head_width` channels are a head.   Returns (B, C, H, W)."""
     exact = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
-    if exact and head_width <= NARROW and not torch.compiler.is_compiling():
+    if exact and head_width <= MAX_NARROW and not torch.compiler.is_compiling():
         return _Attend.apply(q, k, v, head_width)
     heads = (x.flatten(2).unflatten(1, (-1, head_width)).mT for x in (q, k, v))  # (B, heads, H*W, head_width)
     return F.scaled_dot_product_attention(*heads).mT.flatten(1, 2).unflatten(2, q.shape[2:])
 
 
 class _Attend(torch.autograd.Function):
-    """Keeps q, k and v, and computes the scores again, as Dao et al. (2022) do."""
+    """Keeps q, k and v for the backward pass and recomputes the scores, as Dao et al. (2022)."""
 
     @staticmethod
     def forward(ctx, q, k, v, head_width):
@@ -55,12 +55,12 @@ class _Attend(torch.autograd.Function):
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """(heads, d, N) twice -> (heads, N, N): how much each pixel looks at each."""
+    """q, k: (heads, d, N) -> attention weights (heads, N, N)."""
     return torch.bmm(q.mT, k).softmax(-1)
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Neighbouring rows of all tensors, as many at a time as keep every core's cache filled."""
+    """Neighbouring rows of all tensors, as many at a time as fill the cache of every core."""
     heads, _, pixels = tensors[0].shape
     many = max(1, SCORES_AT_ONCE * torch.get_num_threads() // pixels**2)
     for start in range(0, heads, many):

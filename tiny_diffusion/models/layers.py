@@ -1,8 +1,8 @@
-"""The parts a U-Net is built from: time embedding, residual block, self-attention, down- and up-sampling.
+"""The parts of a U-Net: time embedding, residual block, self-attention, down- and up-sampling.
 
-A part does not know where in the network it stands, nor that the network denoises.  Each computes what diffusers'
-UNet2DModel computes in its place and gives its parameters the same names, so that weights go from one to the other
-unchanged; tests/test_unet.py holds the two together.  No part forces a memory format.
+A part does not know where in the network it stands, nor that the network denoises.  Each computes the same as its
+counterpart in diffusers' UNet2DModel and names its parameters alike, so weights can be copied unchanged in both
+directions; tests/test_unet.py compares the two.  Every memory format works.
 """
 
 import math
@@ -23,7 +23,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, time: Tensor, dtype: torch.dtype) -> Tensor:
-        # The angles are float32 whatever the network is: bfloat16 cannot tell time 999 from time 998.
+        # The angles are float32 in every network: in bfloat16, times 998 and 999 are the same number.
         half = self.linear_1.in_features // 2
         frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
         angle = time.float()[:, None] * frequency
@@ -32,7 +32,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the embedding scales and shifts the second norm's output."""
+    """Two 3x3 convolutions and a shortcut; the embedding scales and shifts the output of the second norm."""
 
     def __init__(self, in_width: int, width: int, *, embedding_width: int, groups: int, dropout: float):
         super().__init__()
@@ -48,12 +48,12 @@ class ResidualBlock(nn.Module):
         """x: (B, in_width, H, W).   embedding: (B, embedding_width), already activated.   Returns (B, width, H, W)."""
         scale, shift = self.time_emb_proj(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
-        h = torch.addcmul(shift, h, 1 + scale)  # one pass over the image, where h * (1 + scale) + shift makes two
+        h = torch.addcmul(shift, h, 1 + scale)  # h * (1 + scale) + shift, in one pass over memory
         return self.conv_shortcut(x) + self.conv2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
-    """Self-attention between all pixels, in heads of `head_width` channels, added to its input."""
+    """Self-attention between all pixels, softmax(q k^T / sqrt(head_width)) v for each head, added to its input."""
 
     def __init__(self, width: int, *, head_width: int, groups: int):
         super().__init__()
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([start_at_zero(nn.Linear(width, width))])  # a list, for diffusers' key to_out.0
+        self.to_out = nn.ModuleList([start_at_zero(nn.Linear(width, width))])  # a list, as in diffusers' key to_out.0
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = each_pixel(self.group_norm(x), self.to_q, self.to_k, self.to_v).chunk(3, dim=1)
@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width, rounded up: 28 -> 14 -> 7 -> 4."""
+    """Halves height and width, rounded up: 28 -> 14 -> 7 -> 4."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -81,7 +81,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """To the (height, width) asked for, that of the skip to meet: doubled, or one less where it had been rounded up."""
+    """Doubles height and width, or one less where the skip that it meets has an odd side.
+
+    size: (height, width) of that skip.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -92,14 +95,16 @@ class Upsample(nn.Module):
 
 
 def each_pixel(x: Tensor, *linears: nn.Linear) -> Tensor:
-    """Linear maps of each pixel's channels, (B, C, H, W) -> (B, D, H, W), their outputs one after the other in D: as
-    one 1x1 convolution, which CPUs compute twice as fast as the matrix products that it is."""
+    """Linear maps of each pixel's channels, (B, C, H, W) -> (B, D, H, W), with their outputs concatenated in D.
+
+    They run as one 1x1 convolution, which a CPU computes twice as fast as the equal matrix products.
+    """
     weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
     return F.conv2d(x, weight[:, :, None, None], bias)
 
 
 def start_at_zero(layer: nn.Module) -> nn.Module:
-    """The same layer with zero weight and bias: at the start of training it adds nothing."""
+    """The same layer with zero weight and bias, so that at the start of training it adds nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
