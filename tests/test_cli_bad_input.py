@@ -450,31 +450,49 @@ def test_what_is_larger_than_the_computers_memory_is_refused_before_it_is_made(g
     assert not contents(tmp_path)
 
 
+@pytest.fixture
+def fails_with(monkeypatch):
+    """fails_with(error): the network raises it from now on."""
+
+    def fails_with(error):
+        def fail(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("tiny_diffusion.models.unet.UNet.forward", fail)
+
+    return fails_with
+
+
 @pytest.mark.parametrize(
     "fault",
     [
         MemoryError("Unable to allocate 3.73 GiB for an array with shape (1000, 1000, 1000) and data type float32"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("std::bad_alloc"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     ],
+    ids=lambda fault: str(fault)[:20],
 )
-@pytest.mark.parametrize("command", ["train", "sample"])
-def test_memory_that_runs_out_is_one_line(command, fault, cli, trained, monkeypatch):
-    def fail(*args, **kwargs):
-        raise fault
-
-    monkeypatch.setattr("tiny_diffusion.models.unet.UNet.forward", fail)
-    rest = ["--checkpoint", trained / "model_final.pt"] if command == "sample" else TINY
-    cli.refuses(1, [command, *rest], "out of memory", "--batch_size")
+def test_memory_that_runs_out_is_one_line(fault, cli, trained, fails_with):
+    fails_with(fault)
+    argv = ["sample", "--checkpoint", trained / "model_final.pt", "--num_images", 1]
+    cli.refuses(1, argv, "out of memory", "--batch_size")
+    if isinstance(fault, MemoryError):
+        cli.refuses(1, ["train", *TINY], "out of memory", "--accumulate")
 
 
-def test_a_defect_of_ours_keeps_its_traceback(cli, trained, monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr("tiny_diffusion.models.unet.UNet.forward", fail)
-    with pytest.raises(RuntimeError, match="mat1"):
-        cli("sample", "--checkpoint", trained / "model_final.pt")
+@pytest.mark.parametrize(
+    "message",
+    [
+        "mat1 and mat2 shapes cannot be multiplied",
+        "CUDA error: an illegal memory access was encountered",
+        "Expected a tensor in channels_last memory format",
+    ],
+)
+def test_a_defect_of_ours_keeps_its_traceback(message, cli, trained, fails_with):
+    fails_with(RuntimeError(message))
+    with pytest.raises(RuntimeError, match=message):
+        cli("sample", "--checkpoint", trained / "model_final.pt", "--num_images", 1)
 
 
 def test_a_library_that_is_missing_is_answered_with_how_to_install_it(cli, monkeypatch):
