@@ -2,9 +2,14 @@
 
 import itertools
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+
+# Kept from session to session: matplotlib takes seconds to list this computer's fonts, in each process without a list.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir(), "tiny_diffusion-tests-matplotlib")))
 
 
 @pytest.fixture(autouse=True, scope="session")

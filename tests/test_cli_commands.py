@@ -315,11 +315,73 @@ def test_frames_of_an_earlier_longer_command_do_not_stay(cli, loud, tmp_path):
     assert list(frames_of(tmp_path / "intermediate")) == [0, 1, 2]
 
 
-def test_frames_of_a_folder_of_images_lie_in_it(cli, loud, tmp_path):
+def test_frames_lie_beside_a_folder_of_images_which_holds_nothing_else(cli, loud, tmp_path):
     cli.works("sample", "--checkpoint", loud, "--num_images", 1, "--steps", 1, "--show_intermediate", "--output", "x/")
-    assert set(contents(tmp_path)) == {
-        "x/00000.png", "x/intermediate/step_0000.png", "x/intermediate/step_0001.png", "x/intermediate/strip.png"
-    }  # fmt: skip
+    frames = {f"intermediate/{name}.png" for name in ("step_0000", "step_0001", "strip")}
+    assert set(contents(tmp_path)) == {"x/00000.png"} | frames
+
+
+@pytest.mark.parametrize("output", ["x.gif", "x.png"])
+def test_a_film_shows_the_images_of_all_batches(output, cli, loud, tmp_path):
+    films = []
+    for batch_size in (2, 5):
+        argv = ["--num_images", 5, "--steps", 2, "--output", output, "--show_intermediate", "--batch_size", batch_size]
+        cli.works("sample", "--checkpoint", loud, *argv)
+        films.append(contents(tmp_path))
+    assert films[0] == films[1] and len(films[0]) == 5
+
+
+def test_frames_of_very_many_images_show_the_first_and_say_so(cli, loud, monkeypatch):
+    monkeypatch.setattr("tiny_diffusion.cli.sample.IMAGES_IN_FRAMES", 4)
+    said, shown = [], []
+    for number in (4, 9):
+        argv = ["--num_images", number, "--steps", 1, "--output", "x/", "--show_intermediate", "--batch_size", 3]
+        said.append(cli.works("sample", "--checkpoint", loud, *argv).err)
+        shown.append(contents(Path("intermediate")))
+    assert shown[0] == shown[1]
+    assert "of the first 4 images" in said[1] and "first" not in said[0]
+
+
+# sample: images are written as they come, each named by its index
+
+
+def test_two_parts_of_a_seed_in_a_folder_are_the_whole(cli, loud, tmp_path):
+    """And what was there before stays, and is said."""
+    argv = ["sample", "--checkpoint", loud, "--steps", 1, "--output"]
+    cli.works(*argv, "whole/", "--num_images", 8)
+    first = cli.works(*argv, "parts/", "--indices", "0-4").err
+    second = cli.works(*argv, "parts/", "--indices", "7,5-6").err
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert "before" not in first and "also holds 5 other images" in second
+    assert "before" not in cli.works(*argv, "whole/", "--num_images", 8).err
+
+
+def test_an_index_that_is_named_twice_would_be_one_file(cli, loud, tmp_path):
+    argv = ["sample", "--checkpoint", loud, "--steps", 1, "--indices", "3,0-4", "--output"]
+    cli.refuses(2, [*argv, "x/"], "--indices 3,0-4", "twice")
+    assert not contents(tmp_path)
+    cli.works(*argv, "x.npz")
+    assert len(array("x.npz")) == 6
+
+
+@pytest.mark.parametrize("output, left", [("x/", {f"x/{i:05d}.png" for i in range(4)}), ("x.npz", set())])
+def test_a_folder_keeps_what_was_sampled_before_a_stop_and_a_file_is_whole_or_absent(
+    output, left, cli, loud, tmp_path, monkeypatch
+):
+    from tiny_diffusion.diffusion import sampling
+
+    denoising, batches = sampling.denoising, []
+
+    def stopped_in_the_third_batch(*given):
+        batches.append(given)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return denoising(*given)
+
+    monkeypatch.setattr(sampling, "denoising", stopped_in_the_third_batch)
+    argv = ["--num_images", 9, "--batch_size", 2, "--steps", 1, "--output", output]
+    assert cli("sample", "--checkpoint", loud, *argv).code == 130
+    assert set(contents(tmp_path)) == left
 
 
 # sample: what each option changes
