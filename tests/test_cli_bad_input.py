@@ -31,6 +31,8 @@ from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.build import make_model
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 
+FAST = ["--channel_mult", 1, "--attention_levels", "none", "--timesteps", 5]
+
 EVERY_OPTION = [
     (command, name, spec.type)
     for command, option_sets in OPTIONS.items()
@@ -425,7 +427,7 @@ def test_an_odd_image_size_is_trained_without_patches_unless_they_are_asked_for(
 
 def test_the_estimate_of_a_networks_size_is_near_its_size():
     """What is refused as too large is: the line is drawn by an estimate that needs no torch."""
-    for base, mult, layers in itertools.product((512, 1024, 2048), ((1,), (1, 2), (1, 2, 4)), (1, 4, 16)):
+    for base, mult, layers in itertools.product((512, 2048), ((1,), (1, 2, 4)), (1, 16)):
         options = {"image_size": 32, "base_channels": base, "channel_mult": mult}
         config = dataclasses.replace(resolve({**options, "base_channels": 8}), **options, layers_per_block=layers)
         with torch.device("meta"):
@@ -596,22 +598,24 @@ def test_weights_of_another_network_are_refused(given, cli, trained, tmp_path):
 
 
 def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_last_good_checkpoint(cli, tmp_path, monkeypatch):
-    """A few bad steps are passed over; twenty in a row are the end.  An epoch is 24 steps here."""
+    """A few bad steps are passed over; twenty in a row are the end.  An epoch is 5 steps here."""
     loss, calls = Diffusion.loss, []
 
     def poisoned(self, model, *rest):
         calls.append(model.training)
         value = loss(self, model, *rest)
-        bad = model.training and (sum(calls) in (5, 6) or sum(calls) > 30)
+        bad = model.training and (sum(calls) in (2, 3) or sum(calls) > 7)
         return value * float("nan") if bad else value
 
     monkeypatch.setattr(Diffusion, "loss", poisoned)
-    ended = cli("train", *TINY, "--output_dir", "run", "--save_interval", 1, "--sample_interval", 100)
+    ended = cli(
+        "train", *TINY, *FAST, "--batch_size", 300, "--output_dir", "run", "--save_interval", 1, "--sample_interval", 99
+    )
     assert ended.code == 1
     last = ended.err.splitlines()[-1]
     assert "not finite for 20 steps in a row" in last and "Lower --lr (now 0.002)" in last
     saved = load_checkpoint(tmp_path / "run/checkpoints/model_epoch_001.pt")
-    assert saved.about["step"] == 24 and not (tmp_path / "run/model_final.pt").exists()
+    assert saved.about["step"] == 5 and not (tmp_path / "run/model_final.pt").exists()
     cli.works("sample", "--checkpoint", "run/checkpoints/model_epoch_001.pt", "--num_images", 1, "--steps", 2)
 
 
@@ -626,7 +630,7 @@ def test_weights_whose_heldout_loss_is_nan_do_not_overwrite_a_good_model(cli, tr
 
 @pytest.mark.parametrize("given", ["--optimizer muon", "--optimizer adamw --grad_clip 1e9 --prediction epsilon"])
 def test_an_absurd_rate_trains_or_says_that_it_diverged(given, cli):
-    ended = cli("train", *TINY, "--output_dir", "run", "--lr", 10, "--max_steps", 35, *given.split())
+    ended = cli("train", *TINY, *FAST, "--output_dir", "run", "--lr", 10, "--max_steps", 35, *given.split())
     assert "Traceback" not in ended.err
     if ended.code == 0:
         cli.works("sample", "--checkpoint", "run/model_final.pt", "--num_images", 1, "--steps", 2)
@@ -651,7 +655,7 @@ def test_a_run_that_is_stopped_saves_and_says_how_to_go_on(number, code, cli, tm
 
     monkeypatch.setattr(RunWriter, "write_report", write_and_stop)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    ended = cli("train", *TINY, "--output_dir", "run")
+    ended = cli("train", *TINY, *FAST, "--output_dir", "run")
     assert ended.code == code
     assert (
         f"stopped by {number.name} at step 2; saved run/checkpoints/latest.pt" in ended.err and "--resume" in ended.err

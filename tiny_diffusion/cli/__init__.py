@@ -10,7 +10,7 @@ import time
 from difflib import get_close_matches
 from pathlib import Path
 
-from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError
+from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError, printable
 from tiny_diffusion.runtime import cpu
 from tiny_diffusion.runtime.ranks import DISTRIBUTED_COMMANDS, is_main, only_main_prints, run_alone, should_report
 from tiny_diffusion.runtime.streams import protect_streams
@@ -24,6 +24,7 @@ COMMANDS = {
     "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and samples"),
     "info": ("tiny_diffusion.cli.info", "show what a checkpoint holds"),
 }
+MAX_MESSAGE = 5000  # letters
 SCRIPTS = ("train.py", "sample.py", "visualize_diffusion.py")
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError):
             _drop_unwritten_output()
         if message and should_report(message, because_of_another=isinstance(error, LostProcessError)):
-            print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+            print(f"{program}: error: {printable(' '.join(message.split()), MAX_MESSAGE)}", file=sys.stderr)
         return code
 
 

@@ -27,8 +27,6 @@ Sample images from a trained model.  The checkpoint says how; the options change
 ENDINGS = (".png", ".gif", ".npz")
 IMAGES_IN_FRAMES = 256  # of --show_intermediate; they stay in memory, with all their steps
 FLAT = 8  # grey levels between the darkest and the lightest pixel of an image that shows nothing
-
-
 FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}  # samplers that can add fresh noise
 
 
@@ -41,7 +39,7 @@ class SampleOptions:
     num_images: int = option(Int(1, 10_000_000), 64, "images in all, shared evenly over --classes")
     output: str | None = option(
         Text(), None, "picture.png, animation.gif, samples.npz, or a folder/ [generated_samples.png of the run]")
-    show_intermediate: bool = option(Flag(), False, "also write intermediate/step_XXXX.png: how the images appear, step by step")
+    show_intermediate: bool = option(Flag(), False, "also write intermediate/step_XXXX.png, the steps of sampling")
     sampler: str | None = option(Choice(SAMPLERS), None, "how to step from noise to image [the checkpoint's]")
     steps: int | None = option(
         Int(1, 100_000), None, "sampling steps, at most the model's T (--timesteps means the same)")
