@@ -38,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     program = _program(argv)
     try:
         code = _run(argv, program, started)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a closed pipe or a full disk is still answered
+        sys.stdout.flush()  # here, where a closed pipe or a full disk is still answered
         return code
     except (Exception, KeyboardInterrupt) as error:
         if (answer := _answer(error)) is None:
@@ -120,8 +119,6 @@ def _drop_unwritten_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except AttributeError:
-        pass  # there is no standard output
 
 
 def _help() -> str:
