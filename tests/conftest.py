@@ -2,9 +2,14 @@
 
 import itertools
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+
+# Kept from session to session: matplotlib takes seconds to list this computer's fonts, in each process without a list.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir(), "tiny_diffusion-tests-matplotlib")))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -96,7 +101,22 @@ def loud(tmp_path_factory):
     from cli_helpers import TINY, call, change_tensors
 
     folder = tmp_path_factory.mktemp("runs") / "loud"
-    assert call("train", *TINY, "--class_cond", "--timesteps", 30, "--max_steps", 1, "--output_dir", folder) == 0
+    assert (
+        call(
+            "train",
+            *TINY,
+            "--class_cond",
+            "--channel_mult",
+            1,
+            "--timesteps",
+            30,
+            "--max_steps",
+            1,
+            "--output_dir",
+            folder,
+        )
+        == 0
+    )
     noise = torch.Generator().manual_seed(0)
 
     def random(name, tensor):

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from PIL import Image
 
 from tiny_diffusion.visuals import figures, images
-from tiny_diffusion.visuals.images import denoising_frame, grid, near_square, save_gif, save_png, strip
+from tiny_diffusion.visuals.animations import save_gif
+from tiny_diffusion.visuals.images import denoising_frame, grid, near_square, save_png, strip
+from tiny_diffusion.visuals.loss_curve import running_average, save_loss_curve, thinned
+from tiny_diffusion.visuals.text import text_line, text_width
 
 
 @pytest.fixture
@@ -48,9 +52,8 @@ def test_no_row_is_ragged_where_a_near_square_shape_exists():
             assert n % columns == 0, n
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 10, 64])
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 20), (64, 64)])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+@pytest.mark.parametrize("size, channels", [((8, 8), 1), ((32, 20), 3), ((64, 64), 1)])
 def test_every_pixel_is_at_its_place_enlarged_by_a_whole_factor(n, size, channels, draw):
     x = draw(n, *size, channels)
     columns, padding = near_square(n), 2
@@ -102,6 +105,23 @@ def test_a_long_caption_is_cut_before_its_neighbour(draw):
     text = short[2 + 56 :, :, 0]
     ink = np.flatnonzero((text != images.BACKGROUND).any(axis=0))
     assert 2 + cell <= ink.min() and ink.max() < 2 * cell
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 2_000_000, "", "$5_$9", "\x1b[31mred", "\udcff\udcfe", "line\nline", "猫\u202eabc"]
+)
+def test_any_name_is_a_caption_of_one_line(name, draw):
+    """As long as it is, or unprintable: none takes long, none changes another image's place."""
+    x = draw(2, 28, 28, 1)
+    named, plain = (grid(x, captions=[caption, "short"]) for caption in (name, "a" * 200))
+    assert named.shape[0] == plain.shape[0] and named.shape[1] <= plain.shape[1]
+
+
+def test_a_name_that_does_not_fit_ends_in_an_ellipsis():
+    text, width = "abcdefghij" * 20, 60
+    longest = max(end for end in range(len(text)) if text_width(text[:end] + "…", 12) <= width)
+    assert longest > 3
+    np.testing.assert_array_equal(text_line(text, width, 12, 0), text_line(text[:longest] + "…", width, 12, 0))
 
 
 def test_a_strip_has_a_row_per_image_and_a_column_per_step(draw):
@@ -190,28 +210,31 @@ def test_still_moments_and_single_frames_keep_their_time(tmp_path, draw):
 def test_an_npz_holds_one_uint8_array_named_arr_0(tmp_path, draw):
     x = draw(5, 8, 8, 3)
     images.save_npz(tmp_path / "a.npz", x)
-    with np.load(tmp_path / "a.npz") as file:
-        assert file.files == ["arr_0"] and file["arr_0"].dtype == np.uint8 and (file["arr_0"] == x).all()
+    images.save_npz(tmp_path / "b.npz", (image for image in x), len(x))  # as they come
+    for name in ("a.npz", "b.npz"):
+        with np.load(tmp_path / name) as file:
+            assert file.files == ["arr_0"] and file["arr_0"].dtype == np.uint8 and (file["arr_0"] == x).all()
 
 
 def test_a_folder_holds_one_numbered_png_per_image(tmp_path, draw):
     x = draw(3, 8, 8, 1)
     images.save_folder(tmp_path / "out", x)
+    images.save_folder(tmp_path / "out", x[:2], [7, 123_456])
     files = sorted((tmp_path / "out").iterdir())
-    assert [f.name for f in files] == ["00000.png", "00001.png", "00002.png"]
-    assert all((read(f) == image[..., 0]).all() for f, image in zip(files, x, strict=True))
+    assert [f.name for f in files] == ["00000.png", "00001.png", "00002.png", "00007.png", "123456.png"]
+    assert all((read(f) == image[..., 0]).all() for f, image in zip(files, [*x, *x[:2]], strict=True))
 
 
 SAVES = {
     "png": lambda path, x: save_png(path, x[0]),
     "gif": lambda path, x: save_gif(path, [x[0], x[1]]),
     "npz": lambda path, x: images.save_npz(path, x),
-    "loss": lambda path, x: figures.save_loss_curve(path, [1, 2], [1.0, 0.5]),
+    "loss": lambda path, x: save_loss_curve(path, [1, 2], [1.0, 0.5]),
 }
 WRITERS = {
     "png": "PIL.Image.Image.save",
     "gif": "PIL.Image.Image.save",
-    "npz": "numpy.savez_compressed",
+    "npz": "numpy.lib.format.write_array_header_1_0",
     "loss": "matplotlib.figure.Figure.savefig",
 }
 
@@ -256,7 +279,7 @@ def inked(path):
 def test_a_loss_curve_is_drawn_for_any_number_of_steps_and_over_gaps(count, tmp_path, drawn):
     losses = 0.03 + np.exp(-np.arange(count) / 10)
     losses[count // 2 : count // 2 + count // 10] = np.nan
-    figures.save_loss_curve(tmp_path / "loss.png", range(count), losses, [0, count - 1], [0.9, 0.1], title="a run")
+    save_loss_curve(tmp_path / "loss.png", range(count), losses, [0, count - 1], [0.9, 0.1], title="a run")
     assert inked(tmp_path / "loss.png") > 0.01
     axes = drawn[0].axes[0]
     assert axes.get_title() == "a run" and len(axes.lines) == 3 and max(len(a.get_xdata()) for a in axes.lines) <= 4002
@@ -265,14 +288,14 @@ def test_a_loss_curve_is_drawn_for_any_number_of_steps_and_over_gaps(count, tmp_
 
 @pytest.mark.parametrize("losses", [[], [np.nan], [np.inf, np.nan], [0.0, 0.0], [-1.0, 5.0]])
 def test_losses_that_no_logarithm_takes_are_still_drawn(losses, tmp_path, drawn):
-    figures.save_loss_curve(tmp_path / "loss.png", range(len(losses)), losses)
+    save_loss_curve(tmp_path / "loss.png", range(len(losses)), losses)
     assert drawn[0].axes[0].get_yscale() == "linear" and inked(tmp_path / "loss.png") > 0.001
 
 
 def test_the_running_average_of_a_constant_is_that_constant_and_passes_over_gaps():
     losses = np.full(100, 0.25)
     losses[[0, 40, 41]] = np.nan
-    average = figures.smoothed(losses)
+    average = running_average(losses)
     assert (np.isnan(average) == np.isnan(losses)).all()
     np.testing.assert_allclose(average[~np.isnan(average)], 0.25)
 
@@ -280,29 +303,43 @@ def test_the_running_average_of_a_constant_is_that_constant_and_passes_over_gaps
 def test_a_thinned_line_keeps_every_spike():
     losses = np.ones(100_000)
     losses[54_321], losses[12_345], losses[777] = 9, 0.1, np.nan
-    steps, thin = figures.thinned(np.arange(100_000), losses)
+    steps, thin = thinned(np.arange(100_000), losses)
     assert len(steps) == len(thin) <= 4000
     assert steps[thin == 9] == pytest.approx([54_321], abs=50)
     assert steps[thin == 0.1] == pytest.approx([12_345], abs=50)
 
 
-@pytest.mark.parametrize("size, channels, scale", [(8, 1, 18), (28, 1, 5), (64, 3, 2)])
-@pytest.mark.parametrize("captions", [False, True])
+@pytest.mark.parametrize("size, channels, scale, captions", [(8, 1, 18, True), (28, 1, 5, False), (64, 3, 2, True)])
 def test_a_forward_figure_shows_every_image_pixel_for_pixel(size, channels, scale, captions, tmp_path, draw):
+    """A row for each image and a column for each time; margin 12, padding 6, from the bottom right corner."""
     times = [0, 50, 999]
     noised = [draw(2, size, size, channels) for _ in times]
-    figures.save_forward_figure(
-        tmp_path / "f.png", noised, times, title="forward", captions=[f"alpha {t}" for t in times] if captions else None
-    )
+    captions = [f"alpha {t}" for t in times] if captions else None
+    figures.save_forward_figure(tmp_path / "f.png", noised, times, title="forward", captions=captions)
     picture = read(tmp_path / "f.png")[..., :3]
-    # Search from the bottom right corner: margin 12, padding 6.
-    tile = enlarged(noised[2][1], scale)
     side = size * scale
-    y, x = picture.shape[0] - 18 - side, picture.shape[1] - 18 - side
-    assert (picture[y : y + side, x : x + side] == tile).all()
-    first = enlarged(noised[0][0], scale)
-    y, x = y - side - 6, x - 2 * (side + 6)
-    assert (picture[y : y + side, x : x + side] == first).all()
+    for row, column in np.ndindex(2, 3):
+        y = picture.shape[0] - 12 - (2 - row) * (side + 6)
+        x = picture.shape[1] - 12 - (3 - column) * (side + 6)
+        assert (picture[y : y + side, x : x + side] == enlarged(noised[column][row], scale)).all()
+
+
+NAMES = ["$5_$9", "a$b", "_hidden", "\udcff", "猫と犬", "\x1b[1m", "x" * 100_000, r"\frac{", "Пчела"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_figures_show_any_name(name, tmp_path, drawn):
+    """Names of folders: as they are, with no formula made of them and no warning of letters that a font lacks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.save_noise_level_losses(tmp_path / "a.png", [0, 1], {name: [1, 2], "held out": [2, 3]})
+        figures.save_sweep(tmp_path / "b.png", {name: [(5, 0.1)]}, 0.05, title=name)
+        save_loss_curve(tmp_path / "c.png", [1, 2], [1.0, 0.5], title=name, scores={name: [(1, 0.5)]})
+    shown = [figure.axes[-1].get_legend().get_texts()[0].get_text() for figure in drawn]
+    if name.isprintable() and len(name) < 100:
+        assert all(len(text) == len(name) for text in shown)
+    if name.isascii() and name.isprintable() and len(name) < 100:
+        assert shown == [name] * 3 and drawn[2].axes[0].get_title() == name
 
 
 def test_the_schedules_figure_draws_each_in_three_panels_even_where_the_snr_is_infinite(tmp_path, drawn):
@@ -324,9 +361,10 @@ def test_the_schedules_figure_draws_each_in_three_panels_even_where_the_snr_is_i
 def test_importing_loads_no_drawing_library_and_drawing_never_loads_pyplot(tmp_path):
     code = """if True:
         import sys
-        from tiny_diffusion.visuals import figures, images
+        from tiny_diffusion.visuals import figures, film, images
+        from tiny_diffusion.visuals.loss_curve import save_loss_curve
         assert not {"PIL", "matplotlib", "imageio", "torch"} & set(sys.modules), "at import"
-        figures.save_loss_curve(sys.argv[1], [1], [1.0])
+        save_loss_curve(sys.argv[1], [1], [1.0])
         assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
     """
     root = Path(images.__file__).parents[2]

@@ -23,3 +23,16 @@ class LostProcessError(RuntimeError):
     """Another rank of the same run has ended, or can no longer be reached."""
 
     exit_code = 1
+
+
+def printable(text: str, max_letters: int = 80) -> str:
+    """A name that came from a file, fit to be shown: shortened, with what is no visible letter escaped as in Python.
+
+    Escape sequences, line ends and marks of direction would otherwise act on the terminal.
+    """
+    shortened = text if len(text) <= max_letters else text[: max_letters - 1] + "…"
+    joiners = "\u200c\u200d"  # invisible, but parts of words and of emoji
+    return "".join(
+        letter if letter.isprintable() or letter in joiners else letter.encode("unicode_escape").decode()
+        for letter in shortened
+    )

@@ -1,6 +1,6 @@
-"""The command line: `main` finds the command, runs it and turns what users can cause into one line and an exit code.
+"""The command line: `main` finds a command and runs it; what a user can cause becomes one line and an exit code.
 
-To add a command: a file here with ``run(argv, program, started)``, a row in COMMANDS.
+To add a command: a file here with ``run(argv, program, started)``, and a row in COMMANDS.
 """
 
 import importlib
@@ -10,29 +10,56 @@ import time
 from difflib import get_close_matches
 from pathlib import Path
 
-from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError
+from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError, printable
 from tiny_diffusion.runtime import cpu
 from tiny_diffusion.runtime.ranks import DISTRIBUTED_COMMANDS, is_main, only_main_prints, run_alone, should_report
 from tiny_diffusion.runtime.streams import protect_streams
 
 COMMANDS = {
     "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
-    "sample": ("tiny_diffusion.cli.sample", "draw images from a trained model"),
-    "visualize": ("tiny_diffusion.cli.visualize", "show how noise covers images, and the schedules side by side"),
+    "sample": ("tiny_diffusion.cli.sample", "sample images from a trained model"),
+    "visualize": ("tiny_diffusion.cli.visualize", "show how noise covers images, or compare the noise schedules"),
     "evaluate": ("tiny_diffusion.cli.evaluate", "measure how good a model's images are, or any other images"),
-    "classifier": ("tiny_diffusion.cli.classifier", "train the small classifier that evaluate compares images in"),
-    "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and draws"),
-    "info": ("tiny_diffusion.cli.info", "say what a checkpoint holds"),
+    "classifier": ("tiny_diffusion.cli.classifier", "train the small classifier whose features evaluate compares"),
+    "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and samples"),
+    "info": ("tiny_diffusion.cli.info", "show what a checkpoint holds"),
 }
+MAX_MESSAGE = 5000  # letters
+SCRIPTS = ("train.py", "sample.py", "visualize_diffusion.py")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs ``COMMAND [options]`` and returns the exit code."""
+    """Runs ``COMMAND [options]`` and returns the exit code.  Errors that are defects of ours keep their traceback."""
     started = time.monotonic()
     protect_streams()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name, which any console must be able to print
     argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # any console must be able to print a folder's name
+    program = _program(argv)
+    try:
+        code = _run(argv, program, started)
+        sys.stdout.flush()  # here, where a closed pipe or a full disk is still answered
+        return code
+    except (Exception, KeyboardInterrupt) as error:
+        if (answer := _answer(error)) is None:
+            raise
+        code, message = answer
+        if isinstance(error, OSError):
+            _drop_unwritten_output()
+        if message and should_report(message, because_of_another=isinstance(error, LostProcessError)):
+            print(f"{program}: error: {printable(' '.join(message.split()), MAX_MESSAGE)}", file=sys.stderr)
+        return code
+
+
+def _program(argv: list[str]) -> str:
+    """What the command is called in its messages."""
+    script = Path(sys.argv[0]).name
+    if script in SCRIPTS:
+        return script
+    return f"tiny_diffusion {argv[0]}" if argv and argv[0] in COMMANDS else "tiny_diffusion"
+
+
+def _run(argv: list[str], program: str, started: float) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -40,56 +67,66 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return _fail("tiny_diffusion", f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}", 2)
+        raise OptionError(f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}")
     cpu.tune_cpu()
-    script = Path(sys.argv[0]).name
-    program = script if script in SCRIPTS else f"tiny_diffusion {command}"
     if command not in DISTRIBUTED_COMMANDS:
         if not is_main():
             return 0
         run_alone()
+    with only_main_prints():
+        return importlib.import_module(COMMANDS[command][0]).run(rest, program, started) or 0
+
+
+def _answer(error: BaseException) -> tuple[int, str] | None:
+    """The exit code and the message for an error that a user can cause; None for a defect of ours."""
+    for kind, code, message in ANSWERS:
+        if isinstance(error, kind):
+            return code, message(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("tiny_diffusion"):
+        return 1, f"{error.name} is not installed. Run: pip install -r requirements.txt"
+    if isinstance(error, MemoryError | RuntimeError):
+        from tiny_diffusion.runtime.memory import ran_out_of_memory  # loads torch, as whatever raised this has done
+
+        return (1, _out_of_memory(error)) if ran_out_of_memory(error) else None
+    return None
+
+
+def _os_error(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
+def _out_of_memory(error: BaseException) -> str:
+    reason = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
+    way_out = "Lower --batch_size, --base_channels or --image_size; for training, raise --accumulate."
+    return f"out of memory{reason}. {way_out}"
+
+
+ANSWERS = (
+    # error, exit code, message; of a subclass before its base class
+    (OptionError, OptionError.exit_code, str),
+    (FileError, FileError.exit_code, str),
+    (DivergenceError, DivergenceError.exit_code, str),
+    (LostProcessError, LostProcessError.exit_code, str),
+    (KeyboardInterrupt, 130, lambda error: "interrupted"),
+    (BrokenPipeError, 1, lambda error: ""),  # whoever read our standard output, `head` for example, has gone
+    (OSError, 1, _os_error),
+)
+
+
+def _drop_unwritten_output() -> None:
+    """Points standard output nowhere if it cannot be written, or the interpreter would fail on it once more at exit."""
     try:
-        with only_main_prints():
-            return importlib.import_module(COMMANDS[command][0]).run(rest, program, started) or 0
-    except (OptionError, FileError, DivergenceError) as error:
-        return _fail(program, str(error), error.exit_code)
-    except LostProcessError as error:
-        return _fail(program, str(error), error.exit_code, because_of_another=True)
-    except KeyboardInterrupt:
-        return _fail(program, "interrupted", 130)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("tiny_diffusion"):
-            raise
-        return _fail(program, f"{error.name} is not installed. Run: pip install -r requirements.txt", 1)
-    except BrokenPipeError:  # who read our standard output, `head` for example, has gone: no one to tell
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(program, f"{where}{error.strerror or error}", 1)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        reason = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
-        way_out = "Lower --batch_size, --base_channels or --image_size; for training, raise --accumulate."
-        return _fail(program, f"out of memory{reason}. {way_out}", 1)
-
-
-def _fail(program: str, message: str, code: int, because_of_another: bool = False) -> int:
-    if should_report(message, because_of_another):
-        print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 def _help() -> str:
     lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: python -m tiny_diffusion COMMAND [options]\n\n"
-        "Train, sample and look into small diffusion models of images.\n\n"
+        "Train small diffusion models of images, sample from them, and measure them.\n\n"
         + "\n".join(lines)
         + "\n\npython -m tiny_diffusion COMMAND --help lists a command's options."
-        + "\nTry: python train.py --dataset digits --output_dir outputs/digits"
+        + "\nTry: python -m tiny_diffusion train --dataset digits --output_dir outputs/digits"
     )
-
-
-SCRIPTS = ("train.py", "sample.py", "visualize_diffusion.py")

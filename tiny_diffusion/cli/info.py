@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import Text, option, specs
+from tiny_diffusion.config.option import Text, listed, option, specs
 from tiny_diffusion.errors import OptionError
 
 DESCRIPTION = "Say what a checkpoint holds: the network, the data, the run, how it samples.  Nothing in it is executed."
@@ -31,7 +31,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     state = "finished" if about["finished"] else "not finished; --resume goes on"
     rows = {
         "checkpoint": f"{options.checkpoint}, format {about['format']}, sha256 {about['sha256'][:12]} (verified)",
-        "images": f"{about['channels']} x {height} x {width}, classes {', '.join(about['class_names']) or 'none'}",
+        "images": f"{about['channels']} x {height} x {width}, classes {listed(about['class_names']) or 'none'}",
         "network": f"{parameters:,} parameters, {'class-conditional' if config.class_cond else 'unconditional'}",
         "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",
         "sampling": checkpoint.request(()).describe(),

@@ -2,13 +2,14 @@
 
 import os
 import sys
-import unicodedata
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, listed, not_one_of, option
+from tiny_diffusion.cli.selection import labels_of, number_list
+from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option
 from tiny_diffusion.config.rules import refuse_drawing
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
@@ -17,15 +18,15 @@ from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
-Draw images from a trained model.  The checkpoint says how; options change it.
+Sample images from a trained model.  The checkpoint says how; the options change it.
 
   sample.py --checkpoint outputs/mnist/model_final.pt --num_images 64
   sample.py --checkpoint outputs/mnist/model_final.pt --output outputs/mnist/denoising.gif
-  sample.py --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples.npz
+  sample.py --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples/
 """
-MAX_FRAMES = 21  # the noise and 20 steps
-BATCH = 64
 ENDINGS = (".png", ".gif", ".npz")
+IMAGES_IN_FRAMES = 256  # of --show_intermediate; they stay in memory, with all their steps
+FLAT = 8  # grey levels between the darkest and the lightest pixel of an image that shows nothing
 FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}  # samplers that can add fresh noise
 
 
@@ -38,7 +39,7 @@ class SampleOptions:
     num_images: int = option(Int(1, 10_000_000), 64, "images in all, shared evenly over --classes")
     output: str | None = option(
         Text(), None, "picture.png, animation.gif, samples.npz, or a folder/ [generated_samples.png of the run]")
-    show_intermediate: bool = option(Flag(), False, "write intermediate/step_XXXX.png too: the picture as it appears")
+    show_intermediate: bool = option(Flag(), False, "also write intermediate/step_XXXX.png, the steps of sampling")
     sampler: str | None = option(Choice(SAMPLERS), None, "how to step from noise to image [the checkpoint's]")
     steps: int | None = option(
         Int(1, 100_000), None, "sampling steps, at most the model's T (--timesteps means the same)")
@@ -47,12 +48,12 @@ class SampleOptions:
         Number(0, max(row.max_eta for row in FRESH.values())), None,
         "how much noise is fresh, 1 being the process's own: "
         + ", ".join(f"{name} 0 to {row.max_eta:g} [{row.eta:g}]" for name, row in FRESH.items()))
-    classes: str | None = option(Text("LIST"), None, "classes to draw, by name or number: 3,5 or 0-9 [all]")
+    classes: str | None = option(Text("LIST"), None, "classes to sample, by name or number: 3,5 or 0-9 [all]")
     guidance: float | None = option(Number(0, 100), None, "how strongly to follow the class; 1 is plain")
     indices: str | None = option(Text("LIST"), None, "images of this seed, instead of the first: 0-63 or 1,2,5-10")
     weights: str = option(Choice(("ema", "raw")), "ema", "averaged weights or the last ones")
-    batch_size: int | None = option(Int(1, 65_536), None, "images drawn together [what fits]")
-    seed: int = again(Config, "seed", help="image i of a seed is always the same picture")
+    batch_size: int | None = option(Int(1, 65_536), None, "images sampled together [64]")
+    seed: int = again(Config, "seed", help="image i of a seed is always the same image")
     device: str = again(Config, "device")
     # fmt: on
 
@@ -61,14 +62,15 @@ def run(argv: list[str], program: str, started: float) -> int:
     given = parse(argv, program, DESCRIPTION, SampleOptions, aliases={"steps": ("timesteps",)})
     options = SampleOptions(**given)
     if options.checkpoint is None:
-        raise OptionError("--checkpoint is required: the model to draw from, for example outputs/model_final.pt")
-    indices = _indices(options, given)
+        raise OptionError("--checkpoint is required: the model to sample from, for example outputs/model_final.pt")
     output, ending = _output(options.output)
+    indices = _indices(options, given, folder=not ending)
 
     from tiny_diffusion.models.build import make_diffusion, to_device
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.runs.folder import run_of
     from tiny_diffusion.runtime.world import make_world
+    from tiny_diffusion.visuals.film import Film
 
     checkpoint = load_checkpoint(options.checkpoint)
     request = _request(options, checkpoint, indices)
@@ -76,45 +78,26 @@ def run(argv: list[str], program: str, started: float) -> int:
     model = to_device(load_model(checkpoint, options.weights), world.device)
     output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
     check_writable("output", output, folder=not ending)
-    animated = options.show_intermediate or ending == ".gif"
-    images, frames = _draw(model, make_diffusion(checkpoint.config), request, checkpoint, animated, world)
+    film = None
+    if ending == ".gif" or options.show_intermediate:
+        film = Film(request.steps, len(indices) if ending == ".gif" else IMAGES_IN_FRAMES)
+    batches = _sample(model, make_diffusion(checkpoint.config), request, checkpoint, film, world)
     if not world.is_main:
+        deque(batches, maxlen=0)
         return 0
-    _warn_if_constant(images)
-    captions = [checkpoint.about["class_names"][label] for label in request.labels()] if request.classes else None
+    names = checkpoint.about["class_names"]
+    captions = [names[label] for label in request.labels()] if request.classes else None
     try:
-        _write(output, ending, images, frames, captions, options.show_intermediate)
+        _write(output, ending, batches, len(indices), film, captions)
+        if options.show_intermediate:
+            _write_frames(output, film, len(indices))
     except OSError as error:
         raise FileError(f"--output {output} cannot be written: {error.strerror or error}.") from error
     return 0
 
 
-def _indices(options: SampleOptions, given: dict):
-    """Which images of the seed."""
-    if options.indices is None:
-        return range(options.num_images)
-    if "num_images" in given:
-        raise OptionError(
-            f"--num_images {options.num_images} would be ignored: --indices says which images. Give one of them."
-        )
-    return _number_list("indices", options.indices)
-
-
-def _number_list(name: str, text: str) -> list[int]:
-    """0-63 or 1,2,5-10."""
-    numbers = []
-    for word in text.split(","):
-        first, dash, last = word.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise OptionError(f"--{name} {text}: {word.strip()!r} is not a number or a range such as 0-63 or 1,2,5-10.")
-        if int(last or first) >= 2**63 or int(last or first) - int(first) >= 10_000_000:
-            raise OptionError(f"--{name} {text}: {word.strip()!r} is too large.")
-        numbers.extend(range(int(first), int(last or first) + 1))
-    return numbers
-
-
 def _output(text: str | None) -> tuple[Path | None, str]:
-    """Where to, and the ending that says what to write: none for a folder of images.  Checked before any loading."""
+    """The path to write and its ending, which is "" for a folder of images.  Checked before anything is loaded."""
     if text is None:
         return None, ".png"
     path = Path(text)
@@ -127,7 +110,21 @@ def _output(text: str | None) -> tuple[Path | None, str]:
     return path, path.suffix.lower()
 
 
-def _request(options: SampleOptions, checkpoint, indices):
+def _indices(options: SampleOptions, given: dict, folder: bool) -> Sequence[int]:
+    """Which images of the seed.  folder: each is written to a file that its index names."""
+    if options.indices is None:
+        return range(options.num_images)
+    if "num_images" in given:
+        raise OptionError(
+            f"--num_images {options.num_images} would be ignored: --indices says which images. Give one of them."
+        )
+    indices = number_list("indices", options.indices)
+    if folder and len(set(indices)) < len(indices):
+        raise OptionError(f"--indices {options.indices} names an image twice, which is one file. Name it once.")
+    return indices
+
+
+def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
     """The checkpoint's own way of sampling, with what was asked for instead."""
     usual, config = checkpoint.about["sampling"], checkpoint.config
     refuse_drawing(
@@ -137,122 +134,77 @@ def _request(options: SampleOptions, checkpoint, indices):
         eta=options.eta,
         guidance=options.guidance,
     )
-    return checkpoint.request(
-        indices,
-        sampler=options.sampler,
-        steps=options.steps,
-        grid=options.grid,
-        guidance=options.guidance,
-        seed=options.seed,
-        classes=_classes(options.classes, checkpoint),
-        eta=options.eta,
-        batch_size=options.batch_size or BATCH,
-    )
+    asked = {name: getattr(options, name) for name in ("sampler", "steps", "grid", "guidance", "eta", "seed")}
+    if options.batch_size is not None:
+        asked["batch_size"] = options.batch_size
+    if options.classes is not None:
+        asked["classes"] = labels_of(options.classes, config.class_cond, checkpoint.class_names)
+    return checkpoint.request(indices, **asked)
 
 
-def _classes(text: str | None, checkpoint) -> tuple[int, ...]:
-    """Labels from names, numbers and ranges; all of them where none are named.
+def _sample(model, diffusion, request, checkpoint, film, world) -> Iterator:
+    """Yields (indices, uint8 images (N, H, W, C)) of batch after batch, and adds their steps to the film.
 
-    Where there are names that are numbers, a number is one of these; elsewhere it is a place among the names.
+    The ranks share each batch, and each has all of it.  Raises DivergenceError if the model's images hold NaN.
     """
-    names = checkpoint.about["class_names"]
-    if not checkpoint.config.class_cond:
-        if text is not None:
-            raise OptionError(
-                f"--classes {text} needs a model trained with --class_cond, which this one was not. Leave it out."
-            )
-        return ()
-    if text is None:
-        return tuple(range(len(names)))
-    numbered = {int(name): label for label, name in enumerate(names) if name.isdecimal()}
-    numbered = numbered or {label: label for label in range(len(names))}
-    labels = []
-    for word in _at_commas(unicodedata.normalize("NFC", text), names):
-        if word in names:
-            labels.append(names.index(word))
-        elif word and all(part.isdecimal() for part in word.split("-", 1)):
-            for number in _number_list("classes", word):
-                if number not in numbered:
-                    having = f"{min(numbered)} to {max(numbered)}: {listed(names)}"
-                    raise OptionError(f"--classes {text}: there is no class {number}; this model has {having}.")
-                labels.append(numbered[number])
-        else:
-            raise OptionError(f"--classes {text}: {not_one_of(word, names)}")
-    return tuple(labels)
-
-
-def _at_commas(text: str, names: list[str]) -> Iterator[str]:
-    """The words of a list, where a name may hold commas itself."""
-    rest = f"{text},"
-    while rest:
-        named = [name for name in names if "," in name and rest.startswith(f"{name},")]
-        word = max(named, key=len, default=rest.partition(",")[0])
-        yield word.strip()
-        rest = rest[len(word) + 1 :].lstrip()
-
-
-def _draw(model, diffusion, request, checkpoint, animated: bool, world):
-    """uint8 images (N, H, W, C), and the frames of the first batch: (sampling step, time, x_t, estimate of x_0).
-
-    The processes of the world share the drawing.  Raises DivergenceError if the model draws NaN.
-    """
-    import numpy as np
     from tqdm import tqdm
 
     from tiny_diffusion.data.pixels import to_pictures
     from tiny_diffusion.diffusion.sampling import denoising
+    from tiny_diffusion.visuals.film import Frame
 
-    def pictures(x):
-        return to_pictures(world.gather(x, len(batch.indices)))
-
-    shape = (checkpoint.about["channels"], *checkpoint.about["image_size"])
-    wanted = (
-        set(np.linspace(0, request.steps, min(MAX_FRAMES, request.steps + 1)).round().astype(int).tolist())
-        if animated
-        else set()
-    )
-    drawn, frames = [], []
+    shape, largest_range = (checkpoint.about["channels"], *checkpoint.about["image_size"]), 0
     with tqdm(total=len(request.indices), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        for number, batch in enumerate(request.batches(world)):
+        for batch in request.batches(world):
             for count, step in enumerate(denoising(model, diffusion, batch.local(world), shape)):
-                if number == 0 and count in wanted:
-                    noisy, clean = (pictures(x)[: request.batch_size] for x in (step.x, step.clean))
-                    frames.append((count, step.level.time, noisy, clean))
+                if film and film.wants(count):
+                    pictures = [to_pictures(world.gather(x, len(batch.indices))) for x in (step.x, step.clean)]
+                    film.add(Frame(count, step.level.time, *pictures))
                 bar.set_postfix_str(f"step {count}/{request.steps}", refresh=False)
                 bar.update(0)
-            drawn.append(pictures(step.x))
-            bar.update(len(batch.indices))
-    return np.concatenate(drawn), frames
-
-
-def _warn_if_constant(images) -> None:
-    if (images.max(axis=(1, 2, 3)) - images.min(axis=(1, 2, 3)) < 8).all():
+            images = to_pictures(world.gather(step.x, len(batch.indices)))
+            yield batch.indices, images
+            bar.update(len(images))
+            largest_range = max(largest_range, *(int(image.max()) - int(image.min()) for image in images))
+    if largest_range < FLAT:
         print(
             "warning: every image is one flat colour; the model has probably not learnt anything yet, or has diverged",
             file=sys.stderr,
         )
 
 
-def _write(output: Path, ending: str, images, frames, captions, show_intermediate: bool) -> None:
-    from tiny_diffusion.visuals.images import denoising_frame, grid, save_folder, save_gif, save_npz, save_png, strip
+def _write(output: Path, ending: str, batches: Iterator, count: int, film, captions: list[str] | None) -> None:
+    """Writes the images, in a folder or an array as they come: these may be more than memory holds."""
+    import numpy as np
+
+    from tiny_diffusion.visuals.images import save_folder, save_grid, save_npz
 
     if ending == ".png":
-        save_png(output, grid(images, captions=captions))
-    elif ending == ".gif":
-        save_gif(output, [denoising_frame(noisy, clean) for _, _, noisy, clean in frames])
+        save_grid(output, np.concatenate([images for _, images in batches]), captions)
     elif ending == ".npz":
-        save_npz(output, images)
+        save_npz(output, (image for _, images in batches for image in images), count)
+    elif ending == ".gif":
+        deque(batches, maxlen=0)
+        film.save_gif(output)
     else:
-        save_folder(output, images)
-    print(f"{len(images)} images: {output}", file=sys.stderr)
-    if show_intermediate:
-        folder = (output.parent if ending else output) / "intermediate"
-        for stale in folder.glob("step_*.png"):
-            stale.unlink()
-        for count, _, noisy, clean in frames:
-            save_png(folder / f"step_{count:04d}.png", denoising_frame(noisy, clean))
-        chosen = frames[:: max(1, len(frames) // 8)]
-        chosen = chosen if chosen[-1] is frames[-1] else [*chosen, frames[-1]]
-        headings = [*(f"t = {time:.0f}" for _, time, _, _ in chosen[:-1]), "drawn"]
-        save_png(folder / "strip.png", strip([noisy[:8] for _, _, noisy, _ in chosen], headings))
-        print(f"{len(frames)} frames of the denoising: {folder}", file=sys.stderr)
+        others = _images_in(output)
+        for indices, images in batches:
+            others -= save_folder(output, images, indices)
+        if others:
+            print(f"{output} also holds {len(others):,} other images, which were there before", file=sys.stderr)
+    print(f"{count:,} images: {output}", file=sys.stderr)
+
+
+def _images_in(folder: Path) -> set[str]:
+    """The names of the images that lie in a folder already."""
+    from tiny_diffusion.data.files.decode import ENDINGS
+
+    return {path.name for path in folder.iterdir() if path.name.lower().endswith(ENDINGS)}
+
+
+def _write_frames(output: Path, film, count: int) -> None:
+    """Writes intermediate/ beside the output: in a folder of images it would be taken for more of them."""
+    parent = output.parent if output.name not in ("", "..") else output.resolve().parent
+    frames = film.save_frames(parent / "intermediate")
+    of = f", of the first {IMAGES_IN_FRAMES} images" if count > IMAGES_IN_FRAMES else ""
+    print(f"{frames} frames of the denoising{of}: {parent / 'intermediate'}", file=sys.stderr)

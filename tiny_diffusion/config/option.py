@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 from tiny_diffusion.config.image_size import square
 from tiny_diffusion.data.catalog import background_colour
+from tiny_diffusion.errors import printable
 
 MIN_SIDE, MAX_SIDE = 4, 1024  # of an image, in pixels
 MAX_LISTED = 8  # values of one option
@@ -253,4 +254,4 @@ def listed(choices: Iterable[str]) -> str:
     """The choices, or the first of very many."""
     names = list(choices)
     rest = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + rest
+    return ", ".join(map(printable, names[:MAX_NAMED])) + rest

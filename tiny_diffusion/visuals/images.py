@@ -4,18 +4,19 @@ Knows nothing of diffusion: it is given uint8 images of shape (N, H, W, C), C = 
 A file is written under a temporary name and then renamed: a reader finds the old one or the new one, never a half.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Sequence
-from functools import cache
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tiny_diffusion.files import atomic_write
+from tiny_diffusion.visuals.text import text_line, text_width
 
 BACKGROUND = 80  # a grey that black and white images both stand out from
-TEXT = 240
 TILE_PIXELS = 56  # smaller images are enlarged to at least this ...
 PICTURE_PIXELS = 1600  # ... unless the whole would grow beyond this
 CAPTION_POINTS, HEADING_POINTS = 12, 14
@@ -42,7 +43,7 @@ def grid(
     if captions is not None:
         assert len(captions) == len(images), f"{len(captions)} captions for {len(images)} images"
         tiles = _widened(tiles, _cell_width(tiles.shape[2], captions), background)
-        texts = [_text(c, tiles.shape[2], CAPTION_POINTS, background) for c in captions]
+        texts = [text_line(c, tiles.shape[2], CAPTION_POINTS, background) for c in captions]
         tiles = np.concatenate([tiles, np.stack(texts)], axis=1)
     return _assembled(tiles, columns, padding, background)
 
@@ -59,7 +60,7 @@ def strip(rows: Sequence[np.ndarray], headings: Sequence[str] | None = None) -> 
         return _assembled(tiles, columns, padding, BACKGROUND)
     assert len(headings) == columns, f"{len(headings)} headings for {columns} steps"
     tiles = _widened(tiles, _cell_width(tiles.shape[2], headings), BACKGROUND)
-    texts = np.stack([_text(h, tiles.shape[2], CAPTION_POINTS, BACKGROUND) for h in headings])
+    texts = np.stack([text_line(h, tiles.shape[2], CAPTION_POINTS, BACKGROUND) for h in headings])
     top = _assembled(texts, columns, padding, BACKGROUND)[:-padding]
     return np.concatenate([top, _assembled(tiles, columns, padding, BACKGROUND)])
 
@@ -71,8 +72,8 @@ def denoising_frame(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """
     panels = []
     for heading, images in (("x_t", noisy), ("estimate of x_0", clean)):
-        panel = _widened(grid(images), _text_width(heading, HEADING_POINTS), BACKGROUND)
-        panels.append(np.concatenate([_text(heading, panel.shape[1], HEADING_POINTS, BACKGROUND), panel]))
+        panel = _widened(grid(images), text_width(heading, HEADING_POINTS), BACKGROUND)
+        panels.append(np.concatenate([text_line(heading, panel.shape[1], HEADING_POINTS, BACKGROUND), panel]))
     gap = np.full((len(panels[0]), 12, 3), BACKGROUND, np.uint8)
     return np.concatenate([panels[0], gap, panels[1]], axis=1)
 
@@ -114,54 +115,9 @@ def _widened(tiles: np.ndarray, width: int, background: int) -> np.ndarray:
     return np.pad(tiles, sides, constant_values=background)
 
 
-def _font(text: str, points: int):
-    """Pillow's own font, which knows little beyond ASCII; for other letters the first that has them all, or most.
-
-    matplotlib brings DejaVu (Latin, Greek, Cyrillic, Arabic, ...) and finds the fonts of this computer for the rest.
-    """
-    from PIL import ImageFont
-
-    path = None if text.replace("…", "").isascii() else _font_with(frozenset(text) - {"…", " "})
-    return ImageFont.truetype(path, points) if path else ImageFont.load_default(points)
-
-
-@cache
-def _font_with(letters: frozenset[str]) -> str:
-    from matplotlib import font_manager, ft2font
-
-    def missing(path: str) -> int:
-        try:
-            return len({ord(letter) for letter in letters} - set(ft2font.FT2Font(path).get_charmap()))
-        except (OSError, RuntimeError):
-            return len(letters) + 1
-
-    paths = [font_manager.findfont("DejaVu Sans")]
-    if missing(paths[0]):
-        paths += sorted({font.fname for font in font_manager.fontManager.ttflist if font.style == "normal"})
-    return min(paths, key=missing)
-
-
-def _text_width(text: str, points: int) -> int:
-    return math.ceil(_font(text, points).getlength(text)) + 4
-
-
 def _cell_width(tile: int, texts: Sequence[str]) -> int:
     """Room for the longest text, but at most half as wide again as the image: names must not drive images apart."""
-    return max(tile, min(tile * 3 // 2, max(_text_width(t, CAPTION_POINTS) for t in texts)))
-
-
-def _text(text: str, width: int, points: int, background: int) -> np.ndarray:
-    """One centred line (height, width, 3) on the background, shortened with an ellipsis if it does not fit."""
-    from PIL import Image, ImageDraw
-
-    font, shown = _font(text, points), text
-    while shown and _text_width(shown, points) > width:
-        text = text[:-1].rstrip()
-        shown = text + "…" if text else ""
-    line = Image.new("L", (width, points * 4 // 3 + 1), background)
-    ink = TEXT if background < 128 else 255 - TEXT
-    ImageDraw.Draw(line).text((width / 2, points), shown, ink, font, anchor="ms")
-    return np.repeat(np.asarray(line)[..., None], 3, axis=2)
+    return max(tile, min(tile * 3 // 2, max(text_width(t, CAPTION_POINTS) for t in texts)))
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -177,45 +133,30 @@ def save_grid(path: str | os.PathLike, images: np.ndarray, captions: Sequence[st
     save_png(path, grid(images, captions=captions))
 
 
-def save_gif(
-    path: str | os.PathLike, frames: Sequence[np.ndarray], *, seconds: float = 4.0, hold_seconds: float = 2.0
-) -> None:
-    """Frames (H, W, 3) as an animation of this length that holds its last frame and loops for ever.
+def save_npz(path: str | os.PathLike, images: Iterable[np.ndarray], count: int | None = None) -> None:
+    """Images as one array ``arr_0``, uint8 (N, H, W, C): the format that guided-diffusion's evaluations read.
 
-    Grey frames are exact; coloured ones get 256 colours each, without dithering.  Browsers slow a frame shorter than
-    0.02 s down to 0.1 s, so where there are more frames than fit, evenly spread ones (both ends included) are kept.
+    images: (H, W, C) each; they are written one by one, as they come.   count: N, unless len(images) tells it.
     """
-    from PIL import Image
-
-    if len(frames) == 0:
-        raise ValueError("an animation needs at least one frame")
-    count = max(1, min(len(frames), int(seconds * 50 + 1e-9)))
-    kept = [frames[i] for i in np.linspace(len(frames) - 1, 0, count).round().astype(int)[::-1]]
-    durations = 10 * np.diff(np.linspace(0, seconds * 100, count + 1).round())  # a GIF counts whole 1/100 s
-    durations[-1] += hold_seconds * 1000
-    if all((f == f[..., :1]).all() for f in kept):
-        pictures = [Image.fromarray(f[..., 0]) for f in kept]
-    else:
-        pictures = [Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in kept]
-    with atomic_write(path) as file:
-        pictures[0].save(
-            file,
-            format="GIF",
-            save_all=True,
-            append_images=pictures[1:],
-            duration=durations.round().astype(int).tolist(),
-            loop=0,
-        )
+    count, images = len(images) if count is None else count, iter(images)
+    first = next(images)
+    assert first.dtype == np.uint8, first.dtype
+    about = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape)}
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as array:
+            np.lib.format.write_array_header_1_0(array, about)
+            for image in itertools.chain([first], images):
+                array.write(image.tobytes())
+                count -= 1
+    assert count == 0, f"{count} images are missing"
 
 
-def save_npz(path: str | os.PathLike, images: np.ndarray) -> None:
-    """Images as one array ``arr_0``, uint8 (N, H, W, C): the format that guided-diffusion's evaluations read."""
-    assert images.dtype == np.uint8, images.dtype
-    with atomic_write(path) as file:
-        np.savez_compressed(file, images)
+def save_folder(folder: str | os.PathLike, images: np.ndarray, indices: Sequence[int] | None = None) -> set[str]:
+    """One PNG per image, named by its index, or by its place: 00000.png and on.  Returns the names of the files.
 
-
-def save_folder(folder: str | os.PathLike, images: np.ndarray) -> None:
-    """One PNG per image, 00000.png and on.  Other files of the folder are left alone."""
-    for i, image in enumerate(images):
-        save_png(Path(folder) / f"{i:05d}.png", image)
+    Other files of the folder are left alone.
+    """
+    names = [f"{index:05d}.png" for index in (range(len(images)) if indices is None else indices)]
+    for name, image in zip(names, images, strict=True):
+        save_png(Path(folder) / name, image)
+    return set(names)

@@ -1,0 +1,70 @@
+"""A film of sampling: some of the steps, kept while batch after batch is sampled, and saved as frames or as a GIF."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tiny_diffusion.visuals.animations import save_gif
+from tiny_diffusion.visuals.images import denoising_frame, save_png, strip
+
+MAX_FRAMES = 21  # the noise and 20 steps
+STRIP_ROWS, STRIP_COLUMNS = 8, 9
+
+
+class Frame(NamedTuple):
+    """One step of sampling.  noisy, clean: x_t and the estimate of x_0, uint8 (N, H, W, C)."""
+
+    step: int
+    time: float
+    noisy: np.ndarray
+    clean: np.ndarray
+
+
+class Film:
+    """The noise, the last step, and evenly spread steps between them, MAX_FRAMES in all.
+
+    steps: those of the sampler; the noise is step 0.   max_images: only the first so many are kept.
+    """
+
+    def __init__(self, steps: int, max_images: int):
+        chosen = np.linspace(0, steps, min(MAX_FRAMES, steps + 1)).round().astype(int).tolist()
+        self.batches: dict[int, list[Frame]] = {step: [] for step in chosen}
+        self.room = dict.fromkeys(chosen, max_images)
+
+    def wants(self, step: int) -> bool:
+        """Whether this step of the next batch belongs to the film."""
+        return self.room.get(step, 0) > 0
+
+    def add(self, frame: Frame) -> None:
+        """Keeps a step of the next batch."""
+        kept = frame._replace(noisy=frame.noisy[: self.room[frame.step]], clean=frame.clean[: self.room[frame.step]])
+        self.batches[frame.step].append(kept)
+        self.room[frame.step] -= len(kept.noisy)
+
+    def frames(self) -> Iterator[Frame]:
+        """The kept steps in order, each of all batches together."""
+        for step, batches in self.batches.items():
+            noisy, clean = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("noisy", "clean"))
+            yield Frame(step, batches[0].time, noisy, clean)
+
+    def save_gif(self, path: str | os.PathLike) -> None:
+        """The film as an animation, x_t at left and the estimate of x_0 at right."""
+        save_gif(path, [denoising_frame(frame.noisy, frame.clean) for frame in self.frames()])
+
+    def save_frames(self, folder: Path) -> int:
+        """step_XXXX.png for each frame, and strip.png of the first images; returns the number of frames.
+
+        Frames of an earlier film in the same folder are removed.
+        """
+        for stale in folder.glob("step_*.png"):
+            stale.unlink()
+        frames = list(self.frames())
+        for frame in frames:
+            save_png(folder / f"step_{frame.step:04d}.png", denoising_frame(frame.noisy, frame.clean))
+        chosen = frames[: -1 : max(1, len(frames) // (STRIP_COLUMNS - 1))]
+        headings = [*(f"t = {frame.time:.0f}" for frame in chosen), "sample"]
+        save_png(folder / "strip.png", strip([frame.noisy[:STRIP_ROWS] for frame in [*chosen, frames[-1]]], headings))
+        return len(frames)
