@@ -1,4 +1,4 @@
-"""evaluate: the same images score the same however they come, bad ones badly, and no number goes without its name."""
+"""evaluate: equal images score equally from every source, bad images score badly, and every number has its full name."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from tiny_diffusion.data.image_set import thin_out
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.evaluation.features import make_features
 from tiny_diffusion.evaluation.images import NamedImages, read_images
-from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, scores
+from tiny_diffusion.evaluation.protocol import evaluate, floor_of, nearest_training, scores
 from tiny_diffusion.evaluation.reference import Real, make_reference
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.visuals.images import save_folder, save_npz
@@ -40,18 +40,17 @@ def reference(digits, digits_heldout, features):
 
 @pytest.fixture
 def judged(reference, features):
-    """judged(pictures) -> all that `evaluate` finds."""
+    """judged(images) -> the numbers, floor and warnings of `evaluate`."""
 
-    def judge(drawn):
-        floor = floor_of(reference, features, len(drawn.images))
-        return evaluate(reference, drawn, features, floor, memorised(reference, drawn, floor))
+    def judge(images):
+        return evaluate(reference, images, features, floor_of(reference, features, len(images.images))).numbers
 
     return judge
 
 
 @pytest.fixture
 def scored(judged):
-    """scored(images) -> (numbers, floor) by their short names."""
+    """scored(images) -> (metrics, floor) by their short names."""
 
     def score(images, labels=None, class_names=()):
         found = judged(NamedImages("given", images, labels, class_names))
@@ -92,7 +91,7 @@ def test_real_images_score_at_the_floor(scored, digits_heldout):
     assert found["memorised_share"] < 0.05
 
 
-def test_the_training_images_themselves_are_at_no_distance_and_all_learnt_by_heart(scored, digits):
+def test_the_training_images_themselves_are_at_no_distance_and_all_memorised(scored, digits):
     found, _ = scored(digits.images[:])
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
@@ -118,10 +117,10 @@ def test_copies_with_slight_noise_are_caught_as_memorised_and_held_out_images_ar
     slight = torch.randint(-2, 3, (200, *SHAPE), generator=generator)
     copies = (digits.images[indices].int() + slight).clamp(0, 255).to(torch.uint8)
     floor = floor_of(reference, features, 200)
-    close = memorised(reference, NamedImages("copies", copies), floor)
-    assert close.share == 1 and torch.equal(close.which, indices)
+    close = nearest_training(reference, NamedImages("copies", copies), floor)
+    assert close.share == 1 and torch.equal(close.nearest, indices)
     assert close.distances.max() < 3  # grey levels
-    assert memorised(reference, reference.heldout, floor).share < 0.05
+    assert nearest_training(reference, reference.real.heldout, floor).share < 0.05
 
 
 def test_the_order_of_images_does_not_change_their_scores(scored, digits_heldout):
@@ -187,7 +186,7 @@ def test_every_kind_of_reference_gives_the_same_numbers(cli, drawn, digits, tmp_
     assert all(name.endswith("n=60, reference]") for name in found[0]["results"][0]["metrics"])
 
 
-def test_a_model_as_reference_is_what_it_draws_from_the_next_seed(cli, drawn, loud, tmp_path):
+def test_a_model_as_reference_is_sampled_from_the_next_seed(cli, drawn, loud, tmp_path):
     cli.works("sample", "--checkpoint", loud, "--num_images", 40, "--seed", 8, "--output", "other.npz")
     argv = ("evaluate", "--images", drawn[0], "--num_images", 40, "--seed", 7)
     found = []
@@ -198,7 +197,7 @@ def test_a_model_as_reference_is_what_it_draws_from_the_next_seed(cli, drawn, lo
     assert list(found[0]["results"][0]["metrics"].values()) == list(found[1]["results"][0]["metrics"].values())
 
 
-def test_what_is_said_holds_the_whole_protocol(cli, loud, tmp_path, features):
+def test_the_report_holds_the_whole_protocol(cli, loud, tmp_path, features):
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--seed", 3, "--sampler", "ddim", "--steps", 4)
     ended = cli.works(*argv, "--weights", "raw", "--guidance", 2, "--output", "out")
     about = report(tmp_path / "out")
@@ -235,7 +234,7 @@ def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path):
     assert written == {"evaluation.json", "nearest.png", "error_by_noise.png", "sweep.png"}
 
 
-def test_fresh_noise_is_chosen_and_told(cli, loud, tmp_path):
+def test_eta_is_chosen_and_printed(cli, loud, tmp_path):
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--sampler", "ddim,sa_solver", "--steps", 3)
     none, half = cli.works(*argv, "--output", "none", "--eta", 0), cli.works(*argv, "--output", "half", "--eta", 0.5)
     assert "ddim, eta 0, 3 steps" in none.out and "sa_solver, eta 0.5, 3 steps" in half.out
@@ -244,15 +243,15 @@ def test_fresh_noise_is_chosen_and_told(cli, loud, tmp_path):
         assert one["metrics"] != other["metrics"]
 
 
-def test_a_sweep_scores_each_way_of_drawing_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
+def test_a_sweep_scores_each_request_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(
         "tiny_diffusion.evaluation.protocol.scores",
-        lambda reference, pictures, features: taken.append(pictures.name) or scores(reference, pictures, features),
+        lambda reference, images, features: taken.append(images.name) or scores(reference, images, features),
     )
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--output", "out", "--sampler")
     cli.works(*argv, "ddpm,ddim", "--steps", "2,3")
-    assert sorted(taken) == ["digits, held out", *["drawn"] * 4]
+    assert sorted(taken) == ["digits, held out", *["samples"] * 4]
     swept = report(tmp_path / "out")["results"]
     alone = []
     for sampler, steps in (("ddpm", 2), ("ddpm", 3), ("ddim", 2), ("ddim", 3)):
@@ -266,7 +265,7 @@ def test_a_sweep_scores_each_way_of_drawing_as_alone_and_the_held_out_images_onc
 def test_the_likelihood_and_a_classifier_of_drawn_images_are_measured_on_held_out_ones(
     cli, loud, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("tiny_diffusion.cli.evaluate.LIKELIHOOD_IMAGES", 20)
+    monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.MAX_IMAGES", 20)
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--steps", 2, "--output", "out")
     cli.works(*argv, "--train_on_synthetic", "--bits_per_dim")
     (result,) = report(tmp_path / "out")["results"]
@@ -366,7 +365,7 @@ def test_what_cannot_be_scored_is_one_line(cli, bad, code, argv, words):
         (("--steps", "0"), ["--steps", "too small"]),
         (("--num_images", 1), ["--num_images"]),
         (("--reference", "good.npz", "--bits_per_dim"), ["--bits_per_dim", "held-out"]),
-        (("--reference", "good.npz", "--train_on_synthetic"), ["--train_on_synthetic", "held out"]),
+        (("--reference", "good.npz", "--train_on_synthetic"), ["--train_on_synthetic", "held-out"]),
         (("--reference", "wide.npz"), ["1x8x9", "1x8x8"]),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""The measurement that training takes every few epochs: one number, as `evaluate` would print it."""
+"""The evaluation that training runs every few epochs: one number, the same as `evaluate` prints."""
 
 from torch import nn
 
@@ -16,11 +16,11 @@ from tiny_diffusion.runtime.world import World
 REFERENCE_IMAGES = 10_000
 
 
-class OnlineMeasure:
-    """The relative Frechet distance of drawn images to images that train, in the set's own features.
+class OnlineEvaluation:
+    """The relative Frechet distance of samples to training images, in the default features of the data set.
 
-    Knows no files.  world: the processes that share the drawing.  splits: which train.  Raises OptionError
-    where no features fit the images.
+    Knows no files.  world: the ranks that share the sampling.  splits: of the training images.  Raises OptionError if
+    no features fit the images.
     """
 
     def __init__(self, dataset: str, data: ImageSet, world: World, splits: tuple[str, ...]):
@@ -32,10 +32,10 @@ class OnlineMeasure:
         self.real = Moments.of(self.features.of(data.take(chosen)))
 
     def __call__(self, model: nn.Module, diffusion: Diffusion, request: Request) -> dict[str, float]:
-        """Its full name and the number, which is lower for better images; nothing where the model draws NaN."""
+        """The number by its full name; lower is better.  Empty if the model samples NaN."""
         try:
             pixels = to_uint8(sample(model, diffusion, request, self.shape, self.world))
         except DivergenceError:
             return {}
-        found = relative_frechet_distance(self.real, Moments.of(self.features.of(pixels)))
-        return {label("relative_frechet_distance", self.features, len(pixels), self.split): found}
+        distance = relative_frechet_distance(self.real, Moments.of(self.features.of(pixels)))
+        return {label("relative_frechet_distance", self.features, len(pixels), self.split): distance}
