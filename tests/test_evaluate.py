@@ -1,4 +1,4 @@
-"""evaluate: equal images score equally from every source, bad images score badly, and every number has its full name."""
+"""evaluate: equal images score equally from every source, bad ones score badly, every number has its full name."""
 
 import json
 import pickle
@@ -19,6 +19,12 @@ from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.visuals.images import save_folder, save_npz
 
 SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def few_images_by_noise(monkeypatch):
+    """The figure of the error by noise level takes most of the time of a small evaluation."""
+    monkeypatch.setattr("tiny_diffusion.evaluation.error_by_noise.MAX_IMAGES", 8)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +85,7 @@ def hwc(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-# What scores how
+# Scores
 
 
 def test_real_images_score_at_the_floor(scored, digits_heldout):
@@ -149,7 +155,7 @@ def test_a_set_that_is_cut_is_cut_evenly():
     assert thin_out(torch.arange(3), 5).tolist() == [0, 1, 2]
 
 
-# Where images come from
+# Sources of images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -265,15 +271,15 @@ def test_a_sweep_scores_each_request_as_alone_and_the_held_out_images_once(cli, 
 def test_the_likelihood_and_a_classifier_of_drawn_images_are_measured_on_held_out_ones(
     cli, loud, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.MAX_IMAGES", 20)
+    monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.MAX_IMAGES", 4)
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--steps", 2, "--output", "out")
     cli.works(*argv, "--train_on_synthetic", "--bits_per_dim")
     (result,) = report(tmp_path / "out")["results"]
     assert 0 <= result["metrics"]["train_on_synthetic_accuracy[n=20, 299 held-out]"] <= 1
-    assert result["metrics"]["bits_per_dim[n=20, held-out, uniform dequantisation]"] > 0
+    assert result["metrics"]["bits_per_dim[n=4, held-out, uniform dequantisation]"] > 0
 
 
-# What cannot be scored
+# Refusals
 
 
 @pytest.fixture
@@ -351,7 +357,7 @@ AGAINST_DIGITS = ("--dataset", "digits")
     ],
     ids=str,
 )
-def test_what_cannot_be_scored_is_one_line(cli, bad, code, argv, words):
+def test_images_that_cannot_be_scored_are_refused_in_one_line(cli, bad, code, argv, words):
     before = contents(bad)
     cli.refuses(code, ("evaluate", *argv), *words)
     assert contents(bad) == before
@@ -370,7 +376,7 @@ def test_what_cannot_be_scored_is_one_line(cli, bad, code, argv, words):
     ],
     ids=str,
 )
-def test_what_a_model_cannot_draw_is_one_line(cli, loud, bad, argv, words):
+def test_requests_that_a_model_cannot_fulfil_are_refused_in_one_line(cli, loud, bad, argv, words):
     cli.refuses(2, ("evaluate", "--checkpoint", loud, "--output", "out", *argv), *words)
 
 
@@ -397,21 +403,25 @@ def test_a_pickle_inside_an_npz_is_refused_and_not_executed(cli, tmp_path):
     cli.refuses(1, ("evaluate", "--images", "bare.npz", *AGAINST_DIGITS), "bare.npz")
     assert not sprung.exists()
     np.load("trap.npz", allow_pickle=True)["arr_0"]
-    assert sprung.exists()  # it is a trap
+    assert sprung.exists()  # the trap works when it is unpickled
 
 
 # While training
 
 
+THREE_EPOCHS = (
+    "train", *TINY, "--batch_size", 500, "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu",
+)  # fmt: skip
+EVALUATING = ("--eval_interval", 1, "--eval_images", 100, "--keep_best")
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """Runs of three epochs on the digits, with and without measuring: (measured, plain)."""
-    folder = tmp_path_factory.mktemp("measured")
-    argv = ("train", *TINY, "--batch_size", 500, "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu")
-    measuring = ("--eval_interval", 1, "--eval_images", 100, "--keep_best")
-    assert call(*argv, "--output_dir", folder / "measured", *measuring) == 0
-    assert call(*argv, "--output_dir", folder / "plain") == 0
-    return folder / "measured", folder / "plain"
+    """The folders of two equal runs: (one that is evaluated after each epoch, one that is not)."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    assert call(*THREE_EPOCHS, *EVALUATING, "--output_dir", folder / "evaluated") == 0
+    assert call(*THREE_EPOCHS, "--output_dir", folder / "plain") == 0
+    return folder / "evaluated", folder / "plain"
 
 
 NAME = "relative_frechet_distance[digits-classifier-v1, n=100, train]"
@@ -422,35 +432,35 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
 
 
-def measured(lines):
+def scores_of(lines):
     return {line["step"]: line[NAME] for line in lines if NAME in line}
 
 
-def test_the_measurement_stands_in_the_log_once_an_epoch_and_the_rest_is_as_without(runs):
+def test_the_log_holds_a_score_for_each_epoch_and_nothing_else_changes(runs):
     lines, plain = map(lines_of, runs)
-    assert len(measured(lines)) == 3
+    assert len(scores_of(lines)) == 3
     for line, other in zip(lines, plain, strict=True):
         assert {k: v for k, v in line.items() if k not in (NAME, CLOCK)} == {
             k: v for k, v in other.items() if k != CLOCK
         }
 
 
-def test_training_is_bitwise_the_same_with_and_without_measuring(runs):
+def test_evaluating_does_not_change_the_training_by_a_bit(runs):
     one, other = (load_checkpoint(folder / "model_final.pt").tensors for folder in runs)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_best_checkpoint_is_the_one_with_the_smallest_number_in_the_log(runs):
-    scores = measured(lines_of(runs[0]))
+    scores = scores_of(lines_of(runs[0]))
     best = load_checkpoint(runs[0] / "checkpoints" / "best.pt")
     assert best.about["step"] == min(scores, key=scores.get)
     assert best.about["best_score"] == {"name": NAME, "value": min(scores.values()), "step": best.about["step"]}
     assert not (runs[1] / "checkpoints" / "best.pt").exists()
 
 
-def test_evaluate_finds_the_number_that_training_wrote(cli, runs, tmp_path):
-    """Of the same weights, seed and count, under the same name."""
+def test_evaluate_prints_the_number_that_training_logged(cli, runs, tmp_path):
+    """With the same weights, seed and number of images, under the same name."""
     best = runs[0] / "checkpoints" / "best.pt"
     cli.works("evaluate", "--checkpoint", best, "--num_images", 100, "--seed", 1, "--output", "out")
     (result,) = report(tmp_path / "out")["results"]
@@ -458,33 +468,17 @@ def test_evaluate_finds_the_number_that_training_wrote(cli, runs, tmp_path):
     assert result["metrics"][NAME] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_measurements_survive_a_resume(cli, runs, tmp_path):
-    whole = measured(lines_of(runs[0]))
-    argv = (
-        "train",
-        *TINY,
-        "--batch_size",
-        500,
-        "--epochs",
-        3,
-        "--sample_interval",
-        9,
-        "--seed",
-        1,
-        "--device",
-        "cpu",
-        "--output_dir",
-        "run",
-    )
-    cli.works(*argv, "--eval_interval", 1, "--eval_images", 100, "--keep_best", "--max_steps", 4)
-    assert len(measured(lines_of(tmp_path / "run"))) == 1
+def test_scores_survive_a_resume(cli, runs, tmp_path):
+    whole = scores_of(lines_of(runs[0]))
+    cli.works(*THREE_EPOCHS, *EVALUATING, "--output_dir", "run", "--max_steps", 4)
+    assert len(scores_of(lines_of(tmp_path / "run"))) == 1
     cli.works("train", "--output_dir", "run", "--resume")
-    assert measured(lines_of(tmp_path / "run")) == whole
+    assert scores_of(lines_of(tmp_path / "run")) == whole
     best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
     assert best.about["step"] == min(whole, key=whole.get)
 
 
-def test_the_curve_is_drawn_beside_the_loss(runs, make_trainer, digits):
+def test_the_plot_of_the_loss_shows_the_scores_beside_it(runs, make_trainer, digits):
     from tiny_diffusion.runs.folder import RunFolder
     from tiny_diffusion.runs.writer import Callbacks, RunWriter
 
@@ -495,7 +489,7 @@ def test_the_curve_is_drawn_beside_the_loss(runs, make_trainer, digits):
     folder.open(from_step=lines[-1]["step"])
     folder.close()
     RunWriter(trainer.config, folder, trainer, digits, callbacks).plot_losses()
-    assert asked["scores"] == {NAME: list(measured(lines).items())}
+    assert asked["scores"] == {NAME: list(scores_of(lines).items())}
 
 
 def test_overwriting_a_run_removes_its_best_checkpoint(cli, runs, tmp_path):
