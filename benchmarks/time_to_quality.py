@@ -121,6 +121,8 @@ def child_environment(threads: int | None) -> dict[str, str]:
 def training_speed(log: Path) -> tuple[int, float]:
     """The steps of a run and the images/s over all of them, from its log.jsonl."""
     reports = [json.loads(text) for text in log.read_text("utf-8").splitlines()]
+    if not reports:  # the minutes were too short for a step
+        return 0, 0.0
     rates = [report["images_per_second"] for report in reports]
     return reports[-1]["step"], round(len(rates) / sum(1 / rate for rate in rates), 1)
 
