@@ -206,7 +206,7 @@ class Square:
 
 def ours(asked: argparse.Namespace, started: float) -> Trained:
     """train.py with the options of --ours, and the sampler of its checkpoint."""
-    from tiny_diffusion.diffusion.sampling import request_from, sample
+    from tiny_diffusion.diffusion.sampling import sample
     from tiny_diffusion.models.build import make_diffusion, to_device
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.runs.folder import RunFolder
@@ -220,14 +220,12 @@ def ours(asked: argparse.Namespace, started: float) -> Trained:
     if done.error is not None:
         raise FileError(done.error)
     checkpoint = load_checkpoint(folder.final)
-    config, about = checkpoint.config, checkpoint.about
+    config = checkpoint.config
     model, diffusion = to_device(load_model(checkpoint), torch.device("cpu")), make_diffusion(config)
-    classes = tuple(range(len(about["class_names"]))) if config.class_cond else ()
 
     def draw(first: int, count: int) -> Tensor:
-        indices = range(first, first + count)
-        request = request_from(about["sampling"], config.timesteps, indices, classes=classes, batch_size=count)
-        return sample(model, diffusion, request, (about["channels"], *config.size))
+        request = checkpoint.request(range(first, first + count), batch_size=count)
+        return sample(model, diffusion, request, checkpoint.shape)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Trained(parameters, config.batch_size, *training_speed(folder.log_path), draw)

@@ -150,7 +150,7 @@ def test_a_few_images_are_scored_as_far_as_they_go(judged, digits_heldout, count
     assert all(np.isfinite(value) for value in found["metrics"].values())
 
 
-def test_a_set_that_is_cut_is_cut_evenly():
+def test_a_subset_is_evenly_spaced():
     assert thin_out(torch.arange(100), 5).tolist() == [0, 25, 50, 74, 99]
     assert thin_out(torch.arange(3), 5).tolist() == [0, 1, 2]
 
@@ -268,9 +268,7 @@ def test_a_sweep_scores_each_request_as_alone_and_the_held_out_images_once(cli, 
     assert swept == alone
 
 
-def test_the_likelihood_and_a_classifier_of_drawn_images_are_measured_on_held_out_ones(
-    cli, loud, tmp_path, monkeypatch
-):
+def test_likelihood_and_train_on_synthetic_are_measured_on_held_out_images(cli, loud, tmp_path, monkeypatch):
     monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.MAX_IMAGES", 4)
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--steps", 2, "--output", "out")
     cli.works(*argv, "--train_on_synthetic", "--bits_per_dim")

@@ -23,7 +23,7 @@ fashion_mnist come with the package; this command made them.
 class ClassifierOptions:
     """What `classifier` trains."""
 
-    dataset: str = again(Config, "dataset", help="whose images it tells apart")
+    dataset: str = again(Config, "dataset", help="whose images it classifies")
     data_dir: str | None = again(Config, "data_dir")
     epochs: int = option(Int(1, 1000), 8, "passes over the training images")
     seed: int = again(Config, "seed")

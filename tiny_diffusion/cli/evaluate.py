@@ -32,7 +32,7 @@ class EvaluateOptions:
     """What `evaluate` measures, and against what."""
 
     # fmt: off
-    checkpoint: str | None = option(Text(), None, "the model whose images are drawn and scored")
+    checkpoint: str | None = option(Text(), None, "the model whose samples are scored")
     images: str | None = option(Text(), None, "instead of a model: samples.npz (arr_0) or a folder of images")
     dataset: str | None = again(
         Config, "dataset", default=None, help="real images to compare with [those of the checkpoint]")
@@ -42,7 +42,7 @@ class EvaluateOptions:
     features: str | None = option(
         Text(), None,
         "pixels, classifier, inception, or a file .pt (TorchScript), .onnx, .safetensors [classifier, or pixels]")
-    num_images: int = option(Int(2, 1_000_000), 10_000, "images drawn; with --images at most so many")
+    num_images: int = option(Int(2, 1_000_000), 10_000, "images to sample; with --images, the most that are scored")
     sampler: tuple[str, ...] | None = option(
         ListOf(Choice(SAMPLERS)), None, "one or several, for a sweep: sa_solver,ddim [the checkpoint's]")
     steps: tuple[int, ...] | None = option(
@@ -52,10 +52,10 @@ class EvaluateOptions:
     eta: float | None = again(SampleOptions, "eta")
     weights: str = again(SampleOptions, "weights")
     train_on_synthetic: bool = option(
-        Flag(), False, "also train a classifier on drawn images and try it on real ones; needs --class_cond models")
-    bits_per_dim: bool = option(Flag(), False, "also the likelihood of held-out images, by the probability flow")
+        Flag(), False, "also train a classifier on the samples and test it on real images; needs --class_cond models")
+    bits_per_dim: bool = option(Flag(), False, "also the likelihood of held-out images, by the probability-flow ODE")
     batch_size: int | None = again(SampleOptions, "batch_size")
-    seed: int = again(Config, "seed", help="which images are drawn")
+    seed: int = again(Config, "seed", help="of the samples")
     device: str = again(Config, "device")
     output: str | None = option(Text(), None, "folder for evaluation.json and the figures [evaluation/ of the run]")
     # fmt: on
@@ -68,6 +68,7 @@ def run(argv: list[str], program: str, started: float) -> int:
 
     from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.evaluation.features import default_features, make_features
+    from tiny_diffusion.evaluation.images import read_images
     from tiny_diffusion.evaluation.reference import make_reference
     from tiny_diffusion.evaluation.report import as_json, reference_line
     from tiny_diffusion.runtime.world import make_world
@@ -78,7 +79,9 @@ def run(argv: list[str], program: str, started: float) -> int:
         for request in requests:
             model.sample(request)
         return 0
-    images = None if model else _read_images(options)
+    images = None if model else read_images("images", options.images).evenly(options.num_images)
+    if images and len(images.images) < 2:
+        raise OptionError(f"--images {options.images} holds one image, which has no spread. Name a larger set.")
     folder = _output(options)
     check_writable("output", folder, folder=True)
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
@@ -97,10 +100,7 @@ def run(argv: list[str], program: str, started: float) -> int:
 
 
 def _evaluate_each(options: EvaluateOptions, model, requests, images, reference, features) -> tuple:
-    """Samples and evaluates each request, or evaluates the images, and prints the numbers.
-
-    Returns the results as plain JSON, and the last evaluation.
-    """
+    """Evaluates the samples of each request, or the images, and prints: (results as JSON, the last evaluation)."""
     from tiny_diffusion.evaluation.protocol import evaluate, floor_of
     from tiny_diffusion.evaluation.report import result_lines
 
@@ -146,15 +146,6 @@ def _open_model(options: EvaluateOptions, world):
         eta=options.eta, seed=options.seed, batch_size=options.batch_size or BATCH,
     )  # fmt: skip
     return model, requests
-
-
-def _read_images(options: EvaluateOptions):
-    from tiny_diffusion.evaluation.images import read_images
-
-    images = read_images("images", options.images).evenly(options.num_images)
-    if len(images.images) < 2:
-        raise OptionError(f"--images {options.images} holds one image, which has no spread. Name a larger set.")
-    return images
 
 
 def _output(options: EvaluateOptions) -> Path:
@@ -224,10 +215,7 @@ def _bits(model, heldout, seed: int) -> dict[str, float]:
 
 
 def _write(folder: Path, model, reference, features: str, whole: dict, last) -> None:
-    """Prints the table of a sweep and the warnings; writes evaluation.json and the figures, and prints where.
-
-    whole: the evaluation as JSON.  last: the last evaluation, whose images nearest.png shows.
-    """
+    """Prints a sweep's table and the warnings; writes the JSON, which is `whole`, and figures.  last: of nearest.png."""
     from tiny_diffusion.evaluation.error_by_noise import LOG_SNRS, error_curves
     from tiny_diffusion.evaluation.report import relative_distance, sweep_curves, sweep_lines
     from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep
