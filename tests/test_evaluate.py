@@ -9,10 +9,9 @@ import pytest
 import torch
 from cli_helpers import TINY, call, contents
 
-from tiny_diffusion.data.image_set import thin_out
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.evaluation.features import make_features
-from tiny_diffusion.evaluation.images import NamedImages, read_images
+from tiny_diffusion.evaluation.images import NamedImages, random_indices, read_images
 from tiny_diffusion.evaluation.protocol import evaluate, floor_of, nearest_training, scores
 from tiny_diffusion.evaluation.reference import Real, make_reference
 from tiny_diffusion.runs.checkpoint import load_checkpoint
@@ -150,9 +149,41 @@ def test_a_few_images_are_scored_as_far_as_they_go(judged, digits_heldout, count
     assert all(np.isfinite(value) for value in found["metrics"].values())
 
 
-def test_a_subset_is_evenly_spaced():
-    assert thin_out(torch.arange(100), 5).tolist() == [0, 25, 50, 74, 99]
-    assert thin_out(torch.arange(3), 5).tolist() == [0, 1, 2]
+@pytest.mark.parametrize(
+    "order", [lambda i: i % 10, lambda i: i // 400, lambda i: (i // 7) % 10], ids=["turns", "blocks", "runs"]
+)
+def test_a_subset_keeps_the_shares_of_the_classes_in_whatever_order_they_come(order):
+    """Each class's count is hypergeometric: 100 expected, within four of its standard deviations, 8.2."""
+    labels = order(torch.arange(4000))
+    chosen = NamedImages("all", torch.zeros(4000, 1, 1, 1, dtype=torch.uint8), labels).subset(1000)
+    counts = torch.bincount(chosen.labels, minlength=10)
+    assert chosen.total == 4000 and len(random_indices(4000, 1000).unique()) == 1000
+    assert (counts - 100).abs().max() < 33
+    assert random_indices(3, 5).tolist() == [0, 1, 2]
+
+
+def test_every_name_counts_the_images_that_its_number_is_computed_from(judged, digits_heldout, monkeypatch):
+    """With at most 50 compared, the numbers of 100 images named n=50 are those of the 50 chosen ones."""
+    monkeypatch.setattr("tiny_diffusion.evaluation.protocol.MAX_COMPARED", 50)
+    images = NamedImages("given", digits_heldout.images[:100])
+    whole, chosen = judged(images)["metrics"], judged(images.subset(50))["metrics"]
+    pairwise = {name for name in whole if "n=50" in name}
+    assert {name.split("[")[0] for name in pairwise} == {
+        "kernel_distance",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
+    assert {name: whole[name] for name in pairwise} == pytest.approx({name: chosen[name] for name in pairwise})
+    assert all("n=100" in name for name in whole.keys() - pairwise)
+
+
+def test_a_subset_of_the_images_is_said(cli, drawn, tmp_path):
+    ended = cli.works("evaluate", "--images", drawn[0], "--dataset", "digits", "--num_images", 20, "--output", "out")
+    assert "images: a random 20 of 60" in ended.out
+    (result,) = report(tmp_path / "out")["results"]
+    assert (result["num_images"], result["images_in_all"]) == (20, 60)
 
 
 # Sources of images

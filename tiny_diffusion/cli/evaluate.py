@@ -79,8 +79,8 @@ def run(argv: list[str], program: str, started: float) -> int:
         for request in requests:
             model.sample(request)
         return 0
-    images = None if model else read_images("images", options.images).evenly(options.num_images)
-    if images and len(images.images) < 2:
+    images = None if model else read_images("images", options.images).subset(options.num_images)
+    if images is not None and len(images.images) < 2:
         raise OptionError(f"--images {options.images} holds one image, which has no spread. Name a larger set.")
     folder = _output(options)
     check_writable("output", folder, folder=True)
@@ -92,6 +92,8 @@ def run(argv: list[str], program: str, started: float) -> int:
     features = make_features(asked, dataset or "these images", shape, world.device)
     reference = make_reference(real, features, cache)
     print(reference_line(real, features))
+    if images is not None and len(images.images) < images.total:
+        print(f"images: a random {len(images.images):,} of {images.total:,}")
     results, last = _evaluate_each(options, model, requests, images, reference, features)
     if options.bits_per_dim:
         results[0]["metrics"] |= _bits(model, real.heldout, options.seed)
@@ -110,11 +112,20 @@ def _evaluate_each(options: EvaluateOptions, model, requests, images, reference,
     for request in requests or [None]:
         sampled = _sample(model, request) if model else images
         found = evaluate(reference, sampled, features, floor, classifier_seed)
-        about = model.protocol(request) if model else {"images": options.images, "images_sha256": images.sha256()}
+        about = (
+            model.protocol(request)
+            if model
+            else {"images": options.images, "images_sha256": images.sha256(), "images_in_all": images.total}
+        )
         results.append({**about, **found.numbers})
         heading = [f"\n{request.describe()}, seed {request.seed}"] if model else []
         print("\n".join([*heading, *result_lines(results[-1])]))
     return results, found
+
+
+def _source(path: str, images) -> dict[str, object]:
+    """What --images are, as plain JSON."""
+    return {"images": path, "images_sha256": images.sha256(), "images_in_all": images.total}
 
 
 def _check(options: EvaluateOptions, given: dict) -> None:
@@ -206,7 +217,7 @@ def _bits(model, heldout, seed: int) -> dict[str, float]:
     from tiny_diffusion.evaluation.likelihood import MAX_IMAGES, heldout_bits
     from tiny_diffusion.runs.messages import show_progress
 
-    images = heldout.evenly(MAX_IMAGES).images
+    images = heldout.subset(MAX_IMAGES).images
     bits, error = heldout_bits(
         model.model, model.diffusion, images, model.world.device, seed=seed, progress=show_progress
     )
@@ -215,7 +226,7 @@ def _bits(model, heldout, seed: int) -> dict[str, float]:
 
 
 def _write(folder: Path, model, reference, features: str, whole: dict, last) -> None:
-    """Prints a sweep's table and the warnings; writes the JSON, which is `whole`, and figures.  last: of nearest.png."""
+    """Prints a sweep's table and the warnings; writes `whole` as JSON, and the figures.  last: of nearest.png."""
     from tiny_diffusion.evaluation.error_by_noise import LOG_SNRS, error_curves
     from tiny_diffusion.evaluation.report import relative_distance, sweep_curves, sweep_lines
     from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep

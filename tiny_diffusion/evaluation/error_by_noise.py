@@ -22,7 +22,7 @@ def error_curves(
     """
     sets = {f"{real.images.name}, {real.split}": real.images, "held out": real.heldout}
     return {
-        name: error_by_level(model, diffusion, images.evenly(MAX_IMAGES).images.to(device), seed)
+        name: error_by_level(model, diffusion, images.subset(MAX_IMAGES).images.to(device), seed)
         for name, images in sets.items()
         if images is not None
     }

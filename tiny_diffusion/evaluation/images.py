@@ -12,37 +12,57 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.data.image_set import OpenRequest, evenly_spaced
+from tiny_diffusion.data.image_set import OpenRequest
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.randomness import stream
 
 
 @dataclass(frozen=True, eq=False)
 class NamedImages:
-    """name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, if they are known."""
+    """name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, if they are known.
+
+    of: how many images they are a random subset of; None if they are all.
+    """
 
     name: str
     images: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
+    of: int | None = None
+
+    @property
+    def total(self) -> int:
+        """How many images the set has in all."""
+        return self.of or len(self.images)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return tuple(self.images.shape[1:])
 
-    def evenly(self, count: int) -> "NamedImages":
-        """At most `count` of the images, evenly spaced, because folders are sorted by class."""
+    def subset(self, count: int) -> "NamedImages":
+        """At most `count` of the images: see `random_indices`."""
         if len(self.images) <= count:
             return self
-        chosen = evenly_spaced(len(self.images), count)
+        chosen = random_indices(len(self.images), count)
         labels = None if self.labels is None else self.labels[chosen]
-        return NamedImages(self.name, self.images[chosen], labels, self.class_names)
+        return NamedImages(self.name, self.images[chosen], labels, self.class_names, self.total)
 
     def sha256(self) -> str:
         """The hash of the shape and of every pixel."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy())
         return digest.hexdigest()
+
+
+def random_indices(length: int, count: int) -> Tensor:
+    """At most `count` of `length` indices, ascending: always the same random subset.
+
+    Evenly spaced indices would distort the shares of classes that take turns.
+    """
+    if length <= count:
+        return torch.arange(length)
+    return torch.from_numpy(np.sort(stream(0, "subset").permutation(length)[:count]))
 
 
 def read_images(option: str, text: str) -> NamedImages:

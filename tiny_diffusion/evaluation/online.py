@@ -2,13 +2,14 @@
 
 from torch import nn
 
-from tiny_diffusion.data.image_set import ImageSet, evenly_spaced
+from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.sampling import Request, sample
 from tiny_diffusion.errors import DivergenceError
 from tiny_diffusion.evaluation.distances import Moments, relative_frechet_distance
 from tiny_diffusion.evaluation.features import default_features, make_features
+from tiny_diffusion.evaluation.images import random_indices
 from tiny_diffusion.evaluation.protocol import label
 from tiny_diffusion.evaluation.reference import split_name
 from tiny_diffusion.runtime.world import World
@@ -26,7 +27,7 @@ class OnlineEvaluation:
     def __init__(self, dataset: str, data: ImageSet, world: World, splits: tuple[str, ...]):
         self.world, self.shape = world, tuple(data.images.shape[1:])
         self.features = make_features(default_features(dataset, self.shape), dataset, self.shape, world.device)
-        chosen = evenly_spaced(len(data), REFERENCE_IMAGES).numpy()
+        chosen = random_indices(len(data), REFERENCE_IMAGES).numpy()
         split = split_name(splits)
         self.split = split if len(chosen) == len(data) else f"{len(chosen)} of {split}"
         self.real = Moments.of(self.features.of(data.take(chosen)))

@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
-from tiny_diffusion.data.image_set import ImageSet, evenly_spaced, thin_out
+from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.evaluation.classifier import BATCH, accuracy, train_classifier
 from tiny_diffusion.evaluation.distances import Moments, frechet_distance, kernel_distance, nearest, neighbourhoods
 from tiny_diffusion.evaluation.features import Features
-from tiny_diffusion.evaluation.images import NamedImages
+from tiny_diffusion.evaluation.images import NamedImages, random_indices
 from tiny_diffusion.evaluation.reference import Reference
 
 MAX_COMPARED = 10_000  # images of each set whose pairwise distances are computed
+PAIRWISE = ("kernel_distance", "precision", "recall", "density", "coverage")
 MIN_NEIGHBOURHOODS = 6  # images of a set, below which it has no neighbourhoods
 MAX_NEAREST = 1000  # images whose nearest training image is searched
 MIN_HELDOUT = 11  # held-out images, below which there is no floor
@@ -69,9 +70,9 @@ def floor_of(reference: Reference, features: Features, n: int) -> Floor:
     heldout = reference.real.heldout
     if heldout is None or len(heldout.images) < MIN_HELDOUT:
         return Floor()
-    real, near = heldout.evenly(n), None
+    real, near = heldout.subset(n), None
     if len(heldout.images) >= 100:
-        distances, _ = _nearest_training(reference, thin_out(heldout.images, MAX_NEAREST))
+        distances, _ = _nearest_training(reference, heldout.subset(MAX_NEAREST).images)
         near = float(distances.quantile(0.01))
     return Floor(len(real.images), scores(reference, real, features), near)
 
@@ -111,13 +112,13 @@ def scores(reference: Reference, images: NamedImages, features: Features) -> dic
     """
     vectors = features.of(images.images)
     distance = frechet_distance(reference.moments, Moments.of(vectors))
-    real, some = thin_out(reference.features, MAX_COMPARED), thin_out(vectors, MAX_COMPARED)
+    real, some = (each[random_indices(len(each), MAX_COMPARED)] for each in (reference.features, vectors))
     found = {
         "frechet_distance": distance,
         "relative_frechet_distance": distance / reference.trace,
         "kernel_distance": kernel_distance(real, some),
     }
-    as_many = thin_out(reference.features, min(len(vectors), MAX_COMPARED))
+    as_many = reference.features[random_indices(len(reference.features), len(some))]
     if min(len(as_many), len(some)) >= MIN_NEIGHBOURHOODS:
         found |= asdict(neighbourhoods(as_many, some))
     if features.classify is not None:
@@ -140,7 +141,7 @@ def _class_scores(features: Features, images: NamedImages) -> dict[str, float]:
 
 def nearest_training(reference: Reference, images: NamedImages, floor: Floor) -> NearestTraining:
     """How near the images come to training images, pixel by pixel, measured by what held-out images do."""
-    indices = evenly_spaced(len(images.images), MAX_NEAREST)
+    indices = random_indices(len(images.images), MAX_NEAREST)
     distances, which = _nearest_training(reference, images.images[indices])
     share = None if floor.near is None else float((distances < floor.near).double().mean())
     return NearestTraining(indices, distances, which, share)
@@ -154,7 +155,11 @@ def _nearest_training(reference: Reference, images: Tensor) -> tuple[Tensor, Ten
 
 
 def label(metric: str, features: Features, n: int, split: str) -> str:
-    """The full name of a number, such as frechet_distance[mnist-classifier-v1, n=10000, train]."""
+    """The full name of a number, such as frechet_distance[mnist-classifier-v1, n=10000, train].
+
+    n: the number of images; a metric of pairwise distances counts only those that it compares.
+    """
+    n = min(n, MAX_COMPARED) if metric in PAIRWISE else n
     return f"{metric}[{features.name}, n={n}, {split}]"
 
 
