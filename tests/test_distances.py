@@ -148,6 +148,25 @@ def test_one_repeated_image_is_precise_and_recalls_nothing():
     assert found.precision == 1 and found.recall <= 1 / 200 and found.coverage < 0.2
 
 
+def test_neighbourhoods_are_those_of_the_papers():
+    """Kynkaanniemi et al. (2019) with k = 3, Naeem et al. (2020) with k = 5, written out over pairs of vectors."""
+    real, sampled = vectors(30, 4, seed=1).double(), vectors(25, 4, seed=2, mean=0.5).double()
+
+    def radius(x, among, k):
+        return sorted(float((x - y).norm()) for y in among if y is not x)[k - 1]
+
+    def inside(k, x, centre, among):
+        return float((x - centre).norm()) <= radius(centre, among, k)
+
+    real_rows, sampled_rows = list(real), list(sampled)
+    pairs = [[inside(5, x, y, real_rows) for y in real_rows] for x in sampled_rows]
+    found = neighbourhoods(real, sampled)
+    assert found.precision == np.mean([any(inside(3, x, y, real_rows) for y in real_rows) for x in sampled_rows])
+    assert found.recall == np.mean([any(inside(3, y, x, sampled_rows) for x in sampled_rows) for y in real_rows])
+    assert found.density == pytest.approx(np.sum(pairs) / (5 * len(sampled)))
+    assert found.coverage == pytest.approx(np.mean(np.any(pairs, axis=0)))
+
+
 def test_a_radius_reaches_to_the_kth_other():
     line = torch.tensor([[0.0], [1.0], [3.0], [6.0]])
     torch.testing.assert_close(

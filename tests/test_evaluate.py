@@ -10,9 +10,10 @@ import torch
 from cli_helpers import TINY, call, contents
 
 from tiny_diffusion.data.sources import open_dataset
+from tiny_diffusion.evaluation.classifier import train_classifier
 from tiny_diffusion.evaluation.features import make_features
 from tiny_diffusion.evaluation.images import NamedImages, random_indices, read_images
-from tiny_diffusion.evaluation.protocol import evaluate, floor_of, nearest_training, scores
+from tiny_diffusion.evaluation.protocol import evaluate, floor_of, nearest_training, scores, train_on_synthetic
 from tiny_diffusion.evaluation.reference import Real, make_reference
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.visuals.images import save_folder, save_npz
@@ -186,6 +187,18 @@ def test_a_subset_of_the_images_is_said(cli, drawn, tmp_path):
     assert (result["num_images"], result["images_in_all"]) == (20, 60)
 
 
+def test_train_on_synthetic_is_tested_on_the_held_out_images(reference, monkeypatch):
+    """A classifier that always names class 1 is right about all samples here, and a tenth of the held-out ones."""
+    ones = torch.nn.functional.one_hot(torch.tensor(1), 10)
+    monkeypatch.setattr(
+        "tiny_diffusion.evaluation.protocol.train_classifier", lambda data, steps, seed: lambda images: ones[None]
+    )
+    images, heldout = reference.real.images, reference.real.heldout
+    of_one_class = NamedImages("samples", images.images[images.labels == 1], images.labels[images.labels == 1])
+    (found,) = train_on_synthetic(of_one_class, heldout, seed=0).values()
+    assert found == pytest.approx(float((heldout.labels == 1).double().mean()))
+
+
 # Sources of images
 
 
@@ -301,6 +314,9 @@ def test_a_sweep_scores_each_request_as_alone_and_the_held_out_images_once(cli, 
 
 def test_likelihood_and_train_on_synthetic_are_measured_on_held_out_images(cli, loud, tmp_path, monkeypatch):
     monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.MAX_IMAGES", 4)
+    monkeypatch.setattr(
+        "tiny_diffusion.evaluation.protocol.train_classifier", lambda data, steps, seed: train_classifier(data, 2, seed)
+    )
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--steps", 2, "--output", "out")
     cli.works(*argv, "--train_on_synthetic", "--bits_per_dim")
     (result,) = report(tmp_path / "out")["results"]

@@ -69,7 +69,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.evaluation.features import default_features, make_features
     from tiny_diffusion.evaluation.images import read_images
-    from tiny_diffusion.evaluation.reference import make_reference
+    from tiny_diffusion.evaluation.reference import check_heldout, make_reference
     from tiny_diffusion.evaluation.report import as_json, reference_line
     from tiny_diffusion.runtime.world import make_world
 
@@ -87,7 +87,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
     real = _open_real(options, dataset, model, shape, cache, world.device)
-    _check_heldout(options, model, real)
+    check_heldout(real, options.bits_per_dim, model.class_names if options.train_on_synthetic else None)
     asked = options.features or default_features(dataset, shape)
     features = make_features(asked, dataset or "these images", shape, world.device)
     reference = make_reference(real, features, cache)
@@ -185,21 +185,6 @@ def _open_real(options: EvaluateOptions, dataset: str | None, model, shape: tupl
         real = open_data_set(dataset, options.data_dir, shape[1:], cache, show_progress)
     real.check_shape(shape)
     return real
-
-
-def _check_heldout(options: EvaluateOptions, model, real) -> None:
-    """Raises OptionError, before anything is sampled, if an option needs held-out images and there are none."""
-    if options.bits_per_dim and real.heldout is None:
-        raise OptionError(
-            f"--bits_per_dim is measured on held-out images, and {real.images.name} has none. Leave it out."
-        )
-    if options.train_on_synthetic and (
-        real.heldout is None or model.shape[0] != 1 or real.heldout.class_names != model.class_names
-    ):
-        raise OptionError(
-            f"--train_on_synthetic needs held-out grey images of the model's classes, and {real.images.name} has "
-            "none. Leave it out."
-        )
 
 
 def _sample(model, request):

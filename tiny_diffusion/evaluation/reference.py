@@ -101,6 +101,21 @@ def sample_reference(path: str, num_images: int, seed: int, weights: str, device
     return Real(dataclasses.replace(model.sample(request), name=path), "reference model", option="reference")
 
 
+def check_heldout(real: Real, bits_per_dim: bool, class_names: tuple[str, ...] | None) -> None:
+    """Raises OptionError if held-out images are needed and there are none.
+
+    class_names: of the classifier of --train_on_synthetic; None if it is not asked for.
+    """
+    heldout, name = real.heldout, real.images.name
+    if bits_per_dim and heldout is None:
+        raise OptionError(f"--bits_per_dim is measured on held-out images, and {name} has none. Leave it out.")
+    if class_names is not None and (heldout is None or heldout.shape[0] != 1 or heldout.class_names != class_names):
+        raise OptionError(
+            f"--train_on_synthetic needs held-out grey images of the model's classes, and {name} has none. "
+            "Leave it out."
+        )
+
+
 def _real(name: str, data: ImageSet, heldout: ImageSet, splits: tuple[str, ...]) -> Real:
     def whole(name: str, opened: ImageSet) -> NamedImages:
         return NamedImages(name, opened.take(np.arange(len(opened))), opened.labels, opened.class_names)
