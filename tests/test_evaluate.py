@@ -321,7 +321,7 @@ def test_likelihood_and_train_on_synthetic_are_measured_on_held_out_images(cli, 
     cli.works(*argv, "--train_on_synthetic", "--bits_per_dim")
     (result,) = report(tmp_path / "out")["results"]
     assert 0 <= result["metrics"]["train_on_synthetic_accuracy[n=20, 299 held-out]"] <= 1
-    assert result["metrics"]["bits_per_dim[n=4, held-out, uniform dequantisation]"] > 0
+    assert result["metrics"]["bits_per_dim[n=4, held-out, uniform dequantisation, null class]"] > 0
 
 
 # Refusals
@@ -340,6 +340,7 @@ def bad(tmp_path, monkeypatch):
     np.savez("named.npz", images=noise(5))
     np.savez("float.npz", noise(5) / 255)
     np.savez("nan.npz", np.full((5, 8, 8, 1), np.nan))
+    save_npz("binary.npz", noise(20) // 128)
     save_npz("same.npz", np.zeros((20, 8, 8, 1), np.uint8))
     content = (tmp_path / "good.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
@@ -375,6 +376,7 @@ AGAINST_DIGITS = ("--dataset", "digits")
         (2, ("--images", "good.npz", "--reference", "good.npz", "--features", "classifier"), ["digits-classifier-v1"]),
         (1, ("--images", "good.npz", *AGAINST_DIGITS, "--features", "gone.safetensors"), ["gone.safetensors"]),
         (1, ("--images", "good.npz", *AGAINST_DIGITS, "--features", "gone.onnx"), ["gone.onnx"]),
+        (1, ("--images", "binary.npz", *AGAINST_DIGITS), ["binary.npz", "0 to 255"]),
         (1, ("--images", "gone.npz", *AGAINST_DIGITS), ["gone.npz", "No such file"]),
         (1, ("--images", "gone", *AGAINST_DIGITS), ["gone", "does not exist"]),
         (2, ("--images", "notes.txt", *AGAINST_DIGITS), ["notes.txt", "neither"]),

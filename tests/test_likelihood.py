@@ -8,7 +8,7 @@ import torch
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
-from tiny_diffusion.evaluation.error_by_noise import LOG_SNRS, error_by_level
+from tiny_diffusion.evaluation.error_by_noise import error_by_level, log_snrs_of
 from tiny_diffusion.evaluation.likelihood import bits_per_dimension, log_likelihood
 
 MEAN, STD = 0.2, 0.4  # of every pixel, independently
@@ -86,16 +86,19 @@ def test_images_equally_far_from_the_mean_have_equal_bits():
     assert abs(difference.mean()) < tolerance
 
 
+@pytest.mark.parametrize("timesteps", [10, 1000])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_error_by_noise_level_is_the_posterior_variance(name):
-    """Of Gaussian pixels around a mean image: sigma^2 / (alpha^2 std^2 + sigma^2), over their own variance."""
-    schedule, std = make_schedule(name), 0.1
+def test_the_error_by_noise_level_is_the_posterior_variance(name, timesteps):
+    """Of Gaussian pixels around a mean image: sigma^2 / (alpha^2 std^2 + sigma^2), over their own variance.
+
+    alpha^2 / sigma^2 is the exponential of every log-SNR that is shown: none is clipped to the ends of the schedule.
+    """
+    schedule, std = make_schedule(name, timesteps), 0.1
     mean = torch.linspace(-0.6, 0.6, 16).reshape(1, 4, 4)
     generator = torch.Generator().manual_seed(0)
     pixels = mean + std * torch.randn(2000, 1, 4, 4, generator=generator)
     images = ((pixels + 1) * 127.5).round().to(torch.uint8)
     found = error_by_level(ideal(schedule, "v", mean, std), Diffusion(schedule, "v"), images)
-    for log_snr, error in zip(LOG_SNRS, found, strict=True):
-        level = schedule.level(float(schedule.t_at(log_snr)))
-        wanted = level.sigma**2 / (level.alpha**2 * std**2 + level.sigma**2)
+    for log_snr, error in zip(log_snrs_of(schedule), found, strict=True):
+        wanted = 1 / (math.exp(log_snr) * std**2 + 1)
         assert error == pytest.approx(wanted, rel=0.05)

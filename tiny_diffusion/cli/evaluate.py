@@ -206,13 +206,16 @@ def _bits(model, heldout, seed: int) -> dict[str, float]:
     bits, error = heldout_bits(
         model.model, model.diffusion, images, model.world.device, seed=seed, progress=show_progress
     )
-    print(f"  bits per dimension of {len(images)} held-out images, uniformly dequantised: {bits:.3f} ± {error:.3f}")
-    return {f"bits_per_dim[n={len(images)}, held-out, uniform dequantisation]": bits}
+    null = ", null class" if model.config.class_cond else ""
+    print(
+        f"  bits per dimension of {len(images)} held-out images, uniformly dequantised{null}: {bits:.3f} ± {error:.3f}"
+    )
+    return {f"bits_per_dim[n={len(images)}, held-out, uniform dequantisation{null}]": bits}
 
 
 def _write(folder: Path, model, reference, features: str, whole: dict, last) -> None:
     """Prints a sweep's table and the warnings; writes `whole` as JSON, and the figures.  last: of nearest.png."""
-    from tiny_diffusion.evaluation.error_by_noise import LOG_SNRS, error_curves
+    from tiny_diffusion.evaluation.error_by_noise import error_curves, log_snrs_of
     from tiny_diffusion.evaluation.report import relative_distance, sweep_curves, sweep_lines
     from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep
     from tiny_diffusion.visuals.images import save_png
@@ -228,7 +231,9 @@ def _write(folder: Path, model, reference, features: str, whole: dict, last) -> 
     print(f"neighbours {folder / 'nearest.png'}")
     if model:
         curves = error_curves(model.model, model.diffusion, reference.real, model.world.device, results[0]["seed"])
-        save_noise_level_losses(folder / "error_by_noise.png", LOG_SNRS, curves)
+        if model.config.class_cond:
+            curves = {f"{name} (null class)": curve for name, curve in curves.items()}
+        save_noise_level_losses(folder / "error_by_noise.png", log_snrs_of(model.diffusion.schedule), curves)
         print(f"by noise   {folder / 'error_by_noise.png'}")
     if len(results) > 1:
         floor, title = relative_distance(results[0]["floor"]), f"relative Fréchet distance, {features}"

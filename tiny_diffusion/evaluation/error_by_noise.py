@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.diffusion.process import Diffusion, Model
+from tiny_diffusion.diffusion.schedules import Schedule
 from tiny_diffusion.evaluation.reference import Real
 from tiny_diffusion.randomness import torch_stream
 
@@ -18,7 +19,7 @@ def error_curves(
 ) -> dict[str, list[float]]:
     """The errors of `error_by_level` on training images and, if there are any, on held-out ones, by name.
 
-    device: that of the model.
+    device: that of the model, whose null class is used if it has classes.
     """
     sets = {f"{real.images.name}, {real.split}": real.images, "held out": real.heldout}
     return {
@@ -28,17 +29,24 @@ def error_curves(
     }
 
 
+def log_snrs_of(schedule: Schedule) -> list[float]:
+    """Those of LOG_SNRS that lie between the first and the last level of the schedule."""
+    return [log_snr for log_snr in LOG_SNRS if schedule.log_snr[-1] <= log_snr <= schedule.log_snr[0]]
+
+
 def error_by_level(model: Model, diffusion: Diffusion, images: Tensor, seed: int = 0) -> list[float]:
-    """The mean squared error of the x_0 estimate at each of LOG_SNRS, divided by the variance of the images.
+    """The mean squared error of the x_0 estimate at each of `log_snrs_of`, divided by the variance of the images.
 
     images: uint8 (N, C, H, W) on the model's device.  0 is perfect; 1 is as good as the mean image.
     """
     clean = to_float(images)
     variance = float((clean - clean.mean(0)).square().mean())
     errors = []
-    for index, log_snr in enumerate(LOG_SNRS):
+    for log_snr in log_snrs_of(diffusion.schedule):
         level = diffusion.schedule.level(float(diffusion.schedule.t_at(np.float64(log_snr))))
-        noise = torch.empty_like(clean).normal_(generator=torch_stream(seed, "likelihood", index, clean.device))
+        noise = torch.empty_like(clean).normal_(
+            generator=torch_stream(seed, "likelihood", LOG_SNRS.index(log_snr), clean.device)
+        )
         denoise = diffusion.denoiser(model, clip=False)
         estimate, _ = denoise(level.alpha * clean + level.sigma * noise, level)
         errors.append(float((estimate - clean).square().mean()) / max(variance, 1e-12))

@@ -100,6 +100,8 @@ def _npz(option: str, path: Path) -> Tensor:
             f"--{option} {path}: arr_0 is {array.dtype} {array.shape}{bad}; images are uint8 (N, H, W, 1 or 3). "
             "Save them as such."
         )
+    if array.max(initial=0) == 1:
+        raise FileError(f"--{option} {path}: the largest value of arr_0 is 1; images are 0 to 255. Multiply it by 255.")
     if not array.size:
         raise FileError(f"--{option} {path} holds no images: arr_0 is {array.shape}. Name another file.")
     array = array[..., None] if array.ndim == 3 else array
