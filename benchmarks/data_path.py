@@ -1,7 +1,7 @@
-"""How fast a folder of images is read, against what the network takes: python benchmarks/data_path.py --data_dir photos
+"""How fast a folder of images is read and trained on: python benchmarks/data_path.py --data_dir photos
 
-Prints the seconds to scan and to decode the whole folder, images/s when images are decoded as they are read, by number
-of threads, and images/s of a training step of the default network, all in one run on the same machine.
+Prints the seconds to scan and decode the whole folder, the images/s of decoding while reading, by number of threads,
+and the images/s of training the default network.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from tiny_diffusion.training.trainer import Trainer
 
 
 def seconds(work) -> float:
+    """The seconds that one call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

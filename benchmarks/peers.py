@@ -1,15 +1,15 @@
-"""This program beside others, each by its own recipe for small images: the same data, threads and minutes of training.
+"""This program beside others, each with its own recipe for small images, on equal data, threads and training minutes.
 
 python benchmarks/peers.py --dataset mnist --data_dir data --minutes 10
 pip install diffusers denoising-diffusion-pytorch smalldiffusion
 
-One after the other, each in a fresh process on the CPU; the minutes count from its start to the end of its training,
-imports included, and for ours its pictures and saves.  Ours is `train.py` as it is, its batch size too (--ours for
-other options); the recipes of the others, and where they are from, stand at the functions below.  None flips images,
-and all take their batches from memory.  Then each draws --num_images, or as many as fit into --draw_minutes (column
-n), and `evaluate` scores them all; few images score worse than many, so beside it stands what n real ones score.
-Prints a Markdown table; writes images.npz, grid.png and what was scored for each into a folder under --output_dir,
-and there grids.png, the first of each side by side.
+One after the other, each in a fresh process on the CPU.  The minutes count from the start of the process to the end of
+its training, imports included; for ours, samples and saves are included too.  Ours is `train.py` with its defaults,
+its batch size too (--ours for other options); the recipes of the others and their sources are in the functions below.
+None flips images, and all take their batches from memory.  Then each samples --num_images, or as many as fit into
+--draw_minutes (column n), and `evaluate` scores them.  Few images score worse than many, so the table also says what n
+real images score.  Prints a Markdown table; writes images.npz, grid.png and the scores of each into a folder under
+--output_dir, and grids.png there with the first images of each side by side.
 """
 
 import argparse
@@ -49,9 +49,9 @@ from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.visuals.images import grid, save_png
 
-STEPS = 20  # evaluations of the network for an image, in the samplers that leave the choice
+STEPS = 20  # evaluations of the network per image, for the samplers that leave the choice
 DRAWN_TOGETHER = 64
-IMAGES, RESULT = "images.npz", "result.json"  # of a worker
+IMAGES, RESULT = "images.npz", "result.json"  # the files of a worker
 HEADINGS = (
     "who", "parameters", "batch", "steps", "images/s", "n", "relative FD", "of n real images", "confidence", "entropy",
     "precision", "recall", "seconds to draw 64",
@@ -60,8 +60,11 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Trained:
-    """images_per_second: of the training steps alone.  draw: (first, count) -> that many images, (count, C, H, W) in
-    [-1, 1]; first counts the images drawn before."""
+    """A trained model.
+
+    images_per_second: of the training steps alone.  draw: (first, count) -> images (count, C, H, W) in [-1, 1]; first
+    is the number of images sampled before.
+    """
 
     parameters: int
     batch_size: int
@@ -76,16 +79,16 @@ def main() -> None:
     parser.add_argument("--dataset", default="mnist", choices=[name for name in DATASETS if name != "folder"])
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--minutes", type=minutes, default=10.0, help="of training, for each [10]")
-    parser.add_argument("--draw_minutes", type=minutes, default=5.0, help="of drawing, for each, at most [5]")
+    parser.add_argument("--draw_minutes", type=minutes, default=5.0, help="of sampling, at most, for each [5]")
     parser.add_argument("--peers", type=known, default=list(PEERS), help=f"some of {','.join(PEERS)} [all]")
     parser.add_argument("--ours", default="", help="options of train.py for ours [none: the defaults]")
     parser.add_argument("--batch_size", type=count, default=32, help="of the others [32]")
     parser.add_argument("--ddim_steps", type=count, default=STEPS, help=f"of denoising-diffusion-pytorch [{STEPS}]")
-    parser.add_argument("--num_images", type=count, default=1000, help="images drawn by each, at most [1000]")
-    parser.add_argument("--features", help="what evaluate compares images in [its own for the data set]")
+    parser.add_argument("--num_images", type=count, default=1000, help="images sampled by each, at most [1000]")
+    parser.add_argument("--features", help="of evaluate [the default for the data set]")
     parser.add_argument("--threads", type=count, help="OMP_NUM_THREADS of every process [all cores]")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/peers"))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)  # the one that this process trains and draws with
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # the peer that this process trains and samples
     asked = parser.parse_args()
     if asked.worker:
         return work(asked, started)
@@ -95,21 +98,21 @@ def main() -> None:
     for name in asked.peers:
         folder, row = asked.output_dir / name, {"who": name}
         done = run([Path(__file__).resolve(), *sys.argv[1:], "--worker", name], environment)
-        if done.said is None:
+        if done.error is None:
             drawn.append(np.load(folder / IMAGES)["arr_0"])
             row |= json.loads((folder / RESULT).read_text("utf-8"))
             source = ["--images", folder / IMAGES, "--dataset", asked.dataset, "--data_dir", asked.data_dir]
             row |= score(source, row["n"], folder / "evaluation", asked.features, environment)
             row["of n real images"] = row.pop("floor", {}).get("relative FD", "")
         else:
-            row["failed"] = done.said
+            row["failed"] = done.error
         print(line(HEADINGS, row), flush=True)
     if drawn:
         save_png(asked.output_dir / "grids.png", side_by_side(drawn))
 
 
 def side_by_side(sets: list[np.ndarray], each: int = 16) -> np.ndarray:
-    """A grid of the first images of each, (N, H, W, C) uint8, from left to right.  The picture is (H', W', 3)."""
+    """A grid of the first images of each set (N, H, W, C) uint8, from left to right: (H', W', 3)."""
     grids = [grid(images[:each], columns=4, scale=2) for images in sets]
     height, gap = max(len(one) for one in grids), 6
     padded = [np.pad(one, ((0, height - len(one)), (0, gap), (0, 0)), constant_values=255) for one in grids]
@@ -117,7 +120,7 @@ def side_by_side(sets: list[np.ndarray], each: int = 16) -> np.ndarray:
 
 
 def work(asked: argparse.Namespace, started: float) -> None:
-    """Trains one, draws with it and writes what that gave."""
+    """Trains one peer, samples from it and writes the images and the result."""
     peer = PEERS[asked.worker]
     folder = asked.output_dir / asked.worker
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,14 +146,14 @@ def work(asked: argparse.Namespace, started: float) -> None:
     (folder / RESULT).write_text(json.dumps(about), encoding="utf-8")
 
 
-def draw_within(draw: Callable[[int, int], Tensor], most: int, limit: float) -> tuple[Tensor, float]:
-    """As many images as fit into so many seconds, two at least, and the seconds that they took: (N, C, H, W) uint8."""
+def draw_within(draw: Callable[[int, int], Tensor], max_count: int, limit: float) -> tuple[Tensor, float]:
+    """As many images as fit into `limit` seconds, at least 2, (N, C, H, W) uint8, and the seconds that they took."""
     begun = time.monotonic()
-    draw(0, 2)  # warms up, and says about how long an image takes
+    draw(0, 2)  # warms up, and estimates the seconds per image
     each, parts, drawn, spent = (time.monotonic() - begun) / 2, [], 0, 0.0
-    while drawn < most:
+    while drawn < max_count:
         fitting = int((limit - (time.monotonic() - begun)) / each)
-        together = min(DRAWN_TOGETHER, most - drawn, fitting if drawn else max(2, fitting))
+        together = min(DRAWN_TOGETHER, max_count - drawn, fitting if drawn else max(2, fitting))
         if together < 1:
             break
         at = time.monotonic()
@@ -161,17 +164,18 @@ def draw_within(draw: Callable[[int, int], Tensor], most: int, limit: float) -> 
 
 
 class Budget:
-    """Counts what is trained until the minutes are over."""
+    """Counts the training steps until the minutes are over.  started: time.monotonic() of the process's start."""
 
     def __init__(self, started: float, minutes: float, batch_size: int):
         self.started, self.seconds, self.batch_size = started, 60 * minutes, batch_size
         self.steps, self.first_step = 0, 0.0
 
     def progress(self) -> float:
+        """The part of the minutes that has passed."""
         return (time.monotonic() - self.started) / self.seconds
 
-    def again(self) -> bool:
-        """Whether there is time for another step, which is then counted.  To be asked before each."""
+    def take_step(self) -> bool:
+        """Whether there is time for another step, which is then counted.  Called before each step."""
         self.first_step = self.first_step or time.monotonic()
         if self.progress() >= 1 and self.steps > 0:
             return False
@@ -185,7 +189,7 @@ class Budget:
 
 
 class Square:
-    """Images inside black squares whose side a multiple divides, for networks that need that."""
+    """Pads images with black to a square whose side is a multiple of a number, for networks that need it."""
 
     def __init__(self, height: int, width: int, multiple: int):
         self.height, self.width = height, width
@@ -201,8 +205,8 @@ class Square:
 
 
 def ours(asked: argparse.Namespace, started: float) -> Trained:
-    """train.py with --ours, by default all its defaults, and the sampler of its checkpoint."""
-    from tiny_diffusion.diffusion.sampling import request_from, sample
+    """train.py with the options of --ours, and the sampler of its checkpoint."""
+    from tiny_diffusion.diffusion.sampling import sample
     from tiny_diffusion.models.build import make_diffusion, to_device
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.runs.folder import RunFolder
@@ -213,17 +217,15 @@ def ours(asked: argparse.Namespace, started: float) -> Trained:
          "--minutes", f"{asked.minutes:g}", "--device", "cpu", "--output_dir", folder.path, "--overwrite"],
         child_environment(asked.threads),
     )  # fmt: skip
-    if done.said is not None:
-        raise FileError(done.said)
+    if done.error is not None:
+        raise FileError(done.error)
     checkpoint = load_checkpoint(folder.final)
-    config, about = checkpoint.config, checkpoint.about
+    config = checkpoint.config
     model, diffusion = to_device(load_model(checkpoint), torch.device("cpu")), make_diffusion(config)
-    classes = tuple(range(len(about["class_names"]))) if config.class_cond else ()
 
     def draw(first: int, count: int) -> Tensor:
-        indices = range(first, first + count)
-        request = request_from(about["sampling"], config.timesteps, indices, classes=classes, batch_size=count)
-        return sample(model, diffusion, request, (about["channels"], *config.size))
+        request = checkpoint.request(range(first, first + count), batch_size=count)
+        return sample(model, diffusion, request, checkpoint.shape)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Trained(parameters, config.batch_size, *training_speed(folder.log_path), draw)
@@ -232,7 +234,7 @@ def ours(asked: argparse.Namespace, started: float) -> Trained:
 def diffusers(asked: argparse.Namespace, started: float) -> Trained:
     """The network of the Hugging Face diffusion course for MNIST (unit 1) and its learning rate for 32x32 pixels (4e-4,
     not the 1e-4 of the script), in the loop of examples/unconditional_image_generation: linear betas, epsilon, AdamW,
-    500 steps of warm-up, then cosine decay, clipping at 1, EMA.  Drawn with DPM-Solver++ 2M."""
+    500 steps of warm-up, then cosine decay, clipping at 1, EMA.  Sampled with DPM-Solver++ 2M."""
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
@@ -251,13 +253,13 @@ def diffusers(asked: argparse.Namespace, started: float) -> Trained:
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     budget = Budget(started, asked.minutes, asked.batch_size)
     model.train()
-    while budget.again():
+    while budget.take_step():
         clean = square.around(batches.at(budget.steps - 1)[0])
         noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
         loss = F.mse_loss(model(schedule.add_noise(clean, noise, t), t).sample, noise)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        # Their schedule ends with the last step; here the minutes say when that is.
+        # Their schedule ends with the last step; here it ends with the minutes.
         rate = min(1.0, budget.steps / 500) * 0.5 * (1 + math.cos(math.pi * min(1.0, budget.progress())))
         optimizer.param_groups[0]["lr"] = 4e-4 * rate
         optimizer.step()
@@ -292,9 +294,9 @@ def denoising_diffusion_pytorch(asked: argparse.Namespace, started: float) -> Tr
     ema = EMA(model, beta=0.995, update_every=10)
     budget = Budget(started, asked.minutes, asked.batch_size)
     model.train()
-    while budget.again():
+    while budget.take_step():
         clean = square.around(batches.at(budget.steps - 1)[0])
-        loss = model((clean + 1) / 2)  # it takes images in [0, 1], and gives such
+        loss = model((clean + 1) / 2)  # it takes and returns images in [0, 1]
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -306,7 +308,7 @@ def denoising_diffusion_pytorch(asked: argparse.Namespace, started: float) -> Tr
 
 def smalldiffusion(asked: argparse.Namespace, started: float) -> Trained:
     """Its examples/fashion_mnist_unet.py: Unet, log-linear sigmas, epsilon, AdamW 7e-4, EMA of 0.999 with the warm-up
-    of torch_ema, its sampler with gam 1.6.  --batch_size in place of its 1024, of which few fit into minutes."""
+    of torch_ema, its sampler with gam 1.6.  --batch_size instead of its 1024, of which few fit into minutes."""
     from accelerate import Accelerator
     from smalldiffusion import Scaled, ScheduleLogLinear, Unet, samples, training_loop
 
@@ -317,10 +319,10 @@ def smalldiffusion(asked: argparse.Namespace, started: float) -> Trained:
     averaged = copy.deepcopy(model)
     schedule, accelerator = ScheduleLogLinear(sigma_min=0.01, sigma_max=20, N=800), Accelerator(cpu=True)
     budget = Budget(started, asked.minutes, asked.batch_size)
-    steps = itertools.takewhile(lambda step: budget.again(), itertools.count())
+    steps = itertools.takewhile(lambda step: budget.take_step(), itertools.count())
     loader = (square.around(batches.at(step)[0]) for step in steps)
     for _ in training_loop(loader, model, schedule, accelerator, epochs=1, lr=7e-4):
-        # It yields before the optimiser's step, as in the example.
+        # The loop yields before the step of the optimiser, as in the example.
         decay = min(0.999, (1 + budget.steps) / (10 + budget.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
@@ -333,18 +335,20 @@ def smalldiffusion(asked: argparse.Namespace, started: float) -> Trained:
 
 
 def open_images(asked: argparse.Namespace, multiple: int) -> tuple[Batches, Square, int]:
-    """The images that train.py trains on, as batches, the square they go into, and how many channels they have."""
+    """The training images of train.py as batches, the square that they are padded to, and their channels."""
     data = open_dataset(asked.dataset, data_dir=asked.data_dir)
     return Batches(data, asked.batch_size, 0), Square(*data.images.shape[-2:], multiple), data.channels
 
 
 def minutes(text: str) -> float:
+    """An option's minutes."""
     if len(values := budgets(text)) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is several budgets, and every peer gets the same. Give one number.")
+        raise argparse.ArgumentTypeError(f"{text!r} is several budgets; all peers get the same one. Give one number.")
     return values[0]
 
 
 def known(text: str) -> list[str]:
+    """An option's peers, by their names in PEERS."""
     names = text.split(",")
     if unknown := [name for name in names if name not in PEERS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(PEERS)}")
@@ -353,7 +357,7 @@ def known(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Peer:
-    """train: (options, when the process started) -> Trained.  package: what pip installs."""
+    """train: (options, time.monotonic() of the process's start) -> Trained.  package: the arguments of pip install."""
 
     train: Callable[[argparse.Namespace, float], Trained]
     package: str

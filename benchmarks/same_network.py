@@ -1,11 +1,12 @@
 """How fast the same network trains here and in diffusers, with equal weights: python benchmarks/same_network.py
 
 Needs diffusers (pip install diffusers).  Each side trains as usual: ours with its loss and its optimizers, in the
-memory format of train.py; diffusers' UNet2DModel with add_noise, mean squared error and torch.optim.AdamW, as it comes
-and in channels_last.  Each is a process of its own, ours with the settings of memory that train.py makes (cpu.py).
-First both networks must give the same output.  Then they take turns of a few steps each, one at a time, so that what
-else runs on the machine slows all of them.  A ratio is how many times as fast the row is, as the median
-over the rounds (and the extremes).  --cpu_time counts the process's own seconds, for one thread on a busy cpu.
+memory format of train.py; diffusers' UNet2DModel with add_noise, mean squared error and torch.optim.AdamW, in its
+default memory format and in channels_last.  Each runs in a process of its own, ours with the memory settings of
+train.py (runtime/cpu.py).  First both networks must give the same output.  Then they take turns of a few steps each,
+one at a time, so that other load on the machine slows all of them.  A ratio says how many times as fast the row is:
+the median over the rounds, and the extremes.  --cpu_time counts the process's own CPU seconds, for one thread on a busy
+machine.
 """
 
 import argparse
@@ -34,9 +35,9 @@ from tiny_diffusion.runtime import cpu
 from tiny_diffusion.training.optimizers import Optimizer
 
 Clock = Callable[[], float]  # seconds
-Step = Callable[[], tuple[float, float]]  # trains once -> seconds of forward and backward, and of all
+Step = Callable[[], tuple[float, float]]  # one step -> seconds of forward and backward, and of the whole step
 SIZE = 28
-HEAD_CHANNELS = 8  # diffusers' own
+HEAD_CHANNELS = 8  # the default of diffusers
 WIDTHS = {
     "(32, 64, 64), two layers a block, attention at the two lower levels": ((32, 64, 64), 2, (1, 2)),
     "(64, 64, 128), one layer a block, attention at the lowest level": ((64, 64, 128), 1, (2,)),
@@ -54,12 +55,12 @@ def main() -> None:
     parser.add_argument("--threads", type=count, default=os.cpu_count(), help="of torch [all cores]")
     parser.add_argument("--batch_size", type=count, default=128)
     parser.add_argument("--rounds", type=count, default=5)
-    parser.add_argument("--steps", type=count, default=3, help="of each in a round [3]")
-    parser.add_argument("--cpu_time", action="store_true", help="processor seconds instead of the clock's; one thread")
+    parser.add_argument("--steps", type=count, default=3, help="of each side in a round [3]")
+    parser.add_argument("--cpu_time", action="store_true", help="CPU seconds instead of the clock's; one thread")
     asked = parser.parse_args()
     if asked.cpu_time and asked.threads > 1:
         parser.error(f"--cpu_time with --threads {asked.threads} would add up the threads' seconds. Use --threads 1.")
-    os.environ.setdefault("GOMP_SPINCOUNT", cpu.SPINS_ALONE)  # for all of them
+    os.environ.setdefault("GOMP_SPINCOUNT", cpu.SPINS_ALONE)  # for all processes
     try:
         import diffusers
     except ModuleNotFoundError:
@@ -72,8 +73,8 @@ def main() -> None:
         steps, processes = {}, []
         for key in (*OURS, *THEIRS):
             here, there = multiprocessing.Pipe()
-            words = (name, key, asked.batch_size, asked.threads, asked.cpu_time, there)
-            processes.append(multiprocessing.get_context("spawn").Process(target=serve, args=words, daemon=True))
+            arguments = (name, key, asked.batch_size, asked.threads, asked.cpu_time, there)
+            processes.append(multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True))
             processes[-1].start()
             steps[key] = partial(ask, here)
         times = take_turns(steps, asked.rounds, asked.steps)
@@ -84,12 +85,13 @@ def main() -> None:
 
 
 def ask(pipe: Connection) -> tuple[float, float]:
+    """The seconds of one step of the process at the other end."""
     pipe.send("a step")
     return pipe.recv()
 
 
 def serve(name: str, key: str, size: int, threads: int, cpu_time: bool, pipe: Connection) -> None:
-    """One side, in its process: trains a step whenever it is asked."""
+    """One side in its own process: trains one step for each message that it receives."""
     clock = time.process_time if cpu_time else time.perf_counter
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -106,7 +108,7 @@ def serve(name: str, key: str, size: int, threads: int, cpu_time: bool, pipe: Co
 
 
 def pair(widths: tuple[int, ...], layers: int, attention: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
-    """Our network and diffusers', with equal weights and equal output."""
+    """Our network and that of diffusers, with equal weights and equal output."""
     from diffusers import UNet2DModel
 
     ours = UNet(
@@ -133,18 +135,18 @@ def pair(widths: tuple[int, ...], layers: int, attention: tuple[int, ...]) -> tu
         resnet_time_scale_shift="scale_shift",
     )
     with torch.no_grad():
-        for parameter in ours.parameters():  # a new network outputs zero, which would prove nothing
+        for parameter in ours.parameters():  # a new network outputs zero, and equal zeros prove nothing
             parameter.add_(0.05 * torch.randn_like(parameter))
         theirs.load_state_dict(ours.state_dict(), strict=True)
         x, t = torch.randn(4, 1, SIZE, SIZE).double(), torch.tensor([0.0, 10.0, 500.0, 999.0])
         expected = copy.deepcopy(theirs).double()(x, t).sample
-        assert expected.std() > 0.05, "the networks are silent"
+        assert expected.std() > 0.05, "the networks output almost nothing"
         torch.testing.assert_close(to_device(copy.deepcopy(ours).double(), x.device)(x, t), expected)
     return ours, theirs
 
 
 def our_step(network: nn.Module, optimizer_name: str, batch_size: int, clock: Clock) -> Step:
-    """Training a copy of the network with the named one of our optimizers."""
+    """Trains a copy of the network with one of our optimizers."""
     model = to_device(copy.deepcopy(network), torch.device("cpu"))
     optimizer, diffusion = Optimizer(optimizer_name, model), make_diffusion(resolve({"dataset": "mnist"}))
     clean, noise = batch(batch_size)
@@ -163,7 +165,7 @@ def our_step(network: nn.Module, optimizer_name: str, batch_size: int, clock: Cl
 
 
 def their_step(network: nn.Module, layout: torch.memory_format, batch_size: int, clock: Clock) -> Step:
-    """Training a copy of diffusers' network in this memory format."""
+    """Trains a copy of diffusers' network in this memory format."""
     from diffusers import DDPMScheduler
 
     model = copy.deepcopy(network).to(memory_format=layout)
@@ -183,17 +185,17 @@ def their_step(network: nn.Module, layout: torch.memory_format, batch_size: int,
 
 
 def batch(batch_size: int) -> tuple[Tensor, Tensor]:
-    """Images in [-1, 1] and noise: what they show does not matter here."""
+    """Random images in [-1, 1] and noise, each (B, 1, SIZE, SIZE)."""
     return torch.rand(batch_size, 1, SIZE, SIZE) * 2 - 1, torch.randn(batch_size, 1, SIZE, SIZE)
 
 
 def take_turns(steps: dict[str, Step], rounds: int, each: int) -> dict[str, list[tuple[float, float]]]:
-    """Mean seconds of a step, of forward and backward and of all, in each round after one that warms up."""
+    """The mean seconds of a step in each round, of forward and backward and of the whole, after a first step."""
     times = {key: [] for key in steps}
     for step in steps.values():
         step()
     for turn in range(rounds):
-        # Every other round the other way round, so that none is always first after another.
+        # The order alternates, so that no side always follows the same other one.
         for key in list(steps)[:: 1 if turn % 2 == 0 else -1]:
             parts = zip(*(steps[key]() for _ in range(each)), strict=True)
             times[key].append(tuple(statistics.mean(part) for part in parts))
@@ -201,7 +203,7 @@ def take_turns(steps: dict[str, Step], rounds: int, each: int) -> dict[str, list
 
 
 def columns(times: dict[str, list[tuple[float, float]]], key: str, asked: argparse.Namespace) -> list[str]:
-    """One line's numbers: images/s and ratios of the whole step, then of forward and backward alone."""
+    """The cells of one row: images/s and ratios of the whole step, then of forward and backward alone."""
     found = []
     for part in (1, 0):
         found.append(f"{asked.batch_size / statistics.median(pair[part] for pair in times[key]):.1f}")

@@ -1,10 +1,10 @@
-"""How good a recipe's images are after so many minutes: each trained anew for each budget, drawn from and scored.
+"""How good a recipe's samples are after some minutes: it is trained anew for each budget, sampled and scored.
 
 python benchmarks/time_to_quality.py --dataset mnist --data_dir data --minutes 2,5,10 --recipes "" "--optimizer adamw"
 
-A recipe is a string of train.py's options; the empty one is the defaults, and one of a single flag is written with a
-space before it (" --class_cond").  Prints a Markdown table, a row as soon as it is known.  images/s is that of the
-training steps alone; wall seconds are those of the whole command.  A run that fails stays in the table as what it said.
+A recipe is a string of options of train.py.  The empty string means the defaults; a single flag needs a space before it
+(" --class_cond").  Prints a Markdown table, each row as soon as it is known.  images/s counts the training steps alone;
+wall seconds are those of the whole command.  A run that fails stays in the table with its error message.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runtime.cpu import SPINS_ALONE
 
 ROOT = Path(__file__).resolve().parent.parent
-LATEST = 1.05  # of its minutes, after which a command should have returned
+MAX_OVERRUN = 1.05  # the part of its minutes that a command may take
 SCORES = {  # heading: the metric of `evaluate`
     "relative FD": "relative_frechet_distance",
     "confidence": "confidence",
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--minutes", type=budgets, default=(2.0, 5.0, 10.0), help="one budget or several [2,5,10]")
     parser.add_argument("--recipes", nargs="+", default=[""], help="strings of train.py's options ['', the defaults]")
-    parser.add_argument("--num_images", type=count, default=1000, help="images drawn of each model [1000]")
-    parser.add_argument("--features", help="what evaluate compares images in [its own for the data set]")
+    parser.add_argument("--num_images", type=count, default=1000, help="images sampled from each model [1000]")
+    parser.add_argument("--features", help="of evaluate [the default for the data set]")
     parser.add_argument("--threads", type=count, help="OMP_NUM_THREADS of every command [all cores]")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/time_to_quality"))
@@ -55,7 +55,7 @@ def main() -> None:
     for minutes in asked.minutes:
         for recipe in asked.recipes:
             folder = asked.output_dir / f"{minutes:g}-minutes{re.sub(r'[^A-Za-z0-9.]+', '_', ' ' + recipe).rstrip('_')}"
-            rows.append(measure(asked, recipe, minutes, folder, environment))
+            rows.append(train_and_score(asked, recipe, minutes, folder, environment))
             floor = rows[-1].pop("floor", floor)
             print(line(HEADINGS, rows[-1]), flush=True)
             if asked.json:
@@ -63,23 +63,27 @@ def main() -> None:
                 content = {"options": vars(asked), "rows": rows, "floor": floor}
                 asked.json.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     print(line(HEADINGS, {"recipe": "real images, held out", **floor}))
-    late = [row for row in rows if row["wall s"] > 60 * LATEST * row["minutes"]]
+    late = [row for row in rows if row["wall s"] > 60 * MAX_OVERRUN * row["minutes"]]
     named = ", ".join(f"{row['recipe']} ({row['minutes']:g})" for row in late)
-    print(f"\ncommands that took more than {LATEST} of their minutes: {named or 'none'}")
+    print(f"\ncommands that took more than {MAX_OVERRUN} of their minutes: {named or 'none'}")
 
 
-def measure(asked: argparse.Namespace, recipe: str, minutes: float, folder: Path, environment: dict[str, str]) -> dict:
-    """Trains and scores one recipe.  The row by heading; "floor" holds what real images score, and "failed" what a
-    command said that did not end well."""
+def train_and_score(
+    asked: argparse.Namespace, recipe: str, minutes: float, folder: Path, environment: dict[str, str]
+) -> dict:
+    """Trains and scores one recipe; the row by heading.
+
+    "floor" holds what real images score; "failed" holds the error message of a command that failed.
+    """
     row = {"recipe": f"`{recipe.strip()}`" if recipe.strip() else "defaults", "minutes": minutes}
-    # What the script decides stands last, so that a recipe cannot send it elsewhere.
+    # The options of the script come last, so that a recipe cannot override them.
     trained = run(
         [ROOT / "train.py", *shlex.split(recipe), "--dataset", asked.dataset, "--data_dir", asked.data_dir,
          "--minutes", f"{minutes:g}", "--output_dir", folder, "--overwrite"], environment,
     )  # fmt: skip
     row["wall s"] = round(trained.seconds, 1)
-    if trained.said is not None:
-        return {**row, "failed": trained.said}
+    if trained.error is not None:
+        return {**row, "failed": trained.error}
     run_folder = RunFolder(folder)
     row["steps"], row["images/s"] = training_speed(run_folder.log_path)
     source = ["--checkpoint", run_folder.final, "--data_dir", asked.data_dir]
@@ -88,10 +92,10 @@ def measure(asked: argparse.Namespace, recipe: str, minutes: float, folder: Path
 
 @dataclass(frozen=True)
 class Done:
-    """seconds: the command's, from its start to its end.  said: None if it ended well, else its last line."""
+    """seconds: of the whole command.  error: its last line if it failed, else None."""
 
     seconds: float
-    said: str | None
+    error: str | None
 
 
 def run(arguments: Sequence[object], environment: dict[str, str]) -> Done:
@@ -104,19 +108,21 @@ def run(arguments: Sequence[object], environment: dict[str, str]) -> Done:
     if done.returncode < 0:
         return Done(seconds, f"ended by {signal.Signals(-done.returncode).name}")
     lines = [text.strip() for text in done.stderr.splitlines() if text.strip()]
-    return Done(seconds, lines[-1] if lines else f"exit code {done.returncode}, without a word")
+    return Done(seconds, lines[-1] if lines else f"exit code {done.returncode}, without a message")
 
 
 def child_environment(threads: int | None) -> dict[str, str]:
-    """The environment of every command: the package importable, the same threads, which wait alike."""
+    """The environment of every command: it finds the package, and has equal threads with equal spinning."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {"GOMP_SPINCOUNT": SPINS_ALONE, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return environment | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
 
 
 def training_speed(log: Path) -> tuple[int, float]:
-    """Steps of a run and images a second over all of them, from its log.jsonl."""
+    """The steps of a run and the images/s over all of them, from its log.jsonl."""
     reports = [json.loads(text) for text in log.read_text("utf-8").splitlines()]
+    if not reports:  # the minutes were too short for a step
+        return 0, 0.0
     rates = [report["images_per_second"] for report in reports]
     return reports[-1]["step"], round(len(rates) / sum(1 / rate for rate in rates), 1)
 
@@ -124,30 +130,31 @@ def training_speed(log: Path) -> tuple[int, float]:
 def score(
     source: Sequence[object], num_images: int, folder: Path, features: str | None, environment: dict[str, str]
 ) -> dict:
-    """What `evaluate` finds by heading, with "floor", the same of real images; or {"failed": what it said}.
+    """The scores of `evaluate` by heading, with those of real images as "floor"; or {"failed": its error message}.
 
-    source: its options that say which images and what they are compared with.
+    source: the options of `evaluate` that name the images and what they are compared with.
     """
     command = ["-m", "tiny_diffusion", "evaluate", *source, "--num_images", num_images, "--output", folder]
     done = run([*command, *(["--features", features] if features else [])], environment)
-    if done.said is not None:
-        return {"failed": done.said}
+    if done.error is not None:
+        return {"failed": done.error}
     found = json.loads((folder / "evaluation.json").read_text("utf-8"))["results"][0]
     return by_heading(found["metrics"]) | {"floor": by_heading(found["floor"])}
 
 
 def by_heading(numbers: dict[str, float]) -> dict[str, float]:
-    """Those of evaluate's numbers that stand in the table."""
+    """The numbers of `evaluate` that the table shows."""
     plain = {name.split("[")[0]: value for name, value in numbers.items()}
     return {heading: plain[metric] for heading, metric in SCORES.items() if plain.get(metric) is not None}
 
 
 def headings(names: Sequence[str]) -> str:
+    """The head of a Markdown table."""
     return f"| {' | '.join(names)} |\n|{' --- |' * len(names)}"
 
 
 def line(names: Sequence[str], row: dict) -> str:
-    """One line of a Markdown table; what failed stands in the first of the places that are empty for it."""
+    """One line of a Markdown table; an error message goes into the first empty cell."""
     cells = [formatted(row.get(name, "")) for name in names]
     if "failed" in row:
         cells[cells.index("")] = row["failed"].replace("|", "\\|")
@@ -155,26 +162,29 @@ def line(names: Sequence[str], row: dict) -> str:
 
 
 def formatted(value: object) -> str:
+    """A cell of the table."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     return f"{value:g}" if value == round(value, 1) else f"{value:.4f}" if value < 1 else f"{value:.3f}"
 
 
 def budgets(text: str) -> tuple[float, ...]:
+    """An option's minutes, one or several."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = (0.0,)
     if not all(0 < value < 1e4 for value in values):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of minutes, nor several. Give, for example, 2,5,10."
+            f"{text!r} is not one number of minutes or several. Give, for example, 2,5,10."
         )
     return values
 
 
 def count(text: str) -> int:
+    """An option's positive whole number."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on. Give, for example, 100.")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number. Give, for example, 100.")
     return int(text)
 
 

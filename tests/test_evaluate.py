@@ -1,4 +1,4 @@
-"""evaluate: the same images score the same however they come, bad ones badly, and no number goes without its name."""
+"""evaluate: equal images score equally from every source, bad ones score badly, every number has its full name."""
 
 import json
 import pickle
@@ -9,16 +9,22 @@ import pytest
 import torch
 from cli_helpers import TINY, call, contents
 
-from tiny_diffusion.data.image_set import thin_out
 from tiny_diffusion.data.sources import open_dataset
+from tiny_diffusion.evaluation.classifier import train_classifier
 from tiny_diffusion.evaluation.features import make_features
-from tiny_diffusion.evaluation.images import NamedImages, read_images
-from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, scores
+from tiny_diffusion.evaluation.images import NamedImages, random_indices, read_images
+from tiny_diffusion.evaluation.protocol import evaluate, floor_of, nearest_training, scores, train_on_synthetic
 from tiny_diffusion.evaluation.reference import Real, make_reference
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.visuals.images import save_folder, save_npz
 
 SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def few_images_by_noise(monkeypatch):
+    """The figure of the error by noise level takes most of the time of a small evaluation."""
+    monkeypatch.setattr("tiny_diffusion.evaluation.error_by_noise.MAX_IMAGES", 8)
 
 
 @pytest.fixture(scope="session")
@@ -40,18 +46,17 @@ def reference(digits, digits_heldout, features):
 
 @pytest.fixture
 def judged(reference, features):
-    """judged(pictures) -> all that `evaluate` finds."""
+    """judged(images) -> the numbers, floor and warnings of `evaluate`."""
 
-    def judge(drawn):
-        floor = floor_of(reference, features, len(drawn.images))
-        return evaluate(reference, drawn, features, floor, memorised(reference, drawn, floor))
+    def judge(images):
+        return evaluate(reference, images, features, floor_of(reference, features, len(images.images))).numbers
 
     return judge
 
 
 @pytest.fixture
 def scored(judged):
-    """scored(images) -> (numbers, floor) by their short names."""
+    """scored(images) -> (metrics, floor) by their short names."""
 
     def score(images, labels=None, class_names=()):
         found = judged(NamedImages("given", images, labels, class_names))
@@ -80,7 +85,7 @@ def hwc(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-# What scores how
+# Scores
 
 
 def test_real_images_score_at_the_floor(scored, digits_heldout):
@@ -92,7 +97,7 @@ def test_real_images_score_at_the_floor(scored, digits_heldout):
     assert found["memorised_share"] < 0.05
 
 
-def test_the_training_images_themselves_are_at_no_distance_and_all_learnt_by_heart(scored, digits):
+def test_the_training_images_themselves_are_at_no_distance_and_all_memorised(scored, digits):
     found, _ = scored(digits.images[:])
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
@@ -118,10 +123,10 @@ def test_copies_with_slight_noise_are_caught_as_memorised_and_held_out_images_ar
     slight = torch.randint(-2, 3, (200, *SHAPE), generator=generator)
     copies = (digits.images[indices].int() + slight).clamp(0, 255).to(torch.uint8)
     floor = floor_of(reference, features, 200)
-    close = memorised(reference, NamedImages("copies", copies), floor)
-    assert close.share == 1 and torch.equal(close.which, indices)
+    close = nearest_training(reference, NamedImages("copies", copies), floor)
+    assert close.share == 1 and torch.equal(close.nearest, indices)
     assert close.distances.max() < 3  # grey levels
-    assert memorised(reference, reference.heldout, floor).share < 0.05
+    assert nearest_training(reference, reference.real.heldout, floor).share < 0.05
 
 
 def test_the_order_of_images_does_not_change_their_scores(scored, digits_heldout):
@@ -145,12 +150,56 @@ def test_a_few_images_are_scored_as_far_as_they_go(judged, digits_heldout, count
     assert all(np.isfinite(value) for value in found["metrics"].values())
 
 
-def test_a_set_that_is_cut_is_cut_evenly():
-    assert thin_out(torch.arange(100), 5).tolist() == [0, 25, 50, 74, 99]
-    assert thin_out(torch.arange(3), 5).tolist() == [0, 1, 2]
+@pytest.mark.parametrize(
+    "order", [lambda i: i % 10, lambda i: i // 400, lambda i: (i // 7) % 10], ids=["turns", "blocks", "runs"]
+)
+def test_a_subset_keeps_the_shares_of_the_classes_in_whatever_order_they_come(order):
+    """Each class's count is hypergeometric: 100 expected, within four of its standard deviations, 8.2."""
+    labels = order(torch.arange(4000))
+    chosen = NamedImages("all", torch.zeros(4000, 1, 1, 1, dtype=torch.uint8), labels).subset(1000)
+    counts = torch.bincount(chosen.labels, minlength=10)
+    assert chosen.total == 4000 and len(random_indices(4000, 1000).unique()) == 1000
+    assert (counts - 100).abs().max() < 33
+    assert random_indices(3, 5).tolist() == [0, 1, 2]
 
 
-# Where images come from
+def test_every_name_counts_the_images_that_its_number_is_computed_from(judged, digits_heldout, monkeypatch):
+    """With at most 50 compared, the numbers of 100 images named n=50 are those of the 50 chosen ones."""
+    monkeypatch.setattr("tiny_diffusion.evaluation.protocol.MAX_COMPARED", 50)
+    images = NamedImages("given", digits_heldout.images[:100])
+    whole, chosen = judged(images)["metrics"], judged(images.subset(50))["metrics"]
+    pairwise = {name for name in whole if "n=50" in name}
+    assert {name.split("[")[0] for name in pairwise} == {
+        "kernel_distance",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
+    assert {name: whole[name] for name in pairwise} == pytest.approx({name: chosen[name] for name in pairwise})
+    assert all("n=100" in name for name in whole.keys() - pairwise)
+
+
+def test_a_subset_of_the_images_is_said(cli, drawn, tmp_path):
+    ended = cli.works("evaluate", "--images", drawn[0], "--dataset", "digits", "--num_images", 20, "--output", "out")
+    assert "images: a random 20 of 60" in ended.out
+    (result,) = report(tmp_path / "out")["results"]
+    assert (result["num_images"], result["images_in_all"]) == (20, 60)
+
+
+def test_train_on_synthetic_is_tested_on_the_held_out_images(reference, monkeypatch):
+    """A classifier that always names class 1 is right about all samples here, and a tenth of the held-out ones."""
+    ones = torch.nn.functional.one_hot(torch.tensor(1), 10)
+    monkeypatch.setattr(
+        "tiny_diffusion.evaluation.protocol.train_classifier", lambda data, steps, seed: lambda images: ones[None]
+    )
+    images, heldout = reference.real.images, reference.real.heldout
+    of_one_class = NamedImages("samples", images.images[images.labels == 1], images.labels[images.labels == 1])
+    (found,) = train_on_synthetic(of_one_class, heldout, seed=0).values()
+    assert found == pytest.approx(float((heldout.labels == 1).double().mean()))
+
+
+# Sources of images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -187,7 +236,7 @@ def test_every_kind_of_reference_gives_the_same_numbers(cli, drawn, digits, tmp_
     assert all(name.endswith("n=60, reference]") for name in found[0]["results"][0]["metrics"])
 
 
-def test_a_model_as_reference_is_what_it_draws_from_the_next_seed(cli, drawn, loud, tmp_path):
+def test_a_model_as_reference_is_sampled_from_the_next_seed(cli, drawn, loud, tmp_path):
     cli.works("sample", "--checkpoint", loud, "--num_images", 40, "--seed", 8, "--output", "other.npz")
     argv = ("evaluate", "--images", drawn[0], "--num_images", 40, "--seed", 7)
     found = []
@@ -198,7 +247,7 @@ def test_a_model_as_reference_is_what_it_draws_from_the_next_seed(cli, drawn, lo
     assert list(found[0]["results"][0]["metrics"].values()) == list(found[1]["results"][0]["metrics"].values())
 
 
-def test_what_is_said_holds_the_whole_protocol(cli, loud, tmp_path, features):
+def test_the_report_holds_the_whole_protocol(cli, loud, tmp_path, features):
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--seed", 3, "--sampler", "ddim", "--steps", 4)
     ended = cli.works(*argv, "--weights", "raw", "--guidance", 2, "--output", "out")
     about = report(tmp_path / "out")
@@ -235,7 +284,7 @@ def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path):
     assert written == {"evaluation.json", "nearest.png", "error_by_noise.png", "sweep.png"}
 
 
-def test_fresh_noise_is_chosen_and_told(cli, loud, tmp_path):
+def test_eta_is_chosen_and_printed(cli, loud, tmp_path):
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--sampler", "ddim,sa_solver", "--steps", 3)
     none, half = cli.works(*argv, "--output", "none", "--eta", 0), cli.works(*argv, "--output", "half", "--eta", 0.5)
     assert "ddim, eta 0, 3 steps" in none.out and "sa_solver, eta 0.5, 3 steps" in half.out
@@ -244,15 +293,15 @@ def test_fresh_noise_is_chosen_and_told(cli, loud, tmp_path):
         assert one["metrics"] != other["metrics"]
 
 
-def test_a_sweep_scores_each_way_of_drawing_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
+def test_a_sweep_scores_each_request_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(
         "tiny_diffusion.evaluation.protocol.scores",
-        lambda reference, pictures, features: taken.append(pictures.name) or scores(reference, pictures, features),
+        lambda reference, images, features: taken.append(images.name) or scores(reference, images, features),
     )
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--output", "out", "--sampler")
     cli.works(*argv, "ddpm,ddim", "--steps", "2,3")
-    assert sorted(taken) == ["digits, held out", *["drawn"] * 4]
+    assert sorted(taken) == ["digits, held out", *["samples"] * 4]
     swept = report(tmp_path / "out")["results"]
     alone = []
     for sampler, steps in (("ddpm", 2), ("ddpm", 3), ("ddim", 2), ("ddim", 3)):
@@ -263,18 +312,19 @@ def test_a_sweep_scores_each_way_of_drawing_as_alone_and_the_held_out_images_onc
     assert swept == alone
 
 
-def test_the_likelihood_and_a_classifier_of_drawn_images_are_measured_on_held_out_ones(
-    cli, loud, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("tiny_diffusion.cli.evaluate.LIKELIHOOD_IMAGES", 20)
+def test_likelihood_and_train_on_synthetic_are_measured_on_held_out_images(cli, loud, tmp_path, monkeypatch):
+    monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.MAX_IMAGES", 4)
+    monkeypatch.setattr(
+        "tiny_diffusion.evaluation.protocol.train_classifier", lambda data, steps, seed: train_classifier(data, 2, seed)
+    )
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 20, "--steps", 2, "--output", "out")
     cli.works(*argv, "--train_on_synthetic", "--bits_per_dim")
     (result,) = report(tmp_path / "out")["results"]
     assert 0 <= result["metrics"]["train_on_synthetic_accuracy[n=20, 299 held-out]"] <= 1
-    assert result["metrics"]["bits_per_dim[n=20, held-out, uniform dequantisation]"] > 0
+    assert result["metrics"]["bits_per_dim[n=4, held-out, uniform dequantisation, null class]"] > 0
 
 
-# What cannot be scored
+# Refusals
 
 
 @pytest.fixture
@@ -290,6 +340,7 @@ def bad(tmp_path, monkeypatch):
     np.savez("named.npz", images=noise(5))
     np.savez("float.npz", noise(5) / 255)
     np.savez("nan.npz", np.full((5, 8, 8, 1), np.nan))
+    save_npz("binary.npz", noise(20) // 128)
     save_npz("same.npz", np.zeros((20, 8, 8, 1), np.uint8))
     content = (tmp_path / "good.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
@@ -325,6 +376,7 @@ AGAINST_DIGITS = ("--dataset", "digits")
         (2, ("--images", "good.npz", "--reference", "good.npz", "--features", "classifier"), ["digits-classifier-v1"]),
         (1, ("--images", "good.npz", *AGAINST_DIGITS, "--features", "gone.safetensors"), ["gone.safetensors"]),
         (1, ("--images", "good.npz", *AGAINST_DIGITS, "--features", "gone.onnx"), ["gone.onnx"]),
+        (1, ("--images", "binary.npz", *AGAINST_DIGITS), ["binary.npz", "0 to 255"]),
         (1, ("--images", "gone.npz", *AGAINST_DIGITS), ["gone.npz", "No such file"]),
         (1, ("--images", "gone", *AGAINST_DIGITS), ["gone", "does not exist"]),
         (2, ("--images", "notes.txt", *AGAINST_DIGITS), ["notes.txt", "neither"]),
@@ -352,7 +404,7 @@ AGAINST_DIGITS = ("--dataset", "digits")
     ],
     ids=str,
 )
-def test_what_cannot_be_scored_is_one_line(cli, bad, code, argv, words):
+def test_images_that_cannot_be_scored_are_refused_in_one_line(cli, bad, code, argv, words):
     before = contents(bad)
     cli.refuses(code, ("evaluate", *argv), *words)
     assert contents(bad) == before
@@ -366,12 +418,12 @@ def test_what_cannot_be_scored_is_one_line(cli, bad, code, argv, words):
         (("--steps", "0"), ["--steps", "too small"]),
         (("--num_images", 1), ["--num_images"]),
         (("--reference", "good.npz", "--bits_per_dim"), ["--bits_per_dim", "held-out"]),
-        (("--reference", "good.npz", "--train_on_synthetic"), ["--train_on_synthetic", "held out"]),
+        (("--reference", "good.npz", "--train_on_synthetic"), ["--train_on_synthetic", "held-out"]),
         (("--reference", "wide.npz"), ["1x8x9", "1x8x8"]),
     ],
     ids=str,
 )
-def test_what_a_model_cannot_draw_is_one_line(cli, loud, bad, argv, words):
+def test_requests_that_a_model_cannot_fulfil_are_refused_in_one_line(cli, loud, bad, argv, words):
     cli.refuses(2, ("evaluate", "--checkpoint", loud, "--output", "out", *argv), *words)
 
 
@@ -398,21 +450,25 @@ def test_a_pickle_inside_an_npz_is_refused_and_not_executed(cli, tmp_path):
     cli.refuses(1, ("evaluate", "--images", "bare.npz", *AGAINST_DIGITS), "bare.npz")
     assert not sprung.exists()
     np.load("trap.npz", allow_pickle=True)["arr_0"]
-    assert sprung.exists()  # it is a trap
+    assert sprung.exists()  # the trap works when it is unpickled
 
 
 # While training
 
 
+THREE_EPOCHS = (
+    "train", *TINY, "--batch_size", 500, "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu",
+)  # fmt: skip
+EVALUATING = ("--eval_interval", 1, "--eval_images", 100, "--keep_best")
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """Runs of three epochs on the digits, with and without measuring: (measured, plain)."""
-    folder = tmp_path_factory.mktemp("measured")
-    argv = ("train", *TINY, "--batch_size", 500, "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu")
-    measuring = ("--eval_interval", 1, "--eval_images", 100, "--keep_best")
-    assert call(*argv, "--output_dir", folder / "measured", *measuring) == 0
-    assert call(*argv, "--output_dir", folder / "plain") == 0
-    return folder / "measured", folder / "plain"
+    """The folders of two equal runs: (one that is evaluated after each epoch, one that is not)."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    assert call(*THREE_EPOCHS, *EVALUATING, "--output_dir", folder / "evaluated") == 0
+    assert call(*THREE_EPOCHS, "--output_dir", folder / "plain") == 0
+    return folder / "evaluated", folder / "plain"
 
 
 NAME = "relative_frechet_distance[digits-classifier-v1, n=100, train]"
@@ -423,35 +479,35 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
 
 
-def measured(lines):
+def scores_of(lines):
     return {line["step"]: line[NAME] for line in lines if NAME in line}
 
 
-def test_the_measurement_stands_in_the_log_once_an_epoch_and_the_rest_is_as_without(runs):
+def test_the_log_holds_a_score_for_each_epoch_and_nothing_else_changes(runs):
     lines, plain = map(lines_of, runs)
-    assert len(measured(lines)) == 3
+    assert len(scores_of(lines)) == 3
     for line, other in zip(lines, plain, strict=True):
         assert {k: v for k, v in line.items() if k not in (NAME, CLOCK)} == {
             k: v for k, v in other.items() if k != CLOCK
         }
 
 
-def test_training_is_bitwise_the_same_with_and_without_measuring(runs):
+def test_evaluating_does_not_change_the_training_by_a_bit(runs):
     one, other = (load_checkpoint(folder / "model_final.pt").tensors for folder in runs)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_best_checkpoint_is_the_one_with_the_smallest_number_in_the_log(runs):
-    scores = measured(lines_of(runs[0]))
+    scores = scores_of(lines_of(runs[0]))
     best = load_checkpoint(runs[0] / "checkpoints" / "best.pt")
     assert best.about["step"] == min(scores, key=scores.get)
     assert best.about["best_score"] == {"name": NAME, "value": min(scores.values()), "step": best.about["step"]}
     assert not (runs[1] / "checkpoints" / "best.pt").exists()
 
 
-def test_evaluate_finds_the_number_that_training_wrote(cli, runs, tmp_path):
-    """Of the same weights, seed and count, under the same name."""
+def test_evaluate_prints_the_number_that_training_logged(cli, runs, tmp_path):
+    """With the same weights, seed and number of images, under the same name."""
     best = runs[0] / "checkpoints" / "best.pt"
     cli.works("evaluate", "--checkpoint", best, "--num_images", 100, "--seed", 1, "--output", "out")
     (result,) = report(tmp_path / "out")["results"]
@@ -459,33 +515,17 @@ def test_evaluate_finds_the_number_that_training_wrote(cli, runs, tmp_path):
     assert result["metrics"][NAME] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_measurements_survive_a_resume(cli, runs, tmp_path):
-    whole = measured(lines_of(runs[0]))
-    argv = (
-        "train",
-        *TINY,
-        "--batch_size",
-        500,
-        "--epochs",
-        3,
-        "--sample_interval",
-        9,
-        "--seed",
-        1,
-        "--device",
-        "cpu",
-        "--output_dir",
-        "run",
-    )
-    cli.works(*argv, "--eval_interval", 1, "--eval_images", 100, "--keep_best", "--max_steps", 4)
-    assert len(measured(lines_of(tmp_path / "run"))) == 1
+def test_scores_survive_a_resume(cli, runs, tmp_path):
+    whole = scores_of(lines_of(runs[0]))
+    cli.works(*THREE_EPOCHS, *EVALUATING, "--output_dir", "run", "--max_steps", 4)
+    assert len(scores_of(lines_of(tmp_path / "run"))) == 1
     cli.works("train", "--output_dir", "run", "--resume")
-    assert measured(lines_of(tmp_path / "run")) == whole
+    assert scores_of(lines_of(tmp_path / "run")) == whole
     best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
     assert best.about["step"] == min(whole, key=whole.get)
 
 
-def test_the_curve_is_drawn_beside_the_loss(runs, make_trainer, digits):
+def test_the_plot_of_the_loss_shows_the_scores_beside_it(runs, make_trainer, digits):
     from tiny_diffusion.runs.folder import RunFolder
     from tiny_diffusion.runs.writer import Callbacks, RunWriter
 
@@ -496,7 +536,7 @@ def test_the_curve_is_drawn_beside_the_loss(runs, make_trainer, digits):
     folder.open(from_step=lines[-1]["step"])
     folder.close()
     RunWriter(trainer.config, folder, trainer, digits, callbacks).plot_losses()
-    assert asked["scores"] == {NAME: list(measured(lines).items())}
+    assert asked["scores"] == {NAME: list(scores_of(lines).items())}
 
 
 def test_overwriting_a_run_removes_its_best_checkpoint(cli, runs, tmp_path):

@@ -159,7 +159,7 @@ def test_weights_of_something_else_are_no_classifier(tmp_path, about):
 
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, path, None if about is None else {"about": json.dumps(about)})
-    with pytest.raises(FileError, match="is no classifier of this program"):
+    with pytest.raises(FileError, match="is not a classifier of this program"):
         load_classifier(path)
 
 
@@ -178,7 +178,7 @@ def test_a_classifier_refuses_images_of_another_size():
 @pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
 def test_inception_without_its_weights_is_one_line_and_no_substitute(cli, trained):
     evaluate = ("evaluate", "--checkpoint", trained / "model_final.pt", "--num_images", 4, "--features", "inception")
-    cli.refuses(1, evaluate, "pip install torch-fidelity", "Nothing else is put in its place")
+    cli.refuses(1, evaluate, "pip install torch-fidelity", "No other features are used instead")
 
 
 # The cache

@@ -1,4 +1,4 @@
-"""Bits per dimension: exact where the density is known in closed form."""
+"""Bits per dimension and the error by noise level: exact for Gaussian pixels, whose ideal network is known."""
 
 import math
 
@@ -8,19 +8,20 @@ import torch
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
+from tiny_diffusion.evaluation.error_by_noise import error_by_level, log_snrs_of
 from tiny_diffusion.evaluation.likelihood import bits_per_dimension, log_likelihood
 
 MEAN, STD = 0.2, 0.4  # of every pixel, independently
 
 
-def ideal(schedule, prediction):
-    """The best network for Gaussian pixels: E[x_0 | x_t] is linear in x_t."""
+def ideal(schedule, prediction, mean=MEAN, std=STD):
+    """The ideal network for independent Gaussian pixels: E[x_0 | x_t] is linear in x_t."""
 
     def model(x, time, label):
         t = float(time[0]) - (1 if schedule.straight else 0)
         level = schedule.level(min(max(t, 0), schedule.timesteps - 1))
         alpha, sigma = level.alpha, level.sigma
-        clean = MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * MEAN)
+        clean = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
         noise = (x - alpha * clean) / sigma
         a, b = PREDICTIONS[prediction](alpha, sigma)
         return a * clean + b * noise
@@ -69,3 +70,35 @@ def test_an_images_bits_do_not_depend_on_its_batch():
     whole = bits_per_dimension(ideal(schedule, "v"), Diffusion(schedule, "v"), images, steps=20)
     alone = bits_per_dimension(ideal(schedule, "v"), Diffusion(schedule, "v"), images[2:3], steps=20, first=2)
     torch.testing.assert_close(whole[2:3], alone)
+
+
+def test_images_equally_far_from_the_mean_have_equal_bits():
+    """Dequantisation is centred: a Gaussian around grey level 127 codes 121 and 133 alike."""
+    schedule = make_schedule("cosine")
+    diffusion = Diffusion(schedule, "v")
+    model = ideal(schedule, "v", mean=127 / 127.5 - 1, std=0.05)
+    below, above = (torch.full((64, 1, 4, 4), level, dtype=torch.uint8) for level in (121, 133))
+    difference = bits_per_dimension(model, diffusion, above, steps=20) - bits_per_dimension(
+        model, diffusion, below, steps=20
+    )
+    # The same random offset u of 1,024 pixels, in levels of deviation s, adds 4 * 6 u / (2 s^2 ln 2): 0 on average.
+    tolerance = 4 * 4 * 6 * 12**-0.5 / (2 * (0.05 * 127.5) ** 2 * math.log(2)) / 1024**0.5
+    assert abs(difference.mean()) < tolerance
+
+
+@pytest.mark.parametrize("timesteps", [10, 1000])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_error_by_noise_level_is_the_posterior_variance(name, timesteps):
+    """Of Gaussian pixels around a mean image: sigma^2 / (alpha^2 std^2 + sigma^2), over their own variance.
+
+    alpha^2 / sigma^2 is the exponential of every log-SNR that is shown: none is clipped to the ends of the schedule.
+    """
+    schedule, std = make_schedule(name, timesteps), 0.1
+    mean = torch.linspace(-0.6, 0.6, 16).reshape(1, 4, 4)
+    generator = torch.Generator().manual_seed(0)
+    pixels = mean + std * torch.randn(2000, 1, 4, 4, generator=generator)
+    images = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    found = error_by_level(ideal(schedule, "v", mean, std), Diffusion(schedule, "v"), images)
+    for log_snr, error in zip(log_snrs_of(schedule), found, strict=True):
+        wanted = 1 / (math.exp(log_snr) * std**2 + 1)
+        assert error == pytest.approx(wanted, rel=0.05)

@@ -42,4 +42,5 @@ PURPOSES = {
     "figure": 9,
     "crops": 10,
     "likelihood": 11,
+    "subset": 12,
 }

@@ -1,1 +1,1 @@
-"""How fast it is: rates.py of the machine, measure.py of training and sampling, profile.py of a step's parts."""
+"""How fast it is: rates.py of the machine, speed.py of training and sampling, profile.py of the parts of a step."""

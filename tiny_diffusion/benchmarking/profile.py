@@ -1,12 +1,12 @@
-"""Where the time of a training step goes, by kind of work and by convolution.
+"""Where the time of a training step goes: by kind of operation, and by shape of convolution.
 
-torch's profiler times every operation, and adds some microseconds to each: what it adds to a step is measured and taken
-off again, an equal share from every operation.
+torch's profiler times every operation and adds some microseconds to each.  This overhead is measured for a whole step,
+and an equal share of it is subtracted from every operation.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tiny_diffusion.benchmarking.rates import wait_for
 from tiny_diffusion.training.trainer import Trainer
 
-KINDS = {  # of operations, by a part of their name; the first that fits
+KINDS = {  # parts of the names of their operations; the first kind that matches counts
     "convolution": ("convolution", "conv2d"),
     "attention": ("scaled_dot_product", "_attention"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"),
@@ -25,13 +25,16 @@ KINDS = {  # of operations, by a part of their name; the first that fits
     "activation": ("silu",),
 }
 PRODUCTS = ("convolution", "attention", "matrix products")
-OPTIMISER, AVERAGE, DATA, REST = "optimiser", "averaged weights", "data", "everything else"
-ROWS = (*KINDS, OPTIMISER, AVERAGE, DATA, REST)
+OPTIMISER, EMA, DATA, REST = "optimiser", "averaged weights", "data", "everything else"
+ROWS = (*KINDS, OPTIMISER, EMA, DATA, REST)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The convolutions of one shape.  count: how many.  gflops: 10^9 operations a second, forward and backward."""
+    """All convolutions of one shape in a step.
+
+    count: how many.  share: of the step's time.  gflops: 10^9 operations per second.
+    """
 
     shape: str
     count: int
@@ -42,57 +45,59 @@ class Layer:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """shares: of a step's time, by ROWS; they add up to 1.  products: the share of convolutions and matrix products,
-    the optimiser's own among them.  seconds: of a step that nobody watches.  watched: of one under the profiler."""
+    """seconds: of a step.  profiled_seconds: of a step under the profiler.  shares: of a step's time, by ROWS; they add
+    up to 1.  products: the share of convolutions, attention and matrix products, with those of the optimiser."""
 
     seconds: float
-    watched: float
+    profiled_seconds: float
     shares: dict[str, float]
     products: float
     layers: list[Layer]
 
 
 def profile_step(trainer: Trainer, steps: int = 10) -> StepProfile:
-    """Runs three times so many steps, of which it times a third, and watches another, turn by turn."""
+    """Profiles so many steps; before each of them one step warms up and one is timed without the profiler."""
     run, device = trainer.run(), trainer.device
-    convolutions = _convolutions_of(trainer, run)
+    convolutions = count_convolutions(trainer, run)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    alone, watched, events = [], [], []
-    with _named_places(trainer):
+    plain, profiled, events = [], [], []
+    with _labelled_parts(trainer):
         for _ in range(steps):
-            next(run)  # after the profiler's own work the caches are cold, and threads asleep
-            alone.append(_seconds(run, device))
+            next(run)  # the profiler leaves cold caches and sleeping threads
+            plain.append(_seconds(run, device))
             with profile(activities=activities, record_shapes=True) as profiler:
-                watched.append(_seconds(run, device))
+                profiled.append(_seconds(run, device))
             events += profiler.events()
-    return _summary(events, sum(alone), sum(watched), steps, convolutions, cuda=device.type == "cuda")
+    return _summary(events, sum(plain), sum(profiled), steps, convolutions, cuda=device.type == "cuda")
 
 
 def _seconds(run: Iterator, device: torch.device) -> float:
+    """Of the next step."""
     started = time.perf_counter()
     next(run)
     wait_for(device)
     return time.perf_counter() - started
 
 
-def _summary(events, alone: float, watched: float, steps: int, convolutions: dict, cuda: bool) -> StepProfile:
-    operations = [event for event in events if event.name.startswith("aten::")]
-    # On a GPU the watching is on the CPU's side, and the kernels' own times are as they are.
-    added = 0.0 if cuda else max(0.0, watched - alone) / max(1, len(events))
+def _summary(events, plain: float, profiled: float, steps: int, convolutions: dict, cuda: bool) -> StepProfile:
+    """plain, profiled: seconds of all steps without and under the profiler.  cuda: the operations ran on a GPU."""
+    # On a GPU the profiler's overhead is on the CPU, and the times of the kernels are unchanged.
+    overhead = 0.0 if cuda else max(0.0, profiled - plain) / max(1, len(events))
     times, products = dict.fromkeys(ROWS, 0.0), 0.0
     forward, backward = defaultdict(float), defaultdict(float)
-    for event in operations:
-        own = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
-        own = max(0.0, own - added)
+    for event in events:
+        if not event.name.startswith("aten::"):
+            continue
+        seconds = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
+        seconds = max(0.0, seconds - overhead)
         kind = next((kind for kind, parts in KINDS.items() if any(part in event.name for part in parts)), REST)
-        place = _place(event)
-        times[place or kind] += own
-        products += own if kind in PRODUCTS else 0.0
+        times[_part(event) or kind] += seconds
+        products += seconds if kind in PRODUCTS else 0.0
         if kind == "convolution" and event.input_shapes:
-            backwards = "backward" in event.name
-            key = _key(*(event.input_shapes[1:3] if backwards else event.input_shapes[:2]))
-            (backward if backwards else forward)[key] += own
-    times[REST] += max(0.0, alone - sum(times.values()))  # Python, and what waits
+            is_backward = "backward" in event.name
+            key = _key(*(event.input_shapes[1:3] if is_backward else event.input_shapes[:2]))
+            (backward if is_backward else forward)[key] += seconds
+    times[REST] += max(0.0, plain - sum(times.values()))  # Python, and waiting
     whole = sum(times.values())
     layers = [
         Layer(
@@ -106,42 +111,42 @@ def _summary(events, alone: float, watched: float, steps: int, convolutions: dic
         if forward[size, weight] and backward[size, weight]
     ]
     return StepProfile(
-        seconds=alone / steps,
-        watched=watched / steps,
+        seconds=plain / steps,
+        profiled_seconds=profiled / steps,
         shares={row: seconds / whole for row, seconds in times.items()},
         products=products / whole,
         layers=sorted(layers, key=lambda layer: -layer.share),
     )
 
 
-def _place(event) -> str | None:
-    """The part of the step that an operation was called from, of those that `_named_places` names."""
+def _part(event) -> str | None:
+    """The label of the part of the step that called an operation; None for the network and its loss."""
     while event is not None:
-        if event.name in (OPTIMISER, AVERAGE, DATA):
+        if event.name in (OPTIMISER, EMA, DATA):
             return event.name
         event = event.cpu_parent
     return None
 
 
 @contextmanager
-def _named_places(trainer: Trainer) -> Iterator[None]:
-    """Within it, what the optimiser, the average and the data do bears their names in a profile."""
-    places = [
+def _labelled_parts(trainer: Trainer) -> Iterator[None]:
+    """Inside the block, a profile labels the operations of the optimiser, of the averaged weights and of the data."""
+    parts = [
         (trainer, "clip_gradients", OPTIMISER),
         (trainer.optimizer, "step", OPTIMISER),
-        (trainer.ema, "update", AVERAGE),
+        (trainer.ema, "update", EMA),
         (trainer.batches, "at", DATA),
     ]
-    for owner, name, label in places:
+    for owner, name, label in parts:
         setattr(owner, name, _labelled(getattr(owner, name), label))
     try:
         yield
     finally:
-        for owner, name, _ in places:
+        for owner, name, _ in parts:
             delattr(owner, name)
 
 
-def _labelled(method, label: str):
+def _labelled(method: Callable, label: str) -> Callable:
     def labelled(*arguments):
         with record_function(label):
             return method(*arguments)
@@ -150,23 +155,29 @@ def _labelled(method, label: str):
 
 
 @dataclass
-class _Convolutions:
-    """Those of one input and weight shape in one step: how many, and the 10^9 operations of their forward passes."""
+class Convolutions:
+    """All convolutions of one input and weight shape in a step.
+
+    count: how many.  gflop: 10^9 operations of their forward passes.
+    """
 
     count: int = 0
     gflop: float = 0.0
 
 
-def _convolutions_of(trainer: Trainer, run: Iterator) -> dict[tuple, _Convolutions]:
-    """By shape, noted during one step: the profiler tells what goes in, but not the stride."""
-    seen: dict[tuple, _Convolutions] = defaultdict(_Convolutions)
+def count_convolutions(trainer: Trainer, run: Iterator) -> dict[tuple, Convolutions]:
+    """The convolutions of the next step, by (image size, weight shape).
 
-    def note(layer: nn.Conv2d, inputs: tuple, output: Tensor) -> None:
+    They are counted by hooks because a profile records the input of a convolution, but not its stride.
+    """
+    seen: dict[tuple, Convolutions] = defaultdict(Convolutions)
+
+    def count(layer: nn.Conv2d, inputs: tuple, output: Tensor) -> None:
         found = seen[_key(inputs[0].shape, layer.weight.shape)]
         found.count += 1
         found.gflop += 2 * output.numel() * layer.weight[0].numel() / 1e9
 
-    hooks = [layer.register_forward_hook(note) for layer in trainer.model.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [layer.register_forward_hook(count) for layer in trainer.model.modules() if isinstance(layer, nn.Conv2d)]
     next(run)
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""What a machine can do, and what a network asks of it."""
+"""How fast a machine multiplies matrices, how many operations a network needs, and how to time work on a device."""
 
 import time
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-MATRIX = 1024  # rows and columns of the matrices whose product is the yardstick
+SIDE = 1024  # of the square matrices whose product is timed
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, seconds: float, least: int = 3) -> list[float]:
-    """How long each call took, over about so many seconds and at least so many calls; the first is not counted."""
+def seconds_of(work: Callable[[], object], device: torch.device, seconds: float, min_calls: int = 3) -> list[float]:
+    """The seconds of each call of `work`, without the first: for about `seconds`, and at least `min_calls` calls."""
     taken: list[float] = []
     until = time.perf_counter() + seconds
     for call in range(10**9):
@@ -21,13 +21,13 @@ def seconds_of(work: Callable[[], object], device: torch.device, seconds: float,
         wait_for(device)
         if call:
             taken.append(time.perf_counter() - started)
-        if len(taken) >= least and time.perf_counter() > until:
+        if len(taken) >= min_calls and time.perf_counter() > until:
             break
     return taken
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was asked."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -35,16 +35,16 @@ def wait_for(device: torch.device) -> None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 1.0) -> float:
-    """GFLOP/s of a product of two square matrices: twice MATRIX^3 operations, the median of many."""
-    side = MATRIX if device.type == "cpu" else 8 * MATRIX
+    """GFLOP/s of the product of two square matrices, which is 2 side^3 operations; the median over `seconds`."""
+    side = SIDE if device.type == "cpu" else 8 * SIDE
     matrix = torch.randn(side, side, device=device, dtype=dtype)
     return 2 * side**3 / float(np.median(seconds_of(lambda: matrix @ matrix, device, seconds))) / 1e9
 
 
 def forward_gflop(model: nn.Module, *inputs: Tensor) -> float:
-    """10^9 floating-point operations of a forward pass: those of convolutions and matrix products, as torch counts.
+    """10^9 floating-point operations of a forward pass, counting convolutions and matrix products.
 
-    Its backward pass takes twice as many.
+    The backward pass takes twice as many.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs)

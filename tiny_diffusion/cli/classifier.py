@@ -1,4 +1,4 @@
-"""classifier: trains the small network whose features `evaluate` compares digits and clothes in."""
+"""classifier: trains the small network in whose features `evaluate` compares digits and clothes."""
 
 import sys
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from tiny_diffusion.errors import OptionError
 from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
-Train the small classifier in whose features `evaluate` compares images.  Those of digits, mnist and fashion_mnist come
-with the package; this command made them.
+Train a small classifier, in whose features `evaluate` compares images.  The classifiers of digits, mnist and
+fashion_mnist come with the package; this command made them.
 
   python -m tiny_diffusion classifier --dataset mnist --output mnist-classifier-v1.safetensors
 """
@@ -23,7 +23,7 @@ with the package; this command made them.
 class ClassifierOptions:
     """What `classifier` trains."""
 
-    dataset: str = again(Config, "dataset", help="whose images it tells apart")
+    dataset: str = again(Config, "dataset", help="whose images it classifies")
     data_dir: str | None = again(Config, "data_dir")
     epochs: int = option(Int(1, 1000), 8, "passes over the training images")
     seed: int = again(Config, "seed")
@@ -35,10 +35,10 @@ def run(argv: list[str], program: str, started: float) -> int:
     dataset = DATASETS[options.dataset]
     if dataset.channels != 1 or not dataset.classes:
         grey = ", ".join(name for name, row in DATASETS.items() if row.channels == 1)
-        raise OptionError(f"--dataset {options.dataset} is in colour: these classifiers are for {grey}.")
+        raise OptionError(f"--dataset {options.dataset} is in colour, and the classifier takes grey images: {grey}.")
     path = Path(options.output or f"{options.dataset}-classifier.safetensors")
     if path.suffix != ".safetensors":
-        raise OptionError(f"--output {path}: classifiers are .safetensors files. End the name so.")
+        raise OptionError(f"--output {path}: a classifier is a .safetensors file. End the name so.")
     check_writable("output", path)
 
     import torch

@@ -1,8 +1,7 @@
-"""evaluate: how good a model's images are, or any images, against real ones: a table, a JSON file and figures."""
+"""evaluate: how good a model's samples, or any images, are against real ones: a table, a JSON file and figures."""
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +14,17 @@ from tiny_diffusion.errors import OptionError
 from tiny_diffusion.files import check_writable, write_json
 
 DESCRIPTION = """
-Measure how good a model's images are.  Each number says the features, the count and the split it was taken with, and
-beside it stands the floor: what as many real images, held out, score.
+Measure how good a model's images are.  Each number says its features, its number of images and the reference split;
+beside it stands the floor, which is what as many held-out real images score.
 
   python -m tiny_diffusion evaluate --checkpoint outputs/mnist/model_final.pt
   python -m tiny_diffusion evaluate --checkpoint outputs/mnist/model_final.pt --sampler sa_solver,abm --steps 5,10,20
   python -m tiny_diffusion evaluate --images samples.npz --dataset mnist
-  python -m tiny_diffusion evaluate --images drawn/ --reference real/ --features pixels
+  python -m tiny_diffusion evaluate --images samples/ --reference real/ --features pixels
 """
 OF_A_MODEL = (
     "sampler", "steps", "grid", "guidance", "eta", "weights", "train_on_synthetic", "bits_per_dim", "batch_size",
 )  # fmt: skip
-LIKELIHOOD_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class EvaluateOptions:
     """What `evaluate` measures, and against what."""
 
     # fmt: off
-    checkpoint: str | None = option(Text(), None, "the model whose images are drawn and scored")
+    checkpoint: str | None = option(Text(), None, "the model whose samples are scored")
     images: str | None = option(Text(), None, "instead of a model: samples.npz (arr_0) or a folder of images")
     dataset: str | None = again(
         Config, "dataset", default=None, help="real images to compare with [those of the checkpoint]")
@@ -44,7 +42,7 @@ class EvaluateOptions:
     features: str | None = option(
         Text(), None,
         "pixels, classifier, inception, or a file .pt (TorchScript), .onnx, .safetensors [classifier, or pixels]")
-    num_images: int = option(Int(2, 1_000_000), 10_000, "images drawn; with --images at most so many")
+    num_images: int = option(Int(2, 1_000_000), 10_000, "images to sample; with --images, the most that are scored")
     sampler: tuple[str, ...] | None = option(
         ListOf(Choice(SAMPLERS)), None, "one or several, for a sweep: sa_solver,ddim [the checkpoint's]")
     steps: tuple[int, ...] | None = option(
@@ -54,10 +52,10 @@ class EvaluateOptions:
     eta: float | None = again(SampleOptions, "eta")
     weights: str = again(SampleOptions, "weights")
     train_on_synthetic: bool = option(
-        Flag(), False, "also train a classifier on drawn images and try it on real ones; needs --class_cond models")
-    bits_per_dim: bool = option(Flag(), False, "also the likelihood of held-out images, by the probability flow")
+        Flag(), False, "also train a classifier on the samples and test it on real images; needs --class_cond models")
+    bits_per_dim: bool = option(Flag(), False, "also the likelihood of held-out images, by the probability-flow ODE")
     batch_size: int | None = again(SampleOptions, "batch_size")
-    seed: int = again(Config, "seed", help="which images are drawn")
+    seed: int = again(Config, "seed", help="of the samples")
     device: str = again(Config, "device")
     output: str | None = option(Text(), None, "folder for evaluation.json and the figures [evaluation/ of the run]")
     # fmt: on
@@ -70,74 +68,68 @@ def run(argv: list[str], program: str, started: float) -> int:
 
     from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.evaluation.features import default_features, make_features
-    from tiny_diffusion.evaluation.generate import ModelImages
     from tiny_diffusion.evaluation.images import read_images
-    from tiny_diffusion.evaluation.protocol import evaluate, floor_of, memorised, train_on_synthetic
-    from tiny_diffusion.evaluation.reference import make_reference, open_real
-    from tiny_diffusion.runs.messages import show_progress
+    from tiny_diffusion.evaluation.reference import check_heldout, make_reference
+    from tiny_diffusion.evaluation.report import as_json, reference_line
     from tiny_diffusion.runtime.world import make_world
 
     world = make_world(options.device, os.environ)
-    device, model = world.device, ModelImages(options, world) if options.checkpoint else None
-    if not world.is_main:  # the others help to draw
-        for request in model.requests() if model else []:
-            model.draw(request)
+    model, requests = _open_model(options, world) if options.checkpoint else (None, [])
+    if not world.is_main:  # the other ranks only help to sample
+        for request in requests:
+            model.sample(request)
         return 0
-    images = None if model else read_images("images", options.images).evenly(options.num_images)
+    images = None if model else read_images("images", options.images).subset(options.num_images)
     if images is not None and len(images.images) < 2:
         raise OptionError(f"--images {options.images} holds one image, which has no spread. Name a larger set.")
     folder = _output(options)
     check_writable("output", folder, folder=True)
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
-    trained_on = model.training_config() if model and dataset == model.config.dataset else None
-    real = open_real(options, dataset, shape, trained_on, cache, show_progress, device)
-    _check_heldout(options, model, real)
-    features = make_features(
-        options.features or default_features(dataset, shape), dataset or "these images", shape, device
-    )
+    real = _open_real(options, dataset, model, shape, cache, world.device)
+    check_heldout(real, options.bits_per_dim, model.class_names if options.train_on_synthetic else None)
+    asked = options.features or default_features(dataset, shape)
+    features = make_features(asked, dataset or "these images", shape, world.device)
     reference = make_reference(real, features, cache)
-    print(
-        f"reference: {real.pictures.name}, {real.split}, {len(real.pictures.images):,} images; "
-        f"features {_named(features)}"
-    )
-    floor = floor_of(reference, features, options.num_images if model else len(images.images))
-    results = []
-    for request in model.requests() if model else [None]:
-        drawn = _draw(model, request) if model else images
-        begun = time.monotonic()
-        close = memorised(reference, drawn, floor)
-        found = evaluate(reference, drawn, features, floor, close)
-        if options.train_on_synthetic:
-            found["metrics"] |= train_on_synthetic(drawn, real.heldout, options.seed)
-        about = model.protocol(request) if model else {"images": options.images, "images_sha256": images.sha256()}
-        seconds = round(time.monotonic() - begun, 1)
-        results.append({**about, "num_images": len(drawn.images), **found, "seconds": seconds})
-        _print(results[-1], request)
+    print(reference_line(real, features))
+    if images is not None and len(images.images) < images.total:
+        print(f"images: a random {len(images.images):,} of {images.total:,}")
+    results, last = _evaluate_each(options, model, requests, images, reference, features)
     if options.bits_per_dim:
         results[0]["metrics"] |= _bits(model, real.heldout, options.seed)
-    if len(results) > 1:
-        _print_table(results)
-    for warning in dict.fromkeys(warning for found in results for warning in found["warnings"]):
-        print(f"warning: {warning}.", file=sys.stderr)
-    about = {
-        "features": {"name": features.name, "hash": features.hash, "accuracy": features.accuracy},
-        "reference": {
-            "name": real.pictures.name,
-            "split": real.split,
-            "images": len(real.pictures.images),
-            "sha256": real.pictures.sha256(),
-            "heldout": 0 if real.heldout is None else len(real.heldout.images),
-        },
-        "results": results,
-    }
-    write_json(folder / "evaluation.json", about)
-    print(f"\nnumbers    {folder / 'evaluation.json'}")
-    _draw_figures(folder, model, drawn, close, real, results, features)
+    _write(folder, model, reference, features.name, as_json(real, features, results), last)
     return 0
 
 
+def _evaluate_each(options: EvaluateOptions, model, requests, images, reference, features) -> tuple:
+    """Evaluates the samples of each request, or the images, and prints: (results as JSON, the last evaluation)."""
+    from tiny_diffusion.evaluation.protocol import evaluate, floor_of
+    from tiny_diffusion.evaluation.report import result_lines
+
+    floor = floor_of(reference, features, options.num_images if model else len(images.images))
+    classifier_seed = options.seed if options.train_on_synthetic else None
+    results = []
+    for request in requests or [None]:
+        sampled = _sample(model, request) if model else images
+        found = evaluate(reference, sampled, features, floor, classifier_seed)
+        about = (
+            model.protocol(request)
+            if model
+            else {"images": options.images, "images_sha256": images.sha256(), "images_in_all": images.total}
+        )
+        results.append({**about, **found.numbers})
+        heading = [f"\n{request.describe()}, seed {request.seed}"] if model else []
+        print("\n".join([*heading, *result_lines(results[-1])]))
+    return results, found
+
+
+def _source(path: str, images) -> dict[str, object]:
+    """What --images are, as plain JSON."""
+    return {"images": path, "images_sha256": images.sha256(), "images_in_all": images.total}
+
+
 def _check(options: EvaluateOptions, given: dict) -> None:
+    """Raises OptionError for options that contradict one another or would be ignored."""
     if (options.checkpoint is None) == (options.images is None):
         raise OptionError("give --checkpoint, the model to score, or --images, an .npz file or a folder; one of them.")
     if options.dataset is not None and options.reference is not None:
@@ -146,12 +138,29 @@ def _check(options: EvaluateOptions, given: dict) -> None:
         if options.dataset is None and options.reference is None:
             raise OptionError("--images needs what to compare with: --dataset, or --reference with real images.")
         if ignored := [name for name in OF_A_MODEL if name in given]:
-            raise OptionError(f"--{ignored[0]} would be ignored with --images, which are drawn already. Leave it out.")
+            raise OptionError(f"--{ignored[0]} would be ignored with --images, which exist already. Leave it out.")
     if "data_dir" in given and options.reference is not None:
         raise OptionError("--data_dir would be ignored with --reference. Leave one of them out.")
 
 
+def _open_model(options: EvaluateOptions, world):
+    """The model, and a request for each sampler and number of steps."""
+    from tiny_diffusion.evaluation.generate import BATCH, ModelImages
+
+    model = ModelImages(options.checkpoint, world, options.weights)
+    if options.train_on_synthetic and not model.config.class_cond:
+        raise OptionError(
+            "--train_on_synthetic needs a model trained with --class_cond; this one was not. Leave it out."
+        )
+    requests = model.requests(
+        options.num_images, options.sampler or (), options.steps or (), grid=options.grid, guidance=options.guidance,
+        eta=options.eta, seed=options.seed, batch_size=options.batch_size or BATCH,
+    )  # fmt: skip
+    return model, requests
+
+
 def _output(options: EvaluateOptions) -> Path:
+    """The folder that evaluation.json and the figures go to."""
     if options.output is not None:
         return Path(options.output)
     if options.checkpoint is not None:
@@ -161,127 +170,87 @@ def _output(options: EvaluateOptions) -> Path:
     return Path(options.images).resolve().parent / "evaluation"
 
 
-def _check_heldout(options: EvaluateOptions, model, real) -> None:
-    """What is tried on held-out images is refused before anything is drawn if there are none."""
-    if options.bits_per_dim and real.heldout is None:
-        raise OptionError(
-            f"--bits_per_dim is measured on held-out images, and {real.pictures.name} has none. Leave it out."
-        )
-    if options.train_on_synthetic and (
-        real.heldout is None or model.shape[0] != 1 or real.heldout.class_names != model.class_names
-    ):
-        raise OptionError(
-            f"--train_on_synthetic needs grey images of the model's classes that are held out, and "
-            f"{real.pictures.name} has none. Leave it out."
-        )
-
-
-def _draw(model, request):
-    from tqdm import tqdm
-
-    what = f"{request.sampler}, {request.steps} steps"
-    with tqdm(
-        total=len(request.indices), desc=what, unit="image", leave=False, disable=not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    ) as bar:  # fmt: skip
-        return model.draw(request, bar.update)
-
-
-def _named(features) -> str:
-    right = "" if features.accuracy is None else f", {features.accuracy:.2%} accurate"
-    return f"{features.name} (sha256 {features.hash}{right})"
-
-
-def _print(found: dict, request) -> None:
-    if request is not None:
-        print(f"\n{request.describe()}, seed {request.seed}")
-    floors = {name.split("[")[0]: value for name, value in found["floor"].items()}
-    for name, value in found["metrics"].items():
-        floor = floors.get(name.split("[")[0])
-        print(f"  {name:<72}{value:>10.4g}" + ("" if floor is None else f"   real: {floor:.4g}"))
-
-
-def _relative(numbers: dict) -> float | None:
-    return next((value for name, value in numbers.items() if name.startswith("relative_frechet")), None)
-
-
-def _print_table(results: list[dict]) -> None:
-    """A sweep, a line each: what it costs and how good it is."""
-    name = next(name for name in results[0]["metrics"] if name.startswith("relative_frechet"))
-    print(f"\nsampler      steps  evaluations  {name}")
-    for found in results:
-        value = _relative(found["metrics"])
-        print(f"{found['sampler']:<12}{found['steps']:>6}{found['evaluations']:>13}  {value:.4g}")
-    if (floor := _relative(results[0]["floor"])) is not None:
-        print(f"{'real images':<31}  {floor:.4g}")
-
-
-def _bits(model, heldout, seed: int) -> dict:
-    """Bits per dimension of held-out images."""
-    import torch
-
-    from tiny_diffusion.evaluation.likelihood import bits_per_dimension
+def _open_real(options: EvaluateOptions, dataset: str | None, model, shape: tuple[int, int, int], cache, device):
+    """The real images that --reference or the data set names, in the shape of the images to score."""
+    from tiny_diffusion.evaluation.reference import open_data_set, open_training_set, read_reference, sample_reference
     from tiny_diffusion.runs.messages import show_progress
 
-    chosen = heldout.evenly(LIKELIHOOD_IMAGES).images
-    starts = range(0, len(chosen), 64)
-    parts = [
-        bits_per_dimension(model.model, model.diffusion, chosen[i : i + 64].to(model.device), seed=seed, first=i).cpu()
-        for i in show_progress(starts, len(starts), "likelihood")
-    ]
-    bits = torch.cat(parts)
-    error = float(bits.std() / len(bits) ** 0.5)
-    what = f"bits per dimension of {len(chosen)} held-out images, uniformly dequantised"
-    print(f"  {what}: {bits.mean():.3f} ± {error:.3f}")
-    return {f"bits_per_dim[n={len(chosen)}, held-out, uniform dequantisation]": float(bits.mean())}
+    if options.reference is not None and options.reference.endswith(".pt"):
+        real = sample_reference(options.reference, options.num_images, options.seed + 1, options.weights, device)
+    elif options.reference is not None:
+        real = read_reference(options.reference)
+    elif model and dataset == model.config.dataset:
+        real = open_training_set(model.training_config(options.data_dir), cache, show_progress)
+    else:
+        real = open_data_set(dataset, options.data_dir, shape[1:], cache, show_progress)
+    real.check_shape(shape)
+    return real
 
 
-def _draw_figures(folder: Path, model, drawn, close, real, results: list[dict], features) -> None:
-    """The pictures beside the numbers; those of images are of the last way of drawing."""
-    from tiny_diffusion.evaluation.error_by_noise import LOG_SNRS
+def _sample(model, request):
+    """The images of one request, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    doing, quiet = f"{request.sampler}, {request.steps} steps", not sys.stderr.isatty()
+    count = len(request.indices)
+    with tqdm(total=count, desc=doing, unit="image", leave=False, disable=quiet, dynamic_ncols=True) as bar:
+        return model.sample(request, bar.update)
+
+
+def _bits(model, heldout, seed: int) -> dict[str, float]:
+    """Prints the bits per dimension of held-out images, and returns them by their full name."""
+    from tiny_diffusion.evaluation.likelihood import MAX_IMAGES, heldout_bits
+    from tiny_diffusion.runs.messages import show_progress
+
+    images = heldout.subset(MAX_IMAGES).images
+    bits, error = heldout_bits(
+        model.model, model.diffusion, images, model.world.device, seed=seed, progress=show_progress
+    )
+    null = ", null class" if model.config.class_cond else ""
+    print(
+        f"  bits per dimension of {len(images)} held-out images, uniformly dequantised{null}: {bits:.3f} ± {error:.3f}"
+    )
+    return {f"bits_per_dim[n={len(images)}, held-out, uniform dequantisation{null}]": bits}
+
+
+def _write(folder: Path, model, reference, features: str, whole: dict, last) -> None:
+    """Prints a sweep's table and the warnings; writes `whole` as JSON, and the figures.  last: of nearest.png."""
+    from tiny_diffusion.evaluation.error_by_noise import error_curves, log_snrs_of
+    from tiny_diffusion.evaluation.report import relative_distance, sweep_curves, sweep_lines
     from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep
     from tiny_diffusion.visuals.images import save_png
 
-    save_png(folder / "nearest.png", _beside(drawn, close, real.pictures))
+    results = whole["results"]
+    if len(results) > 1:
+        print("", *sweep_lines(results), sep="\n")
+    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
+        print(f"warning: {warning}.", file=sys.stderr)
+    write_json(folder / "evaluation.json", whole)
+    print(f"\nnumbers    {folder / 'evaluation.json'}")
+    save_png(folder / "nearest.png", _nearest_pairs(last, reference.real.images.images))
     print(f"neighbours {folder / 'nearest.png'}")
     if model:
-        path = folder / "error_by_noise.png"
-        save_noise_level_losses(path, LOG_SNRS, _by_level(model, real, results[0]["seed"]))
-        print(f"by noise   {path}")
+        curves = error_curves(model.model, model.diffusion, reference.real, model.world.device, results[0]["seed"])
+        if model.config.class_cond:
+            curves = {f"{name} (null class)": curve for name, curve in curves.items()}
+        save_noise_level_losses(folder / "error_by_noise.png", log_snrs_of(model.diffusion.schedule), curves)
+        print(f"by noise   {folder / 'error_by_noise.png'}")
     if len(results) > 1:
-        curves = {}
-        for found in results:
-            pair = found["evaluations"], _relative(found["metrics"])
-            curves.setdefault(found["sampler"], []).append(pair)
-        title = f"relative Fréchet distance, {features.name}"
-        save_sweep(folder / "sweep.png", curves, _relative(results[0]["floor"]), title)
+        floor, title = relative_distance(results[0]["floor"]), f"relative Fréchet distance, {features}"
+        save_sweep(folder / "sweep.png", sweep_curves(results), floor, title)
         print(f"sweep      {folder / 'sweep.png'}")
 
 
-def _by_level(model, real, seed: int) -> dict[str, list[float]]:
-    """The error at each noise level, of real images and of those held out."""
-    from tiny_diffusion.evaluation.error_by_noise import error_by_level
-
-    sets = {f"{real.pictures.name}, {real.split}": real.pictures}
-    sets |= {} if real.heldout is None else {"held out": real.heldout}
-    found = {}
-    for name, pictures in sets.items():
-        chosen = pictures.evenly(LIKELIHOOD_IMAGES).images.to(model.device)
-        found[name] = error_by_level(model.model, model.diffusion, chosen, seed)
-    return found
-
-
-def _beside(drawn, close, real):
-    """Drawn images, those nearest to a training image first, each above that image."""
-    import numpy as np
+def _nearest_pairs(found, training):
+    """A grid of the 16 images that are nearest to a training image, each above that training image."""
+    import torch
 
     from tiny_diffusion.visuals.images import grid
 
-    order = close.distances.argsort()[:16].tolist()
-    tiles, captions = [], []
-    for start in range(0, len(order), 8):
-        row = order[start : start + 8]
-        tiles += [drawn.images[close.looked[i]] for i in row] + [real.images[close.which[i]] for i in row]
-        captions += ["drawn"] * len(row) + [f"{close.distances[i]:.0f} away" for i in row]
-    pictures = np.stack([tile.numpy().transpose(1, 2, 0) for tile in tiles])
-    return grid(pictures, columns=min(8, len(order)), captions=captions)
+    images, nearest = found.images.images, found.nearest
+    rows = nearest.distances.argsort()[:16].split(8)
+    tiles = [part for row in rows for part in (images[nearest.indices[row]], training[nearest.nearest[row]])]
+    captions = []
+    for row in rows:
+        captions += ["sample"] * len(row) + [f"{distance:.0f} away" for distance in nearest.distances[row].tolist()]
+    return grid(torch.cat(tiles).permute(0, 2, 3, 1).numpy(), columns=len(rows[0]), captions=captions)

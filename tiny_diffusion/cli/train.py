@@ -154,12 +154,12 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
 
 def _callbacks():
     """What a run shows and measures."""
-    from tiny_diffusion.evaluation.online import OnlineMeasure
+    from tiny_diffusion.evaluation.online import OnlineEvaluation
     from tiny_diffusion.runs.writer import Callbacks
     from tiny_diffusion.visuals.images import save_grid
     from tiny_diffusion.visuals.loss_curve import save_loss_curve
 
-    return Callbacks(save_grid, save_loss_curve, OnlineMeasure)
+    return Callbacks(save_grid, save_loss_curve, OnlineEvaluation)
 
 
 def _refuse_inside(config: Config) -> None:

@@ -61,11 +61,6 @@ def evenly_spaced(length: int, count: int) -> Tensor:
     return torch.linspace(0, length - 1, min(length, count), dtype=torch.float64).round().long()
 
 
-def thin_out(items: Tensor, count: int) -> Tensor:
-    """At most `count` of the items, evenly spaced, because the images of a folder are sorted by class."""
-    return items[evenly_spaced(len(items), count)] if len(items) > count else items
-
-
 @dataclass(frozen=True)
 class OpenRequest:
     """Which data set is to be opened, and how.

@@ -1,1 +1,1 @@
-"""How good the images of a model are: features, distances between sets of them, and the protocol around both."""
+"""How good the samples of a model are: features, distances between sets of features, and the protocol around both."""

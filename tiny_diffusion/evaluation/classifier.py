@@ -1,7 +1,7 @@
-"""The small classifiers whose features the scores of digits, MNIST and Fashion-MNIST are taken in.
+"""Small classifiers, in whose features the samples of digits, MNIST and Fashion-MNIST are compared.
 
-`train_classifier` makes one; its weights lie in the package, with their accuracy and the command that made them.  They
-judge images that a model has drawn; no model is trained or steered by them.
+`train_classifier` makes one.  The weights in the package carry their accuracy and the command that made them.  They
+only evaluate samples; no model is trained or guided by them.
 """
 
 import json
@@ -21,11 +21,11 @@ from tiny_diffusion.randomness import seed_torch, stream
 WEIGHTS = Path(__file__).parent / "weights"
 VERSION = 1
 WIDTH = 64  # of the features
-PEAK_RATE, BATCH = 0.01, 128
+PEAK_LR, BATCH = 0.01, 128
 
 
 class Classifier(nn.Module):
-    """Grey images -> 64 features -> classes: five convolutions, each with a batch norm, and the mean over the image."""
+    """Grey images -> 64 features -> logits: five convolutions with batch norm, then the mean over the pixels."""
 
     def __init__(self, num_classes: int, strides: tuple[int, ...] = (1, 2, 1, 2, 1)):
         super().__init__()
@@ -41,23 +41,27 @@ class Classifier(nn.Module):
         return self.body(images).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [-1, 1] -> logits (B, classes)."""
         return self.head(self.features(images))
 
 
 def make_classifier(size: tuple[int, int], num_classes: int) -> Classifier:
-    """The network for images of this size: 8x8 ones keep their pixels longer."""
+    """The network for images of this size; small images are halved later and less often."""
     return Classifier(num_classes, (1, 2, 1, 2, 1) if min(size) >= 16 else (1, 1, 1, 2, 1))
 
 
 def train_classifier(
-    data: ImageSet, steps: int, seed: int, told: Callable[[int, float], None] = lambda step, loss: None
+    data: ImageSet, steps: int, seed: int, on_step: Callable[[int, float], object] = lambda step, loss: None
 ) -> Classifier:
-    """AdamW over this many batches of 128, each image shifted by up to a tenth of its side.  told(step, loss)."""
+    """AdamW on batches of 128 images, which are shifted by up to a tenth of their side.
+
+    on_step: called with the index and the loss of each finished step.
+    """
     seed_torch(seed, "weights")
     model = make_classifier(data.images.shape[2:], len(data.class_names)).train()
     model = model.to(memory_format=torch.channels_last)  # half the time on a CPU
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, steps)
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, steps)
     batches = Batches(data, BATCH, seed)
     for step in range(steps):
         images, labels = batches.at(step)
@@ -66,20 +70,22 @@ def train_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
-        told(step, float(loss.detach()))
+        on_step(step, float(loss.detach()))
     return model.eval().requires_grad_(False)
 
 
 def _shifted(images: Tensor, seed: int, step: int) -> Tensor:
-    most = max(1, images.shape[-1] // 10)
-    down, right = stream(seed, "crops", step).integers(-most, most + 1, 2).tolist()
-    padded = F.pad(images, (most,) * 4, value=-1.0)
-    return padded[..., most + down : most + down + images.shape[2], most + right : most + right + images.shape[3]]
+    """The batch shifted by one random offset, with black (-1) at its edges."""
+    max_shift = max(1, images.shape[-1] // 10)
+    down, right = stream(seed, "crops", step).integers(-max_shift, max_shift + 1, 2).tolist()
+    padded = F.pad(images, (max_shift,) * 4, value=-1.0)
+    top, left = max_shift + down, max_shift + right
+    return padded[..., top : top + images.shape[2], left : left + images.shape[3]]
 
 
 @torch.no_grad()
 def accuracy(model: Classifier, data: ImageSet) -> float:
-    """The share of images whose class it names."""
+    """The share of images that are classified right."""
     right = 0
     for start in range(0, len(data), 1000):
         rows = slice(start, start + 1000)
@@ -88,11 +94,12 @@ def accuracy(model: Classifier, data: ImageSet) -> float:
 
 
 def weights_path(dataset: str) -> Path:
+    """Where the package keeps the data set's classifier, if it has one."""
     return WEIGHTS / f"{dataset}-classifier-v{VERSION}.safetensors"
 
 
 def save_classifier(path: Path, model: Classifier, about: dict) -> None:
-    """about: plain JSON, kept in the file's header."""
+    """Writes the weights as safetensors.  about: plain JSON, kept in the file's header."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,20 +109,20 @@ def save_classifier(path: Path, model: Classifier, about: dict) -> None:
 
 
 def load_classifier(path: Path) -> tuple[Classifier, dict]:
-    """The network and what is known of it.  Raises FileError."""
+    """The network, and the JSON that `save_classifier` kept about it.  Raises FileError."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "null"))
             if about is None:
-                raise ValueError("it does not say what it tells apart")
+                raise ValueError("it does not name its classes")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         model = make_classifier(tuple(about["size"]), len(about["classes"]))
         model.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise FileError(
-            f"{path} is no classifier of this program ({reason}). Train one by python -m tiny_diffusion classifier."
+            f"{path} is not a classifier of this program ({reason}). Train one by python -m tiny_diffusion classifier."
         ) from error
     return model.eval().requires_grad_(False).to(memory_format=torch.channels_last), about

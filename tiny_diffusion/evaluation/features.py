@@ -1,6 +1,6 @@
-"""Features: what of an image is compared.  A number means nothing without them, so each says its name and its hash.
+"""Features: the vectors in which images are compared.  Every number is printed with the name and hash of its features.
 
-To add one: a function that makes Features from what was asked, a row in FEATURES.
+To add one: write a function (dataset, shape, device) -> Features, and add a row to FEATURES.
 """
 
 import hashlib
@@ -15,17 +15,19 @@ from torch import Tensor
 from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.evaluation.classifier import WEIGHTS, load_classifier, weights_path
+from tiny_diffusion.runtime.memory import ran_out_of_memory
 
 BATCH = 500
-MAX_PIXELS = 4096  # numbers an image, of which a covariance is taken
+MAX_PIXELS = 4096  # values per image, above which their covariance is too large
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """extract: uint8 images (B, C, H, W) -> (B, D).  classify: the same -> probabilities (B, classes), if it can,
-    of class_names.
+    """A function from images to vectors, and what is known of it.
 
-    name: as it is printed.  hash: of the weights.  shape: of the images it takes, None for any.
+    name: as it is printed.  hash: of the weights, "none" for pixels.  extract: uint8 (B, C, H, W) -> (B, D).
+    classify: the same images -> probabilities (B, classes) of class_names; None if it cannot.  shape: of the images it
+    takes, None for any.  accuracy: of the classifier on held-out images.
     """
 
     name: str
@@ -42,21 +44,22 @@ class Features:
             return torch.cat([self.extract(batch).float().cpu() for batch in _batches(images)])
 
     def probabilities(self, images: Tensor) -> Tensor:
+        """(N, classes) float32 of all images, a batch at a time."""
         with torch.inference_mode():
             return torch.cat([self.classify(batch).float().cpu() for batch in _batches(images)])
 
 
 def make_features(asked: str, dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
-    """The features of this name, or of the TorchScript (.pt, .ts), ONNX (.onnx) or classifier (.safetensors) file.
+    """The features that --features asks for.
 
-    A classifier that comes with the package answers to the name that is printed, too: mnist-classifier-v1.
-
-    dataset: whose classifier is meant.  shape: (C, H, W) of the images.  Raises OptionError or FileError.
+    asked: a name in FEATURES, the printed name of a shipped classifier such as mnist-classifier-v1, or a TorchScript
+    (.pt, .ts), ONNX (.onnx) or classifier (.safetensors) file.  dataset: whose classifier "classifier" means.
+    shape: (C, H, W) of the images.  Raises OptionError or FileError.
     """
     if asked in FEATURES:
         features = FEATURES[asked](dataset, shape, device)
     elif asked in (shipped := [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))]):
-        features = _of_classifier_file(WEIGHTS / f"{asked}.safetensors", device)
+        features = _classifier_file(WEIGHTS / f"{asked}.safetensors", device)
     else:
         path = Path(asked)
         if path.suffix not in OF_FILES:
@@ -74,7 +77,7 @@ def make_features(asked: str, dataset: str, shape: tuple[int, int, int], device:
 
 
 def default_features(dataset: str | None, shape: tuple[int, int, int]) -> str:
-    """The set's own classifier where there is one that takes such images, otherwise pixels."""
+    """The name "classifier" if the data set has one for images of this shape, otherwise "pixels"."""
     if dataset is not None and weights_path(dataset).is_file():
         _, about = load_classifier(weights_path(dataset))
         if (1, *about["size"]) == shape:
@@ -83,12 +86,12 @@ def default_features(dataset: str | None, shape: tuple[int, int, int]) -> str:
 
 
 def file_hash(path: Path) -> str:
+    """The first 12 hexadecimal digits of the file's sha256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _batches(images: Tensor) -> Iterator[Tensor]:
-    """Each with the strides that its shape has by right: those of grey images may look channels-last, and convolutions
-    then round otherwise."""
+    """Batches with contiguous strides: grey images may look channels-last, and convolutions then round differently."""
     for batch in images.split(BATCH):
         yield batch.reshape(-1).view(batch.shape)
 
@@ -101,7 +104,7 @@ def _pixels(dataset: str, shape: tuple[int, int, int], device: torch.device) -> 
     channels, height, width = shape
     if (count := channels * height * width) > MAX_PIXELS:
         raise OptionError(
-            f"--features pixels: images of {channels}x{height}x{width} are {count:,} numbers each, too many for a "
+            f"--features pixels: images of {channels}x{height}x{width} are {count:,} values each, too many for a "
             f"covariance (at most {MAX_PIXELS:,}). Use inception, or a file of your own features."
         )
     return Features("pixels", "none", lambda images: _scaled(images, device).flatten(1))
@@ -110,15 +113,15 @@ def _pixels(dataset: str, shape: tuple[int, int, int], device: torch.device) -> 
 def _classifier(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
     path = weights_path(dataset)
     if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
+        shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
         raise OptionError(
-            f"--features classifier: there is none for {dataset}. Name one of {there}, use pixels, or train one by "
+            f"--features classifier: there is none for {dataset}. Name one of {shipped}, use pixels, or train one by "
             "python -m tiny_diffusion classifier."
         )
-    return _of_classifier_file(path, device)
+    return _classifier_file(path, device)
 
 
-def _of_classifier_file(path: Path, device: torch.device) -> Features:
+def _classifier_file(path: Path, device: torch.device) -> Features:
     model, about = load_classifier(path)
     model = model.to(device)
     return Features(
@@ -133,17 +136,17 @@ def _of_classifier_file(path: Path, device: torch.device) -> Features:
 
 
 def _inception(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
-    """The network of Heusel et al. (2017) with its original weights, as torch-fidelity has them."""
+    """The Inception network of Heusel et al. (2017) with its original weights, which torch-fidelity fetches."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise FileError(
             "--features inception needs the original weights: pip install torch-fidelity, or name the TorchScript "
-            "file inception-2015-12-05.pt by --features. Nothing else is put in its place."
+            "file inception-2015-12-05.pt by --features. No other features are used instead."
         ) from error
     try:
         model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval().to(device)
-    except Exception as error:  # whatever a failed download makes it raise
+    except Exception as error:  # a failed download may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise FileError(
             f"--features inception: torch-fidelity could not fetch the weights ({reason}). "
@@ -158,15 +161,15 @@ def _inception(dataset: str, shape: tuple[int, int, int], device: torch.device) 
 
 
 def _of_torchscript(path: Path, device: torch.device) -> Features:
-    """A TorchScript module that takes uint8 (B, 3, H, W) or (B, C, H, W) and returns features."""
+    """A TorchScript module: uint8 (B, C, H, W) -> features; Inception takes (B, 3, H, W)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # that torch would rather have another format
+            warnings.simplefilter("ignore", FutureWarning)  # torch recommends another format
             model = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise FileError(f"--features {path} is no TorchScript file ({reason}). Name another.") from error
-    inception = path.name == "inception-2015-12-05.pt"  # which gives logits unless it is asked for features
+    inception = path.name == "inception-2015-12-05.pt"  # returns logits unless it is asked for features
 
     def extract(images: Tensor) -> Tensor:
         images = images.to(device)
@@ -174,11 +177,11 @@ def _of_torchscript(path: Path, device: torch.device) -> Features:
             return model(images.expand(-1, 3, -1, -1), return_features=True)
         return model(images)
 
-    return Features(path.stem, file_hash(path), _foreign(path, extract))
+    return Features(path.stem, file_hash(path), _checked(path, extract))
 
 
 def _of_onnx(path: Path, device: torch.device) -> Features:
-    """An ONNX network that takes float32 (B, C, H, W) in [-1, 1] and whose first output are features."""
+    """An ONNX network: float32 (B, C, H, W) in [-1, 1] -> features, its first output."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -195,18 +198,18 @@ def _of_onnx(path: Path, device: torch.device) -> Features:
         scaled = _scaled(images, torch.device("cpu")).numpy()
         return torch.from_numpy(session.run(None, {name: scaled})[0])
 
-    return Features(path.stem, file_hash(path), _foreign(path, extract))
+    return Features(path.stem, file_hash(path), _checked(path, extract))
 
 
-def _foreign(path: Path, extract: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A network that is not ours, of which it is not known what it makes of these images."""
+def _checked(path: Path, extract: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The user's own network with its failures, and outputs that are no features, as OptionError."""
 
     def checked(images: Tensor) -> Tensor:
         given = "x".join(map(str, images.shape[1:]))
         try:
             found = extract(images).flatten(1).float()
         except Exception as error:
-            if "memory" in str(error).lower():
+            if ran_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise OptionError(
@@ -214,8 +217,8 @@ def _foreign(path: Path, extract: Callable[[Tensor], Tensor]) -> Callable[[Tenso
             ) from error
         if len(found) != len(images) or not torch.isfinite(found).all():
             raise OptionError(
-                f"--features {path} gives {list(found.shape)} numbers for {len(images)} images of {given}, or some "
-                "that are not finite; wanted are as many rows as images. Name another file."
+                f"--features {path} returns an array of {list(found.shape)} for {len(images)} images of {given}, or "
+                "values that are not finite. It must return a row per image. Name another file."
             )
         return found
 
@@ -223,4 +226,4 @@ def _foreign(path: Path, extract: Callable[[Tensor], Tensor]) -> Callable[[Tenso
 
 
 FEATURES = {"pixels": _pixels, "classifier": _classifier, "inception": _inception}
-OF_FILES = {".pt": _of_torchscript, ".ts": _of_torchscript, ".onnx": _of_onnx, ".safetensors": _of_classifier_file}
+OF_FILES = {".pt": _of_torchscript, ".ts": _of_torchscript, ".onnx": _of_onnx, ".safetensors": _classifier_file}

@@ -1,6 +1,6 @@
-"""What can be scored: an .npz with arr_0, a folder of images, a data set; drawn images come from `sampling`.
+"""Sets of images to score or to compare with: an .npz file with arr_0, or a folder.
 
-Each becomes one uint8 tensor.  Nothing in an .npz is executed.
+Each becomes one uint8 tensor.  Nothing in an .npz file is executed.
 """
 
 import hashlib
@@ -12,40 +12,61 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.data.image_set import OpenRequest, evenly_spaced
+from tiny_diffusion.data.image_set import OpenRequest
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.randomness import stream
 
 
 @dataclass(frozen=True, eq=False)
 class NamedImages:
-    """name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, where they are known."""
+    """name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, if they are known.
+
+    of: how many images they are a random subset of; None if they are all.
+    """
 
     name: str
     images: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
+    of: int | None = None
+
+    @property
+    def total(self) -> int:
+        """How many images the set has in all."""
+        return self.of or len(self.images)
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
         return tuple(self.images.shape[1:])
 
-    def evenly(self, count: int) -> "NamedImages":
-        """At most this many, spread evenly over all: folders are sorted by class."""
+    def subset(self, count: int) -> "NamedImages":
+        """At most `count` of the images: see `random_indices`."""
         if len(self.images) <= count:
             return self
-        chosen = evenly_spaced(len(self.images), count)
+        chosen = random_indices(len(self.images), count)
         labels = None if self.labels is None else self.labels[chosen]
-        return NamedImages(self.name, self.images[chosen], labels, self.class_names)
+        return NamedImages(self.name, self.images[chosen], labels, self.class_names, self.total)
 
     def sha256(self) -> str:
-        """Of the shape and every grey level."""
+        """The hash of the shape and of every pixel."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy())
         return digest.hexdigest()
 
 
+def random_indices(length: int, count: int) -> Tensor:
+    """At most `count` of `length` indices, ascending: always the same random subset.
+
+    Evenly spaced indices would distort the shares of classes that take turns.
+    """
+    if length <= count:
+        return torch.arange(length)
+    return torch.from_numpy(np.sort(stream(0, "subset").permutation(length)[:count]))
+
+
 def read_images(option: str, text: str) -> NamedImages:
-    """The images of an .npz file or of a folder.  Raises FileError or OptionError in one line."""
+    """The images of an .npz file or a folder.  option: the option that named it.  Raises FileError or OptionError."""
     path = Path(text)
     if path.suffix == ".npz" and not path.is_dir():
         return NamedImages(path.name, _npz(option, path))
@@ -57,28 +78,30 @@ def read_images(option: str, text: str) -> NamedImages:
 
 
 def _npz(option: str, path: Path) -> Tensor:
-    """arr_0: (N, H, W, C) or (N, H, W) uint8, as guided-diffusion's evaluations have it."""
+    """(N, C, H, W) from arr_0, which is (N, H, W, C) or (N, H, W) uint8 as in guided-diffusion's evaluations."""
     try:
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             if "arr_0" not in archive.files:
-                there = " ".join(", ".join(archive.files).split())[:100] or "nothing"
-                raise FileError(f"--{option} {path} has no array arr_0, but {there}. Save the images under that name.")
+                names = " ".join(", ".join(archive.files).split())[:100] or "nothing"
+                raise FileError(f"--{option} {path} has no array arr_0, but {names}. Save the images under that name.")
             array = archive["arr_0"]
             if not isinstance(array, np.ndarray):
-                raise ValueError("a member without the header of an array, which numpy hands out as bytes")
+                raise ValueError("a member without the header of an array, which numpy returns as bytes")
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"--{option} {path} cannot be read: {error.strerror or error}. Name another file.") from error
-    except Exception as error:  # zipfile, zlib and numpy each have their own for what is damaged
+    except Exception as error:  # zipfile, zlib and numpy raise their own errors for a damaged file
         reason = "it holds Python objects, which are not executed" if "allow_pickle" in str(error) else "it is damaged"
-        raise FileError(f"--{option} {path} is no .npz of images: {reason}. Save them by np.savez.") from error
+        raise FileError(f"--{option} {path} is not an .npz file of images: {reason}. Save them by np.savez.") from error
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         bad = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
         raise FileError(
             f"--{option} {path}: arr_0 is {array.dtype} {array.shape}{bad}; images are uint8 (N, H, W, 1 or 3). "
             "Save them as such."
         )
+    if array.max(initial=0) == 1:
+        raise FileError(f"--{option} {path}: the largest value of arr_0 is 1; images are 0 to 255. Multiply it by 255.")
     if not array.size:
         raise FileError(f"--{option} {path} holds no images: arr_0 is {array.shape}. Name another file.")
     array = array[..., None] if array.ndim == 3 else array
@@ -86,7 +109,7 @@ def _npz(option: str, path: Path) -> Tensor:
 
 
 def _folder(option: str, path: Path) -> Tensor:
-    """Images that are all of one size, as they are: nothing is scaled, which would change the score."""
+    """The images of a folder, which have one size.  Nothing is scaled, because that would change the score."""
     from tiny_diffusion.data.files.folders import list_images
     from tiny_diffusion.data.files.open import open_files
     from tiny_diffusion.data.files.scan import named_files, scan
@@ -96,7 +119,7 @@ def _folder(option: str, path: Path) -> Tensor:
         found = scan(files, 0, whole=False, background=(255, 255, 255), progress=lambda items, count, doing: items)
     except FileError as error:
         raise FileError(str(error).replace("--data_dir", f"--{option}")) from error
-    if found.unreadable:  # a score of the others would be one of other images
+    if found.unreadable:  # the score would be that of another set
         raise FileError(
             f"--{option} {path}: {named_files(files, found.unreadable)} cannot be read. Repair or remove such files."
         )

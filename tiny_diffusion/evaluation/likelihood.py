@@ -1,21 +1,42 @@
 """Bits per dimension of images under a model, by the probability-flow ODE.
 
 Song et al. (2021), section 4.3, over the angle phi = atan2(sigma, alpha) instead of time: z = x / |(alpha, sigma)|
-turns with dz/dphi = cos(phi) noise - sin(phi) clean, which is regular from clean to pure noise, so
+moves with the velocity dz/dphi = cos(phi) noise - sin(phi) x_0, which is regular from clean image to noise, so
 log p(z_0) = log N(z_end; 0, I) + the integral of div(dz/dphi).  Exact for a Gaussian: tests/test_likelihood.py.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tiny_diffusion.data.files.scan import Progress
 from tiny_diffusion.diffusion.grids import angle
 from tiny_diffusion.diffusion.levels import Level
 from tiny_diffusion.diffusion.predictions import recover
 from tiny_diffusion.diffusion.process import Diffusion, Model
 from tiny_diffusion.randomness import stream
+
+MAX_IMAGES = 256  # whose mean is taken
+BATCH = 64
+
+
+def heldout_bits(
+    model: Model, diffusion: Diffusion, images: Tensor, device: torch.device, *, seed: int, progress: Progress
+) -> tuple[float, float]:
+    """The mean of bits per dimension over held-out uint8 images (N, C, H, W), and its standard error.
+
+    device: that of the model.
+    """
+    starts = range(0, len(images), BATCH)
+    parts = [
+        bits_per_dimension(model, diffusion, images[start : start + BATCH].to(device), seed=seed, first=start).cpu()
+        for start in progress(starts, len(starts), "likelihood")
+    ]
+    bits = torch.cat(parts)
+    return float(bits.mean()), float(bits.std() / len(bits) ** 0.5)
 
 
 def bits_per_dimension(
@@ -23,18 +44,19 @@ def bits_per_dimension(
 ) -> Tensor:
     """(B,) float64 for uint8 images (B, C, H, W), on their device; uniformly dequantised, Theis et al. (2016).
 
-    steps: of Heun's method.  The divergence is estimated with one Rademacher vector an image (Hutchinson 1990), so the
-    mean over images is unbiased.  first: the number of the first image, which its random numbers are keyed by.
+    steps: of Heun's method.  The divergence is estimated with one Rademacher vector per image (Hutchinson 1990), so the
+    mean over images is unbiased.  first: the index of the first image; the random numbers of an image are keyed by its
+    index.
     """
-    draws = [stream(seed, "likelihood", first + i) for i in range(len(images))]
+    streams = [stream(seed, "likelihood", first + i) for i in range(len(images))]
     shape = images.shape[1:]
 
-    def drawn(of) -> Tensor:
-        return torch.from_numpy(np.stack([of(draw) for draw in draws])).to(images.device)
+    def for_each(of: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack([of(random) for random in streams])).to(images.device)
 
-    uniform = drawn(lambda draw: draw.random(shape, dtype=np.float32))
-    probe = drawn(lambda draw: draw.integers(0, 2, shape).astype(np.float32) * 2 - 1)
-    z = (images.float() + uniform - 0.5) / 127.5 - 1  # around what the network was trained on
+    uniform = for_each(lambda random: random.random(shape, dtype=np.float32))
+    probe = for_each(lambda random: random.integers(0, 2, shape).astype(np.float32) * 2 - 1)
+    z = (images.float() + uniform - 0.5) / 127.5 - 1  # centred on the value that the network was trained on
     log_density = log_likelihood(model, diffusion, z, probe, steps)
     dimensions = images[0].numel()
     return -log_density / (dimensions * math.log(2)) + math.log2(127.5)
@@ -43,8 +65,8 @@ def bits_per_dimension(
 def log_likelihood(model: Model, diffusion: Diffusion, clean: Tensor, probe: Tensor, steps: int) -> Tensor:
     """(B,) float64: the natural logarithm of the density at images (B, C, H, W), about in [-1, 1].
 
-    The process starts at its cleanest level, as if the images were as noisy as that already: what is modelled is the
-    density of such images.  probe: of the Hutchinson estimate, of the images' shape.
+    The process starts at its cleanest level and takes the images to be as noisy as that already, so this is the density
+    of such slightly noisy images.  probe: the Rademacher vectors of Hutchinson's estimate, (B, C, H, W).
     """
     schedule = diffusion.schedule
     times = angle(schedule, steps)[::-1].copy()
@@ -52,26 +74,26 @@ def log_likelihood(model: Model, diffusion: Diffusion, clean: Tensor, probe: Ten
     levels = [schedule.level(t) for t in times]
     z, integral = clean, torch.zeros(len(clean), dtype=torch.float64, device=clean.device)
     here = levels[0].angle
-    speed, divergence = _turn(model, diffusion, z, levels[0], probe)
+    velocity, divergence = _velocity(model, diffusion, z, levels[0], probe)
     for level in levels[1:]:
         there = level.angle
-        ahead, ahead_divergence = _turn(model, diffusion, z + (there - here) * speed, level, probe)
-        z = z + (there - here) * (speed + ahead) / 2
+        ahead, ahead_divergence = _velocity(model, diffusion, z + (there - here) * velocity, level, probe)
+        z = z + (there - here) * (velocity + ahead) / 2
         integral += (there - here) * (divergence + ahead_divergence).double() / 2
-        speed, divergence = _turn(model, diffusion, z, level, probe)
+        velocity, divergence = _velocity(model, diffusion, z, level, probe)
         here = there
     gaussian = -0.5 * (z.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
     return gaussian + integral
 
 
-def _turn(model: Model, diffusion: Diffusion, z: Tensor, level: Level, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """dz/dphi and an estimate of its divergence, probe . J probe."""
+def _velocity(model: Model, diffusion: Diffusion, z: Tensor, level: Level, probe: Tensor) -> tuple[Tensor, Tensor]:
+    """dz/dphi (B, C, H, W), and the estimate probe . J probe of its divergence, (B,)."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         x = z * level.radius
         time = torch.full((len(x),), level.time, device=x.device)
         output = model(x, time, None)
         clean, noise = recover(diffusion.prediction, level.alpha, level.sigma, x, output)
-        speed = level.velocity(clean, noise)
-        (gradient,) = torch.autograd.grad((speed * probe).sum(), z)
-    return speed.detach(), (gradient * probe).flatten(1).sum(1).detach()
+        velocity = level.velocity(clean, noise)
+        (gradient,) = torch.autograd.grad((velocity * probe).sum(), z)
+    return velocity.detach(), (gradient * probe).flatten(1).sum(1).detach()

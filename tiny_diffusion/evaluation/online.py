@@ -1,14 +1,15 @@
-"""The measurement that training takes every few epochs: one number, as `evaluate` would print it."""
+"""The evaluation that training runs every few epochs: one number, the same as `evaluate` prints."""
 
 from torch import nn
 
-from tiny_diffusion.data.image_set import ImageSet, evenly_spaced
+from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.sampling import Request, sample
 from tiny_diffusion.errors import DivergenceError
 from tiny_diffusion.evaluation.distances import Moments, relative_frechet_distance
 from tiny_diffusion.evaluation.features import default_features, make_features
+from tiny_diffusion.evaluation.images import random_indices
 from tiny_diffusion.evaluation.protocol import label
 from tiny_diffusion.evaluation.reference import split_name
 from tiny_diffusion.runtime.world import World
@@ -16,26 +17,26 @@ from tiny_diffusion.runtime.world import World
 REFERENCE_IMAGES = 10_000
 
 
-class OnlineMeasure:
-    """The relative Frechet distance of drawn images to images that train, in the set's own features.
+class OnlineEvaluation:
+    """The relative Frechet distance of samples to training images, in the default features of the data set.
 
-    Knows no files.  world: the processes that share the drawing.  splits: which train.  Raises OptionError
-    where no features fit the images.
+    Knows no files.  world: the ranks that share the sampling.  splits: of the training images.  Raises OptionError if
+    no features fit the images.
     """
 
     def __init__(self, dataset: str, data: ImageSet, world: World, splits: tuple[str, ...]):
         self.world, self.shape = world, tuple(data.images.shape[1:])
         self.features = make_features(default_features(dataset, self.shape), dataset, self.shape, world.device)
-        chosen = evenly_spaced(len(data), REFERENCE_IMAGES).numpy()
+        chosen = random_indices(len(data), REFERENCE_IMAGES).numpy()
         split = split_name(splits)
         self.split = split if len(chosen) == len(data) else f"{len(chosen)} of {split}"
         self.real = Moments.of(self.features.of(data.take(chosen)))
 
     def __call__(self, model: nn.Module, diffusion: Diffusion, request: Request) -> dict[str, float]:
-        """Its full name and the number, which is lower for better images; nothing where the model draws NaN."""
+        """The number by its full name; lower is better.  Empty if the model samples NaN."""
         try:
             pixels = to_uint8(sample(model, diffusion, request, self.shape, self.world))
         except DivergenceError:
             return {}
-        found = relative_frechet_distance(self.real, Moments.of(self.features.of(pixels)))
-        return {label("relative_frechet_distance", self.features, len(pixels), self.split): found}
+        distance = relative_frechet_distance(self.real, Moments.of(self.features.of(pixels)))
+        return {label("relative_frechet_distance", self.features, len(pixels), self.split): distance}

@@ -1,4 +1,4 @@
-"""How fast a configuration trains and draws here, with images made up: their values do not change the work."""
+"""How fast a configuration trains and samples here, with random images: their values do not change the work."""
 
 import math
 import subprocess
@@ -23,11 +23,11 @@ from tiny_diffusion.training.run_length import RunLength
 from tiny_diffusion.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent.parent  # where `python -m tiny_diffusion` is found
-MAX_IMAGES = 60_000  # made up
+MAX_IMAGES = 60_000  # random ones in place of a data set
 
 
 def make_trainer(config: Config, device: torch.device) -> Trainer:
-    """A trainer of the configuration on as many made-up images as its set has, without an end."""
+    """An endless training of the configuration, on as many random images as its data set has, up to MAX_IMAGES."""
     dataset = DATASETS[config.dataset]
     count = min(dataset.images(config.splits) or MAX_IMAGES, MAX_IMAGES)
     random = np.random.default_rng(config.seed)
@@ -41,7 +41,10 @@ def make_trainer(config: Config, device: torch.device) -> Trainer:
 
 
 def training_speed(trainer: Trainer, seconds: float) -> dict[str, float]:
-    """Steps as a run makes them.  gflops: of convolutions and matrix products, effective, 10^9 a second."""
+    """Training steps as a run makes them, for about so many seconds.
+
+    gflops: 10^9 operations per second, counting convolutions and matrix products, forward and backward.
+    """
     run, config = trainer.run(), trainer.config
     steps = seconds_of(lambda: next(run), trainer.device, seconds)
     gflop = network_gflop(trainer)
@@ -58,19 +61,19 @@ def training_speed(trainer: Trainer, seconds: float) -> dict[str, float]:
 
 
 def network_gflop(trainer: Trainer) -> float:
-    """10^9 operations of a forward pass of one image."""
+    """10^9 floating-point operations of a forward pass of one image."""
     clean, label = (whole[:1] for whole in trainer.batches.at(0))
     time_input = torch.zeros(1, device=trainer.device)
     return forward_gflop(trainer.model, clean, time_input, label if trainer.config.class_cond else None)
 
 
 def sampling_speed(trainer: Trainer, request: Request, seconds: float) -> dict[str, float]:
-    """Drawing with the averaged weights, as `sample` does."""
+    """Sampling with the averaged weights, as `sample` does, for about so many seconds."""
     diffusion, shape = make_diffusion(trainer.config), trainer.batches.data.images.shape[1:]
     classes = tuple(range(trainer.num_classes)) if trainer.config.class_cond else ()
     request = replace(request, classes=classes)
-    draw = lambda: sample(trainer.ema.model, diffusion, request, tuple(shape))  # noqa: E731
-    taken = float(np.median(seconds_of(draw, trainer.device, seconds, least=2)))
+    calls = seconds_of(lambda: sample(trainer.ema.model, diffusion, request, tuple(shape)), trainer.device, seconds, 2)
+    taken = float(np.median(calls))
     evaluations = request.evaluations()
     return {
         "images": len(request.indices),
@@ -83,15 +86,15 @@ def sampling_speed(trainer: Trainer, request: Request, seconds: float) -> dict[s
 
 
 def data_speed(trainer: Trainer, seconds: float) -> dict[str, float]:
-    """Batches alone, gathered and scaled, without a network."""
+    """Batches without a network: gathered and scaled, for about so many seconds."""
     steps = iter(range(10**9))
     taken = seconds_of(lambda: trainer.batches.at(next(steps)), trainer.device, seconds)
     return {"images_per_second": trainer.config.batch_size / float(np.median(taken))}
 
 
-def start_up() -> dict[str, float]:
-    """Seconds, each the best of three fresh processes: --help; importing torch; from the command to the first training
-    step on digits."""
+def start_up_times() -> dict[str, float]:
+    """Seconds in a fresh process, the best of three: of --help, of importing torch, and from the command to the end of
+    the first training step on digits."""
     return {
         "help_seconds": _best_of_three(["-m", "tiny_diffusion", "--help"]),
         "import_torch_seconds": _best_of_three(["-c", "import torch"]),
@@ -99,21 +102,23 @@ def start_up() -> dict[str, float]:
     }
 
 
-def _best_of_three(words: list[str]) -> float:
+def _best_of_three(arguments: list[str]) -> float:
+    """Seconds that Python takes with these arguments."""
     taken = []
     for _ in range(3):
         started = time.perf_counter()
-        subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
         taken.append(time.perf_counter() - started)
     return min(taken)
 
 
 def _first_step() -> float:
+    """Seconds until the log of a new run holds its first line; NaN if the command fails."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        words = ["train", "--dataset", "digits", "--max_steps", "1", "--output_dir", folder, "--num_samples", "1"]
+        train = ["train", "--dataset", "digits", "--max_steps", "1", "--output_dir", folder, "--num_samples", "1"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "tiny_diffusion", *words],
+            [sys.executable, "-m", "tiny_diffusion", *train],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         log = Path(folder) / "log.jsonl"
@@ -124,12 +129,12 @@ def _first_step() -> float:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory that this process has held, 10^6 bytes: of the GPU where it computes on one.  NaN on Windows."""
+    """The largest memory that this process has held, in 10^6 bytes: of the GPU if it uses one.  NaN on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     try:
         import resource
-    except ModuleNotFoundError:  # Windows tells otherwise
+    except ModuleNotFoundError:  # Windows
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
