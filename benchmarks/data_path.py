@@ -21,6 +21,7 @@ from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.runs.images import open_images
 from tiny_diffusion.training.run_length import RunLength
+from tiny_diffusion.training.step_time import estimate_step_seconds
 from tiny_diffusion.training.trainer import Trainer
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     for name, batches in (("from memory", memory), ("decoded as they are read", lazy)):
         model = to_device(make_model(config, data.channels, 0), torch.device("cpu"))
         trainer = Trainer(model, config, batches, RunLength(steps=asked.steps), lambda: 0.0)
-        trainer.estimate_step_seconds()
+        estimate_step_seconds(trainer)
         spent = seconds(lambda trainer=trainer: list(trainer.run()))
         print(f"the network trains, {name}: {asked.steps * config.batch_size / spent:,.0f} images/s")
 

@@ -14,11 +14,12 @@ from torch import nn
 
 from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.data.sources import open_dataset
-from tiny_diffusion.training import trainer as trainer_module
+from tiny_diffusion.training import step_time
 from tiny_diffusion.training.ema import WARM_UP, Ema
 from tiny_diffusion.training.loss_scaling import FIRST_SCALE, STEPS_UNTIL_DOUBLED, LossScaler
 from tiny_diffusion.training.optimizers import OPTIMIZERS
 from tiny_diffusion.training.run_length import WARM_UP_STEPS, RunLength
+from tiny_diffusion.training.step_time import estimate_step_seconds
 
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 SIMPLE = {"loss_weight": "uniform", "timestep_distribution": "uniform"}
@@ -293,7 +294,7 @@ def test_parts_double_until_they_fit_or_are_single_images(batch_size, images, pa
 def test_where_one_image_is_too_many_memorys_error_is_raised(make_trainer):
     trainer = make_trainer(auto_batch=True, batch_size=3)
     given = limit(trainer, 0)
-    for ask in (trainer.run().__next__, trainer.estimate_step_seconds):
+    for ask in (trainer.run().__next__, lambda: estimate_step_seconds(trainer)):
         with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
             ask()
     assert given == [3, 2, 1, 1] and trainer.parts == 3
@@ -303,7 +304,7 @@ def test_where_one_image_is_too_many_memorys_error_is_raised(make_trainer):
 def test_without_auto_batch_memorys_error_is_raised_at_once(fault, make_trainer):
     trainer = make_trainer()
     given, before = limit(trainer, 5, fault), snapshot(trainer.tensors())
-    for ask in (trainer.run().__next__, trainer.estimate_step_seconds):
+    for ask in (trainer.run().__next__, lambda: estimate_step_seconds(trainer)):
         with pytest.raises(type(fault)) as raised:
             ask()
         assert raised.value.args == fault.args
@@ -322,7 +323,7 @@ def test_without_auto_batch_memorys_error_is_raised_at_once(fault, make_trainer)
 def test_other_errors_are_raised_at_once(fault, make_trainer):
     trainer = make_trainer(auto_batch=True)
     given = limit(trainer, 5, fault)
-    for ask in (trainer.run().__next__, trainer.estimate_step_seconds):
+    for ask in (trainer.run().__next__, lambda: estimate_step_seconds(trainer)):
         with pytest.raises(type(fault), match=str(fault)[:10]):
             ask()
     assert given == [16, 16] and trainer.parts == 1
@@ -352,7 +353,7 @@ def test_what_an_attempt_had_computed_is_let_go_before_the_next_one(make_trainer
 def test_the_first_estimate_finds_out_how_many_parts_it_takes_and_changes_nothing(make_trainer):
     trainer = make_trainer(auto_batch=True, dropout=0.1)
     given, before = limit(trainer, 7), snapshot(trainer.tensors())
-    assert trainer.estimate_step_seconds() > 0
+    assert estimate_step_seconds(trainer) > 0
     assert trainer.parts == 4 and given == [16, 8, 4, 4]
     assert equal(trainer.tensors(), before) and all(parameter.grad is None for parameter in trainer.model.parameters())
 
@@ -365,8 +366,8 @@ def test_the_first_estimate_is_of_a_whole_batch_whatever_its_parts(options, make
     trainer.model.register_forward_hook(
         lambda module, arguments, output: now.append(now[-1] + len(arguments[0]) + 60 * (len(now) == 1))
     )
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
-    assert trainer.estimate_step_seconds() == pytest.approx(16)
+    monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
+    assert estimate_step_seconds(trainer) == pytest.approx(16)
 
 
 @pytest.mark.parametrize("batch_size, accumulate, count", [(16, 4, 32), (16, 1, 100)])
@@ -625,7 +626,7 @@ def test_the_heldout_loss_is_the_same_every_time_and_disturbs_no_training(option
         first = measured.heldout_loss(*heldout)
         torch.rand(3)
         assert measured.heldout_loss(*heldout) == first
-        assert measured.estimate_step_seconds() > 0
+        assert estimate_step_seconds(measured) > 0
         assert all(parameter.grad is None for parameter in measured.model.parameters())
     assert equal(measured.tensors(), quiet.tensors())
     assert measured.model.training
@@ -770,7 +771,7 @@ def test_a_compiled_network_is_only_another_way_to_call_it(make_trainer, monkeyp
     def compiled(model):
         return lambda *inputs: (calls.append(1), model(*inputs))[1]
 
-    monkeypatch.setattr(trainer_module.torch, "compile", compiled)
+    monkeypatch.setattr(torch, "compile", compiled)
     fast, plain = make_trainer(compile=True), make_trainer()
     run(fast), run(plain)
     assert len(calls) == 10 and equal(fast.tensors(), plain.tensors())

@@ -12,7 +12,7 @@ from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.config.option import Flag, Text, option, specs
 from tiny_diffusion.config.option_file import read_options, save_options
 from tiny_diffusion.config.presets import PRESETS
-from tiny_diffusion.config.rules import LENGTHS, refuse_ignored
+from tiny_diffusion.config.rules import LENGTHS, refuse_ignored, refuse_nested_folders
 from tiny_diffusion.config.training import Config, beneath, filled, network_options, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
@@ -127,7 +127,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         config = resolve(given)
     except OptionError as error:
         raise error if actions.config is None else OptionError(f"with --config {actions.config}: {error}") from error
-    _refuse_inside(config)
+    refuse_nested_folders(config)
     from tiny_diffusion.runs.folder import RunFolder
 
     _lock(config.output_dir, actions, until_the_end)
@@ -160,23 +160,6 @@ def _callbacks():
     from tiny_diffusion.visuals.loss_curve import save_loss_curve
 
     return Callbacks(save_grid, save_loss_curve, OnlineEvaluation)
-
-
-def _refuse_inside(config: Config) -> None:
-    """Raises OptionError if the run would write among its images, or read images from among its own pictures."""
-    if config.dataset != "folder":
-        return
-    output, data = Path(config.output_dir).resolve(), Path(config.data_dir).resolve()
-    if output.is_relative_to(data):
-        raise OptionError(
-            f"--output_dir {config.output_dir} lies in --data_dir {config.data_dir}, where its pictures would count "
-            "among the images. Name a folder elsewhere."
-        )
-    if data.is_relative_to(output):
-        raise OptionError(
-            f"--data_dir {config.data_dir} lies in --output_dir {config.output_dir}, where the run writes its own "
-            "pictures. Name another --output_dir, for example a sub-folder."
-        )
 
 
 def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack) -> int:

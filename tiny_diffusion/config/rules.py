@@ -7,6 +7,7 @@ else, a few lines in the function of its subject.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
 from tiny_diffusion.config.network_shape import check_network
@@ -51,6 +52,23 @@ MEASURED = Need(
     lambda values: values["eval_interval"] is not None,
     " without --eval_interval. Add --eval_interval 1, for example.",
 )
+
+
+def refuse_nested_folders(config) -> None:
+    """Raises OptionError if the run would write among its images, or read images from among its own pictures."""
+    if config.dataset != "folder":
+        return
+    output, data = Path(config.output_dir).resolve(), Path(config.data_dir).resolve()
+    if output.is_relative_to(data):
+        raise OptionError(
+            f"--output_dir {config.output_dir} lies in --data_dir {config.data_dir}, where its pictures would count "
+            "among the images. Name a folder elsewhere."
+        )
+    if data.is_relative_to(output):
+        raise OptionError(
+            f"--data_dir {config.data_dir} lies in --output_dir {config.output_dir}, where the run writes its own "
+            "pictures. Name another --output_dir, for example a sub-folder."
+        )
 
 
 def refuse_ignored(given: Mapping[str, object], values: Mapping[str, object], options: type) -> None:

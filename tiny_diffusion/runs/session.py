@@ -30,6 +30,7 @@ from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.runtime.torchrun_store import mark_begun
 from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world
 from tiny_diffusion.training.run_length import RunLength
+from tiny_diffusion.training.step_time import estimate_step_seconds
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
 SAVE_EVERY_S = 120.0  # the most that a kill can cost
@@ -157,7 +158,7 @@ class Session:
     def _announce(self) -> None:
         """Prints what trains and for how long, after a first estimate of the speed."""
         trainer, config = self.trainer, self.config
-        step_seconds = trainer.estimate_step_seconds()
+        step_seconds = estimate_step_seconds(trainer)
         if config.minutes is not None:
             reserve = self._reserve_seconds(step_seconds)
             trainer.length = length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)

@@ -170,26 +170,6 @@ class Trainer:
         torch._foreach_mul_(gradients, (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def estimate_step_seconds(self) -> float:
-        """Seconds per step, from forward and backward passes of one micro-batch that change no weights.
-
-        The first pass warms up and the second counts.  Of several ranks the slowest, for which the others wait.
-        """
-        for _ in range(2):
-            seconds = self.splitter.run(self._pass_seconds)
-        self.drop_gradients()
-        return self.world.maximum(seconds)[0]
-
-    def _pass_seconds(self, parts: int) -> float:
-        """Seconds of forward and backward for this rank's batch, extrapolated from one micro-batch."""
-        images = math.ceil(self.local_batch / parts)
-        clean, label = (rows[:images] for rows in self.batches.at(self.step))
-        started = time.perf_counter()
-        t = self.diffusion.timesteps(np.full(len(clean), 0.5))
-        self.loss(self.model, clean, clean, t, label if self.config.class_cond else None).backward()
-        float(clean.sum())  # waits for the device
-        return (time.perf_counter() - started) * self.local_batch / len(clean)
-
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that another trainer needs to continue, as a flat table of "part/tensor" names."""
         return {

@@ -1,0 +1,30 @@
+"""How long a training step takes, estimated before the first one."""
+
+import math
+import time
+
+import numpy as np
+
+from tiny_diffusion.training.trainer import Trainer
+
+
+def estimate_step_seconds(trainer: Trainer) -> float:
+    """Seconds per step, from forward and backward passes of one micro-batch that change no weights.
+
+    The first pass warms up and the second counts.  Of several ranks the slowest, for which the others wait.
+    """
+
+    def pass_seconds(parts: int) -> float:
+        """Seconds for this rank's batch, extrapolated from one of its `parts` micro-batches."""
+        images = math.ceil(trainer.local_batch / parts)
+        clean, label = (rows[:images] for rows in trainer.batches.at(trainer.step))
+        started = time.perf_counter()
+        t = trainer.diffusion.timesteps(np.full(len(clean), 0.5))
+        trainer.loss(trainer.model, clean, clean, t, label if trainer.config.class_cond else None).backward()
+        float(clean.sum())  # waits for the device
+        return (time.perf_counter() - started) * trainer.local_batch / len(clean)
+
+    for _ in range(2):
+        seconds = trainer.splitter.run(pass_seconds)
+    trainer.drop_gradients()
+    return trainer.world.maximum(seconds)[0]
