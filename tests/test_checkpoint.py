@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -334,6 +335,141 @@ def test_an_entry_that_claims_more_than_the_file_has_is_refused_at_once(saved):
     started = time.monotonic()
     assert_refused(saved)
     assert time.monotonic() - started < 1
+
+
+def entries_of(content):
+    """(name, bytes) of each member of a zip."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+
+
+def plain_zip(entries, base=0, directory_at=None, gap=b"", comment=b"", own_name=None, large=False):
+    """A zip of stored members as bytes, and what may be odd about it.
+
+    base: where it will lie in a file.  directory_at: where the end record says that the directory begins.  gap: bytes
+    after each member.  own_name: the name in the members' own headers.  large: the directory's numbers are of 64 bits.
+    """
+    body, directory = b"", b""
+    for name, data in entries:
+        at, name, size, checksum = base + len(body), name.encode(), len(data), zlib.crc32(data)
+        local = own_name or name
+        body += (
+            struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 33, checksum, size, size, len(local), 0)
+            + local
+            + data
+            + gap
+        )
+        extra = struct.pack("<2H3Q", 1, 24, size, size, at) if large else b""
+        size, at = (2**32 - 1, 2**32 - 1) if large else (size, at)
+        head = (b"PK\1\2", 20, 20, 0, 0, 0, 33, checksum, size, size, len(name), len(extra), 0, 0, 0, 0, at)
+        directory += struct.pack("<4s6H3I5H2I", *head) + name + extra
+    start = base + len(body) if directory_at is None else directory_at
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), start, len(comment))
+    return body + directory + end + comment
+
+
+def two_directories(content):
+    """A harmless zip before the end, and the other one where the end record says: readers differ in which they take."""
+    entries = entries_of(content)
+    other = plain_zip([(name, data[::-1]) for name, data in entries])[:-22]
+    return other + plain_zip(entries, len(other), len(other) - (len(other) - other.index(b"PK\1\2")))
+
+
+def zip64_elsewhere(content):
+    """The records of zip64 once more in front of the true ones, to which the locator points."""
+    at = content.rindex(b"PK\6\6")
+    changed = bytearray(content[:at] + content[at : at + 56] + content[at:])
+    struct.pack_into("<Q", changed, changed.rindex(b"PK\6\7") + 8, at)
+    return bytes(changed)
+
+
+AMBIGUOUS = {
+    "two directories": two_directories,
+    "bytes in front": lambda content: b"#!" + content,
+    "a program in front": lambda content: b"PK\3\4" + bytes(60) + content,
+    "bytes after the end": lambda content: content + b"\0",
+    "a comment": lambda content: plain_zip(entries_of(content), comment=b"hello"),
+    "an end record in a comment": lambda content: plain_zip(entries_of(content), comment=content[-22:]),
+    "gaps": lambda content: plain_zip(entries_of(content), gap=b"\0"),
+    "a member twice": lambda content: plain_zip([*entries_of(content), entries_of(content)[0]]),
+    "a member of another name": lambda content: plain_zip([*entries_of(content), ("archive/x", b"")]),
+    "another folder": lambda content: plain_zip(
+        [("other/data.pkl", entries_of(content)[0][1]), *entries_of(content)[1:]]
+    ),
+    "members that call themselves otherwise": lambda content: plain_zip(
+        entries_of(content), own_name=b"archive/data.pkl"
+    ),
+    "records of zip64 elsewhere": zip64_elsewhere,
+}
+
+
+@pytest.mark.parametrize("change", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_a_file_that_two_readers_could_read_differently_is_refused(change, saved):
+    saved.write_bytes(change(saved.read_bytes()))
+    assert_refused(saved)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["numbers of 32 bits", "numbers of 64 bits"])
+def test_a_plain_zip_of_the_same_members_is_the_same_checkpoint(large, saved):
+    """Files of more than 4 GB have numbers of 64 bits, in fields of their own."""
+    wanted = load_checkpoint(saved)
+    saved.write_bytes(plain_zip(entries_of(saved.read_bytes()), large=large))
+    got = load_checkpoint(saved)
+    assert got.about == wanted.about
+    assert_bitwise_equal(got.tensors, wanted.tensors)
+
+
+def test_a_checkpoint_is_read_without_unpickling(saved, monkeypatch):
+    """What checks a file is what reads it: no other reader sees it."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for module, name in [(torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")]:
+        monkeypatch.setattr(module, name, refuse)
+    assert load_checkpoint(saved).tensors.keys() == TENSORS.keys()
+
+
+def with_pickle(content, text):
+    """The file with another pickle."""
+    return plain_zip([(name, text if name.endswith("data.pkl") else data) for name, data in entries_of(content)])
+
+
+def doubled(times):
+    """A pickle of a tuple of two equal tuples of two equal tuples ..., which has 2^times leaves."""
+    text = b")q\0"
+    for index in range(times):
+        text += b"h%ch%c\x86q%c" % (index, index, index + 1)
+    return text
+
+
+KEYS_TO_HASH = {
+    "a key": b"\x80\x02}" + doubled(60) + b"K\1s.",
+    "keys": b"\x80\x02}(" + doubled(60) + b"K\1u.",
+    "a shape": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\0K\0" + doubled(60) + b"))\x89}tR.",
+    "a storage": b"\x80\x02" + doubled(60) + b"Q.",
+    "everything": b"\x80\x02" + doubled(60) + b".",
+    "a set": b"\x80\x04" + doubled(60) + b"(h\x3c\x91.",
+    "a function": b"\x80\x02" + doubled(60) + b")R.",
+}
+
+
+@pytest.mark.parametrize("text", KEYS_TO_HASH.values(), ids=KEYS_TO_HASH)
+def test_nested_tuples_are_refused_before_anything_walks_them(text, saved):
+    saved.write_bytes(with_pickle(saved.read_bytes(), text))
+    started = time.monotonic()
+    assert_refused(saved)
+    assert time.monotonic() - started < 1
+
+
+def test_many_tensors_of_the_same_bytes_are_no_larger_than_the_file(saved):
+    """A thousand views of a megabyte would be a gigabyte to hash and to copy."""
+    large = torch.zeros(250_000)
+    content = torch.load(saved, weights_only=True)
+    content["tensors"] = {f"model/{index}": large.view(500, 500) for index in range(1000)}
+    torch.save(content, saved)
+    assert saved.stat().st_size < 2e6
+    assert_refused(saved, "not a plain tensor")
 
 
 # Damage

@@ -1,15 +1,15 @@
 """Checkpoints: self-describing files of tensors and plain JSON that cannot run code.
 
 A file is a torch zip with one JSON text and one flat table of tensors, named like "model/conv_in.weight".  Saving is
-atomic: a temporary file beside the target, flushed to disk, renamed.  Loading trusts nothing: it checks the directory,
-sizes and checksums of the zip, then the sha256 of the contents, then the configuration, before it builds a network.
+atomic: a temporary file beside the target, flushed to disk, renamed.  Loading trusts nothing: it reads the file once,
+in the one layout that runs/checkpoint_format.py accepts, then checks the sha256 of the contents and the configuration,
+before it builds a network.  No pickle is executed.
 """
 
 import hashlib
 import json
+import os
 import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from tiny_diffusion.diffusion.sampling import Request, request_from
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
+from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
 
 FORMAT = 1
 MAX_REASON_LENGTH = 300  # characters: a file may hold names and values of any length
@@ -93,11 +94,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         what = "is not a file" if path.exists() else "does not exist"
         raise FileError(f"{path} {what}. Train one first: python train.py --dataset digits --output_dir outputs/digits")
     try:
-        _check_zip(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of strange pickles, which are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        about, tensors = _unpack(content)
+        about, tensors = _unpack(members(_read(path)))
         whole = about["sha256"] == _digest(about, tensors)
     except FileError:
         raise
@@ -107,7 +104,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FileError(
             f"{path} is not a checkpoint of this program: it holds more than tensors. Nothing in it was run."
         ) from error
-    except Exception as error:  # a hostile file can make the readers raise anything; weights_only runs none of it
+    except Exception as error:  # a damaged file can make the readers raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason = reason[:MAX_REASON_LENGTH]
         raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason}).") from error
@@ -139,39 +136,53 @@ def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _check_zip(path: Path) -> None:
-    """Raises ValueError unless the file is a complete zip of uncompressed entries with correct checksums."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not a zip file, or cut short")
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("compressed entries, which this program never writes")
-        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError("its entries claim more bytes than the file has")
-        if (broken := archive.testzip()) is not None:
-            raise ValueError(f"wrong checksum of {broken}")
+def _read(path: Path) -> bytearray:
+    """The bytes of a file, which are read once, so that what is checked is what is used."""
+    with path.open("rb") as file:
+        content = bytearray(os.fstat(file.fileno()).st_size)
+        if file.readinto(content) != len(content) or file.read(1):
+            raise ValueError("its length changes")
+    return content
 
 
-def _unpack(content: object) -> tuple[dict, dict[str, Tensor]]:
-    """The JSON and the tensors.  Raises ValueError, TypeError or KeyError if `save_checkpoint` did not write them."""
+def _unpack(files: Mapping[str, memoryview]) -> tuple[dict, dict[str, Tensor]]:
+    """The JSON and the tensors of these members of the zip.
+
+    Raises ValueError, TypeError, KeyError or RuntimeError if `save_checkpoint` did not write them.
+    """
+    content = read_pickle(bytes(files["data.pkl"]))
     if not isinstance(content, dict) or set(content) != {"about", "tensors"}:
         raise ValueError("it holds something else, perhaps another program's weights")
-    about, tensors = json.loads(content["about"]), content["tensors"]
+    if not isinstance(content["about"], str) or not isinstance(content["tensors"], dict):
+        raise ValueError("its parts are of other kinds")
+    about = json.loads(content["about"])
     if about.get("format") != FORMAT:
         raise ValueError(f"format {about.get('format')!r}; this version reads format {FORMAT}")
     if set(about) | {"images"} != KEYS:  # the first checkpoints do not hold "images"
         raise ValueError(f"keys {sorted(set(about) ^ KEYS)} do not belong to format {FORMAT}")
-    for name, tensor in tensors.items():
-        if (
-            not isinstance(name, str)
-            or not isinstance(tensor, Tensor)
-            or tensor.device.type != "cpu"
-            or not tensor.is_contiguous()
-        ):
+    return about, _tensors(content["tensors"], files)
+
+
+def _tensors(stored: Mapping[str, object], files: Mapping[str, memoryview]) -> dict[str, Tensor]:
+    """The tensors that the pickle describes, in memory of their own.  Together they are no larger than the file."""
+    tensors, storages, remaining = {}, {}, sum(map(len, files.values()))
+    for name, view in stored.items():
+        if not isinstance(view, StoredTensor):
+            raise ValueError(f"{name!r} is not a plain tensor")
+        storage = view.storage
+        if storage not in storages:
+            data, dtype = files[storage.member], getattr(torch, storage.dtype)
+            if len(data) != storage.count * dtype.itemsize:
+                raise ValueError(f"{name!r} claims another number of bytes than it has")
+            storages[storage] = torch.frombuffer(data, dtype=dtype).clone() if data else torch.empty(0, dtype=dtype)
+        tensor = storages[storage].as_strided(view.shape, view.strides, view.offset)
+        remaining -= tensor.nbytes
+        if remaining < 0 or not tensor.is_contiguous():
             raise ValueError(f"{name!r} is not a plain tensor")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds NaN or infinity")
-    return about, tensors
+            raise ValueError(f"{name!r} holds NaN or infinity")
+        tensors[name] = tensor
+    return tensors
 
 
 def _invalid_keys(about: Mapping, config: Config) -> list[str]:
