@@ -668,3 +668,25 @@ def test_a_number_too_large_for_a_float_is_refused_on_the_command_line_too(capsy
         main(["train", "--dry_run", "--seed", "1" + "0" * 400])
     assert ended.value.code == 2
     assert "--seed" in capsys.readouterr().err
+
+
+SCHEDULE_PAIRS = [(name, other) for name in SCHEDULES for other in SCHEDULES]
+
+
+@pytest.mark.parametrize("name, other", SCHEDULE_PAIRS)
+def test_a_configuration_with_the_betas_of_another_schedule_is_refused_or_valid(name, other):
+    """A checkpoint or a file may hold any combination, which `resolve` never makes."""
+    values = {**resolve({"dataset": "digits", "schedule": name}).to_dict(), "schedule": other}
+    if (SCHEDULES[name].ends is None) == (SCHEDULES[other].ends is None):
+        return
+    with pytest.raises(OptionError, match=f"--schedule {other} with beta_start"):
+        Config.from_dict(values)
+
+
+@pytest.mark.parametrize("letter", ["\0", "\ud800", "\udfff"])
+@pytest.mark.parametrize("option", ["data_dir", "output_dir"])
+def test_a_path_of_impossible_characters_is_refused(option, letter):
+    values = resolve({"dataset": "digits"}).to_dict()
+    with pytest.raises(OptionError, match=f"--{option}.*no path"):
+        Config.from_dict({**values, option: f"a{letter}b"})
+    assert Config.from_dict({**values, option: "a\udcff"}), "a name of bytes that are no UTF-8"

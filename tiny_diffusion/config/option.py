@@ -108,6 +108,8 @@ class Text(Type):
     def check(self, value):
         if not isinstance(value, str):
             return f"{value!r} is not a text"
+        if any(letter == "\0" or "\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in value):
+            return f"{value!r} holds a character that no path can have"
         return None if value or self.bare else EMPTY
 
 

@@ -174,6 +174,12 @@ def _check_splits(config) -> None:
 
 def _check_process(config) -> None:
     """Noise grows with every step, the image is there until the last one, and the output determines the image."""
+    ends = (config.beta_start, config.beta_end)
+    if any((end is None) == (SCHEDULES[config.schedule].ends is not None) for end in ends):
+        raise OptionError(
+            f"--schedule {config.schedule} with beta_start {ends[0]} and beta_end {ends[1]}: "
+            f"{'it needs both' if SCHEDULES[config.schedule].ends else 'it has no betas, leave them out'}."
+        )
     schedule = config.make_schedule()
     if config.beta_start is not None:
         refuse_falling_betas(config.beta_start, config.beta_end)
