@@ -289,6 +289,19 @@ def test_a_named_checkpoint_goes_on_in_its_own_folder_and_the_log_goes_back_to_i
     assert_same_run(folder, runs("--max_steps", 10))
 
 
+def test_a_checkpoint_does_not_choose_the_folder_that_is_written(cli, runs, tmp_path):
+    """A run that was moved goes on where it lies, and a file from elsewhere needs --output_dir."""
+    source, moved, alone = runs("--max_steps", 4), tmp_path / "moved", tmp_path / "downloads" / "model.pt"
+    before = snapshot(source)
+    copy_run(source, moved)
+    alone.parent.mkdir()
+    shutil.copy(source / "model_final.pt", alone)
+    assert cli("train", "--resume", moved / "model_final.pt", "--max_steps", 10).code == 0
+    assert load_checkpoint(moved / "model_final.pt").about["step"] == 10
+    cli.refuses(2, ["train", "--resume", alone, "--max_steps", 10], alone, "no run's folder", "--output_dir")
+    assert snapshot(source) == before and list(alone.parent.iterdir()) == [alone]
+
+
 def test_a_missing_checkpoint_is_named(cli, tmp_path):
     cli.refuses(1, ["train", "--resume", tmp_path / "none.pt"], tmp_path / "none.pt", "does not exist")
 

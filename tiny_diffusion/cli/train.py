@@ -186,7 +186,7 @@ def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: Ex
 def _checkpoint_to_go_on_from(given: dict, actions: TrainActions, until_the_end: ExitStack):
     """(output_dir, path, checkpoint) of the run that --resume or --extend mean.  The folder is locked from here on."""
     from tiny_diffusion.runs.checkpoint import load_checkpoint
-    from tiny_diffusion.runs.folder import RunFolder, run_of
+    from tiny_diffusion.runs.folder import RunFolder, own_folder, run_of
 
     if not actions.resume:
         output_dir = given.get("output_dir", Config.output_dir)
@@ -200,9 +200,10 @@ def _checkpoint_to_go_on_from(given: dict, actions: TrainActions, until_the_end:
         )
         raise OptionError(f"--output_dir {output_dir} holds no checkpoint to go on from. {way_out}")
     # The checkpoint is read again once the folder is locked: until then another run may be ending in it.
-    output_dir = given.get("output_dir") or load_checkpoint(actions.resume).config.output_dir
+    path = Path(actions.resume)
+    output_dir = given.get("output_dir") or own_folder(path, load_checkpoint(path))
     _lock(output_dir, actions, until_the_end)
-    path, checkpoint = Path(actions.resume), load_checkpoint(actions.resume)
+    checkpoint = load_checkpoint(path)
     if run_of(path.resolve()) != Path(output_dir).resolve() and RunFolder(output_dir).holds_a_run():
         raise OptionError(
             f"--output_dir {output_dir} holds another run than --resume {path}, which would overwrite it. "

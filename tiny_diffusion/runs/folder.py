@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiny_diffusion.errors import FileError
+from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.files import finite, partials_of, write_text
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_checkpoint
 
@@ -162,6 +162,17 @@ class RunFolder:
 def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def own_folder(path: Path, checkpoint: Checkpoint) -> str:
+    """The folder of the run that a checkpoint lies in, whatever folder its configuration names.
+
+    Raises OptionError if it lies outside of any run: a file from elsewhere does not choose where to write.
+    """
+    folder, named = run_of(path.resolve()), checkpoint.config.output_dir
+    if not RunFolder(folder).holds_a_run():
+        raise OptionError(f"--resume {path} lies in no run's folder. Name the folder to write by --output_dir.")
+    return named if Path(named).resolve() == folder else str(folder)
 
 
 def _read_log(path: Path) -> tuple[list[str], list[dict]]:
