@@ -472,6 +472,22 @@ def test_many_tensors_of_the_same_bytes_are_no_larger_than_the_file(saved):
     assert_refused(saved, "not a plain tensor")
 
 
+ESCAPES = "\x1b[2J\nline\u202e"
+HOSTILE_NAMES = {
+    "a tensor": lambda about, tensors: tensors.update({ESCAPES: torch.ones(2).expand(3, 2)}),
+    "a key": lambda about, tensors: about.update({ESCAPES: 1}),
+    "an option": lambda about, tensors: about["config"].update({ESCAPES: 1}),
+    "a schedule": lambda about, tensors: about["config"].update(schedule=ESCAPES),
+    "a format": lambda about, tensors: about.update(format=ESCAPES),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES)
+def test_names_of_a_file_do_not_act_on_the_terminal(change, saved):
+    rewrite(saved, change)
+    assert assert_refused(saved).isprintable()
+
+
 # Damage
 
 

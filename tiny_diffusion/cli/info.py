@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.config.option import Text, listed, option, specs
-from tiny_diffusion.errors import OptionError
+from tiny_diffusion.errors import OptionError, printable
 
 DESCRIPTION = "Say what a checkpoint holds: the network, the data, the run, how it samples.  Nothing in it is executed."
+MAX_VALUE = 1000  # letters of an option
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,6 @@ def run(argv: list[str], program: str, started: float) -> int:
     print()
     for name in specs(type(config)):
         value, between = getattr(config, name), "x" if name == "image_size" else ","
-        print(f"  --{name:<24}{between.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}")
+        text = between.join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+        print(f"  --{name:<24}{printable(text, MAX_VALUE)}")
     return 0

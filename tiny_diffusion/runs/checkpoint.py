@@ -21,7 +21,7 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS, Sampler
 from tiny_diffusion.diffusion.sampling import Request, request_from
-from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.errors import FileError, OptionError, printable
 from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
 from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
@@ -106,14 +106,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     except Exception as error:  # a damaged file can make the readers raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = reason[:MAX_REASON_LENGTH]
+        reason = printable(reason, MAX_REASON_LENGTH)
         raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason}).") from error
     if not whole:
         raise FileError(f"{path} is damaged: its contents do not match its sha256. Use another checkpoint of the run.")
     try:
         config = Config.from_dict(about["config"])
     except (OptionError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        reason = printable(" ".join(str(error).split()), MAX_REASON_LENGTH)
         raise FileError(f"{path} holds a configuration that this version cannot use: {reason}") from error
     if invalid := _invalid_keys(about, config):
         raise FileError(f"{path} is not a checkpoint of this program: its {invalid[0]} cannot be.")
@@ -131,7 +131,9 @@ def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
         name = next(
             (name for name in sorted({*wanted, *held}) if wanted.get(name) != held.get(name)), "a tensor's type"
         )
-        raise FileError(f"the checkpoint's {weights} weights do not fit its configuration (first difference: {name}).")
+        raise FileError(
+            f"the checkpoint's {weights} weights do not fit its configuration (first difference: {printable(name)})."
+        )
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 

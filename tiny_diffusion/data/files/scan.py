@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tiny_diffusion.data.files.decode import Header, UnreadableImage, read_header
 from tiny_diffusion.data.files.folders import ImageFiles, readable
 from tiny_diffusion.data.files.threads import in_threads
-from tiny_diffusion.errors import FileError
+from tiny_diffusion.errors import FileError, printable
 
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 10, 0.1  # files that may be skipped: the larger of the two
 MAX_BYTES = 1 << 30  # of one file
@@ -101,9 +101,9 @@ def report(files: ImageFiles, found: Scan, size: tuple[int, int]) -> Iterator[st
     yield f"{files.root}: {formats}, {'grey' if found.channels == 1 else 'colour'}, {_sizes(found)}"
     if files.class_names:
         counts = Counter(label for index, label in enumerate(files.labels) if index not in found.unreadable)
-        shown = [f"{name} {counts[label]:,}" for label, name in enumerate(files.class_names)]
+        shown = [f"{printable(name)} {counts[label]:,}" for label, name in enumerate(files.class_names)]
         yield f"{len(shown)} classes: {_joined(shown, MAX_NAMED_CLASSES)}"
-        if small := [name for label, name in enumerate(files.class_names) if counts[label] <= 1]:
+        if small := [printable(name) for label, name in enumerate(files.class_names) if counts[label] <= 1]:
             yield f"warning: a class of one image is memorised: {_joined(small, MAX_NAMED_FILES)} (one image or none)"
     if files.note:
         yield files.note
@@ -123,7 +123,7 @@ def _sizes(found: Scan) -> str:
 
 def named_files(files: ImageFiles, unreadable: dict[int, str], max_named: int = MAX_NAMED_FILES) -> str:
     """The names of the first unreadable files, with the reasons."""
-    reasons = [f"{readable(files.names[index])} ({reason})" for index, reason in sorted(unreadable.items())]
+    reasons = [f"{printable(readable(files.names[index]))} ({reason})" for index, reason in sorted(unreadable.items())]
     return _joined(reasons, max_named)
 
 
