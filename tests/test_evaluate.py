@@ -1,6 +1,7 @@
 """evaluate: equal images score equally from every source, bad ones score badly, every number has its full name."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -9,13 +10,17 @@ import pytest
 import torch
 from cli_helpers import TINY, call, contents
 
+from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.sources import open_dataset
-from tiny_diffusion.evaluation.classifier import train_classifier
+from tiny_diffusion.errors import OptionError
+from tiny_diffusion.evaluation.classifier import make_classifier, save_classifier, train_classifier
 from tiny_diffusion.evaluation.features import make_features
 from tiny_diffusion.evaluation.images import NamedImages, random_indices, read_images
+from tiny_diffusion.evaluation.online import OnlineEvaluation
 from tiny_diffusion.evaluation.protocol import evaluate, floor_of, nearest_training, scores, train_on_synthetic
 from tiny_diffusion.evaluation.reference import Real, make_reference
 from tiny_diffusion.runs.checkpoint import load_checkpoint
+from tiny_diffusion.runtime.world import World
 from tiny_diffusion.visuals.images import save_folder, save_npz
 
 SHAPE = (1, 8, 8)
@@ -543,3 +548,21 @@ def test_overwriting_a_run_removes_its_best_checkpoint(cli, runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     cli.works("train", *TINY, "--max_steps", 1, "--output_dir", "run", "--overwrite")
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
+def test_a_classifier_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        save_classifier(path, make_classifier((8, 8), 10), {"size": [8, 8]})
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_scores_during_training_need_two_images():
+    one = ImageSet(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ())
+    with pytest.raises(OptionError, match="--eval_interval needs 2 images"):
+        OnlineEvaluation("folder", one, World(torch.device("cpu")), ())

@@ -3,12 +3,14 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.errors import FileError
+from tiny_diffusion.files import write_text
 from tiny_diffusion.runs.checkpoint import save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
 
@@ -324,3 +326,16 @@ def test_pruning_never_deletes_the_last_good_one_for_later_ones_that_are_damaged
     assert folder.newest()[0] == folder.epoch_checkpoint(4)
     kept = {path.name for path in folder.checkpoints.iterdir()}
     assert kept == {folder.epoch_checkpoint(epoch).name for epoch in range(max(1, 5 - keep), 7)}
+
+
+def test_a_folder_of_any_depth_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    deep = Path("/".join(["a"] * 1700))
+    write_text(deep / "text", "here")
+    assert (deep / "text").read_text() == "here"
+    for _ in range(1700):  # pytest's own clearing calls itself for each folder
+        os.chdir("a")
+    os.remove("text")
+    for _ in range(1700):
+        os.chdir("..")
+        os.rmdir("a")

@@ -23,7 +23,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     The folder is made if it is missing.  What the block wrote is removed if it raises.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = partial_path(path)
     try:
         yield partial
@@ -65,6 +65,13 @@ def finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def make_folder(path: Path) -> None:
+    """Makes the folder and those that it lies in, however many; pathlib's own way calls itself for each of them."""
+    for folder in reversed([path, *path.parents]):
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+
+
 def partial_path(path: Path) -> Path:
     """A temporary name beside the file, of this process and of this one attempt to write it."""
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
@@ -84,7 +91,7 @@ def check_writable(option: str, path: Path, folder: bool = False) -> None:
     try:
         if not folder and path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         probe = partial_path(parent / (path.name or "probe"))
         probe.touch()
         probe.unlink()

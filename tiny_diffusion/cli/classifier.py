@@ -8,7 +8,7 @@ from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.config.option import Int, Text, again, option
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.errors import OptionError
+from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
@@ -64,6 +64,9 @@ def run(argv: list[str], program: str, started: float) -> int:
         f"--seed {options.seed}",
         "torch": torch.__version__,
     }
-    save_classifier(path, model, about)
+    try:
+        save_classifier(path, model, about)
+    except OSError as error:
+        raise FileError(f"--output {path} cannot be written: {error.strerror or error}.") from error
     print(f"{path}: {right:.2%} of {len(heldout):,} held-out images right, sha256 {file_hash(path)}", file=sys.stderr)
     return 0

@@ -16,6 +16,7 @@ from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.errors import FileError
+from tiny_diffusion.files import atomic_write
 from tiny_diffusion.randomness import seed_torch, stream
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -99,13 +100,12 @@ def weights_path(dataset: str) -> Path:
 
 
 def save_classifier(path: Path, model: Classifier, about: dict) -> None:
-    """Writes the weights as safetensors.  about: plain JSON, kept in the file's header."""
-    from safetensors.torch import save_file
+    """Writes the weights as safetensors, whole or not at all.  about: plain JSON, kept in the file's header."""
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path, {"about": json.dumps(about)}
-    )
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_write(path) as file:
+        file.write(save(tensors, {"about": json.dumps(about)}))
 
 
 def load_classifier(path: Path) -> tuple[Classifier, dict]:

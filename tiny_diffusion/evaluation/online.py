@@ -6,7 +6,7 @@ from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.sampling import Request, sample
-from tiny_diffusion.errors import DivergenceError
+from tiny_diffusion.errors import DivergenceError, OptionError
 from tiny_diffusion.evaluation.distances import Moments, relative_frechet_distance
 from tiny_diffusion.evaluation.features import default_features, make_features
 from tiny_diffusion.evaluation.images import random_indices
@@ -21,10 +21,12 @@ class OnlineEvaluation:
     """The relative Frechet distance of samples to training images, in the default features of the data set.
 
     Knows no files.  world: the ranks that share the sampling.  splits: of the training images.  Raises OptionError if
-    no features fit the images.
+    no features fit the images, or there is only one.
     """
 
     def __init__(self, dataset: str, data: ImageSet, world: World, splits: tuple[str, ...]):
+        if len(data) < 2:
+            raise OptionError("--eval_interval needs 2 images or more: one has no covariance. Leave it out.")
         self.world, self.shape = world, tuple(data.images.shape[1:])
         self.features = make_features(default_features(dataset, self.shape), dataset, self.shape, world.device)
         chosen = random_indices(len(data), REFERENCE_IMAGES).numpy()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_diffusion.errors import FileError, OptionError
-from tiny_diffusion.files import finite, partials_of, write_text
+from tiny_diffusion.files import finite, make_folder, partials_of, write_text
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -63,7 +63,7 @@ class RunFolder:
         """Makes the folders and opens the log, cut back to the step from which the run continues."""
         try:
             for folder in (self.path, self.checkpoints, self.path / "samples"):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             for stale in self._partial_files():
                 stale.unlink(missing_ok=True)
             texts, kept = self._kept_lines(from_step) if from_step else ([], [])

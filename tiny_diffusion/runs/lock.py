@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.files import make_folder
 
 NAME = ".lock"
 HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
@@ -48,7 +49,7 @@ def _acquire(folder: Path) -> int | None:
     try:
         for _ in range(MAX_TRIES):  # the run that has just ended may have removed the file, or the folder
             with suppress(FileNotFoundError):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 return _take(path)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     except BlockingIOError as error:
