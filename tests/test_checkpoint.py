@@ -21,7 +21,7 @@ import torch
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.models.build import to_device
-from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, _digest, load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.training.trainer import Trainer
@@ -82,7 +82,7 @@ def rewrite(path, change=None, digest=True):
     about, tensors = json.loads(content["about"]), content["tensors"]
     change(about, tensors)
     if digest:
-        about["sha256"] = _digest(about, tensors)
+        about["sha256"] = digest(about, tensors)
     torch.save({"about": json.dumps(about), "tensors": tensors}, path)
 
 

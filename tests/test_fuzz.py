@@ -24,7 +24,7 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode, read_header
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.evaluation.images import read_images
-from tiny_diffusion.runs.checkpoint import Checkpoint, _digest, load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.checkpoint import Checkpoint, digest, load_checkpoint, load_model, save_checkpoint
 
 CPU_SECONDS = 10  # that one file may take; each takes about a thousandth of one
 MEMORY = 200e6  # bytes that all of them together may
@@ -205,7 +205,7 @@ def test_facts_that_were_changed_under_a_right_sha256_make_sense_or_are_refused(
     for _ in range(500):
         about = strange_value(json.loads(json.dumps(checkpoint.about)), chance)
         if isinstance(about, dict):
-            about["sha256"] = _digest(about, tensors)
+            about["sha256"] = digest(about, tensors)
         torch.save({"about": json.dumps(about), "tensors": tensors}, path)
         got = load_or_refuse(path)
         if got is None:

@@ -80,7 +80,7 @@ def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FloatingPointError(f"{name} holds NaN or infinity; {path} is not written")
     about = {"format": FORMAT, **about}
-    about["sha256"] = _digest(about, tensors)
+    about["sha256"] = digest(about, tensors)
     with atomic_write(path, fsync=True) as file:
         torch.save({"about": json.dumps(about), "tensors": tensors}, file)
 
@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FileError(f"{path} {what}. Train one first: python train.py --dataset digits --output_dir outputs/digits")
     try:
         about, tensors = _unpack(members(_read(path)))
-        whole = about["sha256"] == _digest(about, tensors)
+        whole = about["sha256"] == digest(about, tensors)
     except FileError:
         raise
     except OSError as error:
@@ -231,12 +231,12 @@ def _invalid_keys(about: Mapping, config: Config) -> list[str]:
     return [key for key, is_valid in valid.items() if not is_valid]
 
 
-def _digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:
+def digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:
     """sha256 over the JSON (without the hash itself) and the name, type, shape and bytes of every tensor."""
     rest = {key: value for key, value in about.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    hashed = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
