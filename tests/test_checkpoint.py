@@ -21,7 +21,7 @@ import torch
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.models.build import to_device
-from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, digest, load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.training.trainer import Trainer
@@ -76,12 +76,12 @@ def network(original, tmp_path):
     return Path(shutil.copy(original[0], tmp_path)), original[1]
 
 
-def rewrite(path, change=None, digest=True):
+def rewrite(path, change=None, rehash=True):
     """The checkpoint with its contents changed, by one who knows how to compute the sha256."""
     content = torch.load(path, weights_only=True)
     about, tensors = json.loads(content["about"]), content["tensors"]
     change(about, tensors)
-    if digest:
+    if rehash:
         about["sha256"] = digest(about, tensors)
     torch.save({"about": json.dumps(about), "tensors": tensors}, path)
 
@@ -522,7 +522,7 @@ def test_a_changed_value_does_not_match_the_sha256(name, saved):
     def change(about, tensors):
         tensors[name].view(-1)[-1:] += 1
 
-    rewrite(saved, change, digest=False)
+    rewrite(saved, change, rehash=False)
     assert_refused(saved, "sha256")
 
 
@@ -539,7 +539,7 @@ def test_a_changed_value_does_not_match_the_sha256(name, saved):
     ids=["a step", "an option", "a name", "a shape", "a type", "a tensor less"],
 )
 def test_the_sha256_covers_everything(change, saved):
-    rewrite(saved, change, digest=False)
+    rewrite(saved, change, rehash=False)
     assert_refused(saved, "sha256")
 
 
@@ -722,12 +722,12 @@ def test_facts_that_cannot_be_are_refused_with_a_right_sha256_too(change, words,
 
 @pytest.mark.parametrize("value", [None, "", [], 1, True, "0" * 64])
 def test_a_checkpoint_with_another_sha256_is_refused(value, saved):
-    rewrite(saved, lambda about, tensors: about.update(sha256=value), digest=False)
+    rewrite(saved, lambda about, tensors: about.update(sha256=value), rehash=False)
     assert_refused(saved, "sha256")
 
 
 def test_a_checkpoint_without_its_sha256_is_refused(saved):
-    rewrite(saved, remove("sha256"), digest=False)
+    rewrite(saved, remove("sha256"), rehash=False)
     assert_refused(saved, "sha256")
 
 
