@@ -1,7 +1,11 @@
 """The ends of epochs: what they write, and how much of a run they may take."""
 
+import json
+import time
+
 import pytest
 from cli_helpers import contents
+from run_helpers import RUN
 
 from tiny_diffusion.runs import epoch_end
 from tiny_diffusion.runs.epoch_end import FREE_SECONDS, MAX_SHARE, is_affordable
@@ -28,3 +32,16 @@ def test_a_run_of_short_epochs_leaves_out_pictures_and_still_ends_with_one(cli, 
     cli.works("train", *words, "--epochs", 4, "--sample_interval", 1, "--num_samples", 1, "--output_dir", "run")
     assert {"samples/epoch_001.png", "samples/epoch_004.png", "model_final.pt"} <= set(contents(tmp_path / "run"))
     assert "samples/epoch_002.png" not in contents(tmp_path / "run")
+
+
+def test_the_speed_in_the_log_is_that_of_training_alone(cli, tmp_path, monkeypatch):
+    """Each end of an epoch takes a second here, before and after its line is written."""
+
+    def slow(method):
+        return lambda *arguments: time.sleep(0.5) or method(*arguments)
+
+    for name in ("evaluate_samples", "run"):
+        monkeypatch.setattr(epoch_end.EpochEnd, name, slow(getattr(epoch_end.EpochEnd, name)))
+    cli.works(*RUN, "--output_dir", "run")
+    lines = [json.loads(text) for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 9 and min(line["images_per_second"] for line in lines) > 500 / 0.5
