@@ -213,6 +213,17 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(accumulate, options, mak
     assert norm_of(difference) < 1e-5 * norm_of(reference)
 
 
+@pytest.mark.parametrize("parts", [3, 5, 11])
+def test_parts_of_uneven_size_have_the_gradient_of_the_whole(parts, make_trainer):
+    """16 images in 3 parts are 6, 5 and 5, and each image counts as much as any other."""
+    trainer = make_trainer()
+    steps_of(trainer, 3)
+    loss, wanted = trainer.compute_gradients(1), gradients_of(trainer)
+    torch.testing.assert_close(trainer.compute_gradients(parts), loss, rtol=1e-5, atol=0)
+    difference = {name: gradient - wanted[name] for name, gradient in gradients_of(trainer).items()}
+    assert norm_of(difference) < 1e-5 * norm_of(wanted)
+
+
 def test_weights_after_steps_in_parts_are_those_after_steps_at_once(make_trainer):
     whole, parts = (make_trainer(accumulate=count, lr=1e-4) for count in (1, 4))
     run(whole), run(parts)
