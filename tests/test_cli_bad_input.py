@@ -235,7 +235,7 @@ def test_a_model_that_draws_nan_has_diverged(cli, trained, tmp_path):
         ("--timesteps 1001", ["--steps 1001", "1000 timesteps"]),
         ("--sampler dpmpp_2m --eta 0.5", ["--eta 0.5", "--sampler dpmpp_2m", "--sampler ddim"]),
         ("--sampler ddim --eta 1.5", ["--eta 1.5", "--sampler ddim", "0 to 1"]),
-        ("--eta 11", ["--eta", "11", "10"]),
+        ("--eta 1.6", ["--eta", "1.6", "1.5"]),
         ("--sampler ddpm --eta 0", ["--eta 0", "--sampler ddpm", "--sampler ddim"]),
         ("--guidance 2", ["--guidance 2", "--class_cond"]),
         ("--classes 3", ["--classes 3", "--class_cond"]),

@@ -1,5 +1,6 @@
 """Grids: n steps are n distinct levels, from noise to the clean image, for every n that a schedule allows."""
 
+import math
 from fractions import Fraction
 from itertools import pairwise
 
@@ -59,6 +60,21 @@ def test_sampling_starts_where_the_process_ends_for_every_n(grid, name, timestep
     assert all(GRIDS[grid](schedule, n)[0] == timesteps - 1 for n in range(1, timesteps + 1))
 
 
+@pytest.mark.parametrize("timesteps", [50, 1000])
+@every_schedule
+def test_leading_starts_from_nearly_no_image_for_every_n(name, timesteps):
+    """alpha before the shift is at most 0.1, where DDIM's own multiples of T // n may start at t = 0."""
+    plain, shifted = (make_schedule(name, timesteps, logsnr_shift=shift) for shift in (0.0, 3.0))
+    for n in range(1, timesteps + 1):
+        t = GRIDS["leading"](shifted, n)
+        level = plain.level(t[0])
+        assert level.alpha <= 0.1 * math.hypot(level.alpha, level.sigma)
+        multiples = np.arange(n)[::-1] * (timesteps // n)
+        start = plain.level(multiples[0])
+        kept = start.alpha <= 0.1 * math.hypot(start.alpha, start.sigma)
+        assert_array_equal(t, multiples if kept else GRIDS["trailing"](plain, n))
+
+
 @every_schedule
 @every_grid
 def test_the_levels_are_the_schedules_own_at_these_times(grid, name):
@@ -96,7 +112,7 @@ def test_as_many_steps_as_there_are_entries_visit_every_entry(timesteps, grid):
 
 
 def test_leading_is_the_grid_of_the_ddim_paper():
-    """50 of 1000 steps begin at 980; 7 of 10, whose quotient is 1, at 6."""
+    """50 of 1000 steps begin at 980; 7 of 10, whose quotient is 1, at 6, where the linear schedule is noise."""
     assert_array_equal(GRIDS["leading"](make_schedule("linear", 1000), 50), np.arange(980, -1, -20))
     assert_array_equal(GRIDS["leading"](make_schedule("linear", 10), 7), np.arange(7)[::-1])
 

@@ -25,6 +25,12 @@ pairs = pytest.mark.parametrize(
 )
 
 
+def squared_weight(name, prediction, alpha, sigma):
+    """The weight on the squared error of the network's output."""
+    weight, scale = output_weight(name, prediction, alpha, sigma)
+    return weight * scale**2
+
+
 def table(name, timesteps=200, shift=0.0):
     schedule = make_schedule(name, timesteps, logsnr_shift=shift)
     return schedule.alpha, schedule.sigma
@@ -43,7 +49,7 @@ def test_a_weight_on_the_image_is_the_same_loss_whatever_is_predicted(weight, pr
     x = alpha * clean + sigma * noise
     recovered, _ = recover(prediction, alpha, sigma, x, target(prediction, alpha, sigma, clean, noise) + error)
     on_the_image = LOSS_WEIGHTS[weight](alpha, sigma) * (recovered - clean) ** 2
-    assert_allclose(output_weight(weight, prediction, alpha, sigma) * error**2, on_the_image, rtol=1e-6)
+    assert_allclose(squared_weight(weight, prediction, alpha, sigma) * error**2, on_the_image, rtol=1e-6)
 
 
 @variance_preserving
@@ -52,9 +58,9 @@ def test_min_snr_is_the_published_weight_of_epsilon_and_of_v(name):
     alpha, sigma = table(name)
     snr = (alpha / sigma) ** 2
     assert snr.max() > 5 > snr.min()
-    assert_allclose(output_weight("min_snr", "epsilon", alpha, sigma), np.minimum(snr, 5) / snr, rtol=1e-9)
-    assert_allclose(output_weight("min_snr", "v", alpha, sigma), np.minimum(snr, 5) / (snr + 1), rtol=1e-9)
-    assert_allclose(output_weight("min_snr", "x0", alpha, sigma), np.minimum(snr, 5), rtol=1e-9)
+    assert_allclose(squared_weight("min_snr", "epsilon", alpha, sigma), np.minimum(snr, 5) / snr, rtol=1e-9)
+    assert_allclose(squared_weight("min_snr", "v", alpha, sigma), np.minimum(snr, 5) / (snr + 1), rtol=1e-9)
+    assert_allclose(squared_weight("min_snr", "x0", alpha, sigma), np.minimum(snr, 5), rtol=1e-9)
 
 
 @every_schedule
@@ -62,7 +68,7 @@ def test_edm_is_the_published_weight_in_terms_of_the_ratio_of_noise_to_image(nam
     """Karras et al. (2022), table 1: lambda(s) = (s^2 + 0.5^2) / (0.5 s)^2, on the image."""
     alpha, sigma = (values[:-1] for values in table(name))
     s = sigma / alpha
-    assert_allclose(output_weight("edm", "x0", alpha, sigma), (s**2 + 0.25) / (0.25 * s**2), rtol=1e-9)
+    assert_allclose(squared_weight("edm", "x0", alpha, sigma), (s**2 + 0.25) / (0.25 * s**2), rtol=1e-9)
 
 
 @every_length
@@ -70,21 +76,21 @@ def test_edm_is_the_published_weight_in_terms_of_the_ratio_of_noise_to_image(nam
 def test_edm_with_unit_data_is_no_weight_at_all_on_v(name, timesteps, monkeypatch):
     """With sigma_data = 1 EDM's network outputs -v, and its weight makes the loss of that output unweighted."""
     monkeypatch.setattr(weights_module, "SIGMA_DATA", 1.0)
-    assert_allclose(output_weight("edm", "v", *table(name, timesteps)), 1, rtol=1e-12)
+    assert_allclose(squared_weight("edm", "v", *table(name, timesteps)), 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @every_schedule
 def test_uniform_weights_every_output_alike(name, prediction):
     alpha, sigma = table(name)
-    assert_array_equal(output_weight("uniform", prediction, alpha, sigma), np.ones(200))
+    assert_array_equal(output_weight("uniform", prediction, alpha, sigma), np.ones((2, 200)))
 
 
 @pairs
 @pytest.mark.parametrize("weight", LOSS_WEIGHTS)
 def test_every_weight_is_finite_and_not_negative_even_where_no_image_is_left(weight, prediction, name):
     alpha, sigma = table(name, 1000, shift=-4.2)
-    values = output_weight(weight, prediction, alpha, sigma)
+    values = squared_weight(weight, prediction, alpha, sigma)
     assert values.shape == (1000,)
     assert np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)
 

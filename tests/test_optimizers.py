@@ -94,6 +94,17 @@ def test_singular_values_go_near_one_and_singular_vectors_stay(scale, rows, colu
     torch.testing.assert_close(u @ result @ v.T, orthogonalise(matrix[None])[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows, columns", SHAPES)
+def test_orthogonalising_is_five_published_steps(rows, columns):
+    """Jordan et al. (2024): X <- a X + b (X X^T) X + c (X X^T)^2 X, from X of norm 1, one step after the other."""
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    torch.testing.assert_close(orthogonalise(matrix[None])[0], x, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rows, columns", [(8, 72), (16, 144), (32, 9), (72, 16)])
 def test_matrices_of_random_numbers_become_nearly_orthogonal(rows, columns, seed):
@@ -190,13 +201,12 @@ def test_adamws_first_step_is_the_learning_rate_against_the_gradients_sign(scale
         torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=5e-7)
 
 
-@every_optimizer
-def test_what_is_not_muons_moves_as_by_torchs_adamw(name):
+@pytest.mark.parametrize("name, betas", [("muon", (0.9, 0.99)), ("adamw", (0.9, 0.99)), ("adam", (0.9, 0.999))])
+def test_what_is_not_muons_moves_as_by_torchs_adamw(name, betas):
+    """With betas of our own for AdamW, and those of Kingma & Ba (2015) for Adam."""
     model, reference = same_models()
     optimizer = Optimizer(name, model)
-    torchs = torch.optim.AdamW(
-        reference.parameters(), betas=OPTIMIZERS[name].betas, weight_decay=0, foreach=False, fused=False
-    )
+    torchs = torch.optim.AdamW(reference.parameters(), betas=betas, weight_decay=0, foreach=False, fused=False)
     for step in range(6):
         lr = 1e-2 / (step + 1)
         for each in (model, reference):

@@ -59,6 +59,8 @@ def assert_same_run(folder, wanted):
     assert_bitwise_equal(got.tensors, want.tensors)
     for key in ("step", "finished", "loss_history", "stretch"):
         assert got.about[key] == want.about[key]
+    heldout = got.about["heldout_history"]  # a stop adds a point
+    assert want.about["heldout_history"] and all(point in heldout for point in want.about["heldout_history"])
     assert lines_of(folder) == lines_of(wanted)
     assert [line["step"] for line in lines_of(folder)] == list(range(1, got.about["step"] + 1))
 
@@ -536,6 +538,7 @@ def test_a_run_from_another_models_weights_starts_with_its_average_and_counts_fr
     assert cli("train", "--init_from", source, "--output_dir", folder, *words).code == 0
     final, wanted = load_checkpoint(folder / "model_final.pt"), load_model(load_checkpoint(source)).state_dict()
     assert_bitwise_equal(final.part("model"), wanted)
+    assert_bitwise_equal(final.part("ema"), wanted)
     assert [line["step"] for line in lines_of(folder)] == [1, 2]
     assert (final.config.base_channels, final.config.image_size, final.config.dataset) == (4, 4, "digits")
 

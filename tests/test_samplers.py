@@ -358,6 +358,30 @@ def test_ddim_ends_with_the_mean_and_spread_of_the_data_for_every_eta(name, eta)
     assert std == pytest.approx(0.5, rel=0.01)
 
 
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid != "leading"])
+@every_schedule
+def test_the_largest_eta_of_sa_solver_spreads_samples_at_most_seven_percent_too_far(name, grid):
+    """A quarter more does not on its own grid.  With few steps every eta falls short: the last step drops variance."""
+
+    def spreads(eta, grid):
+        all_levels = (make_levels(make_schedule(name), grid, steps) for steps in (5, 10, 20, 50, 100))
+        chains = (moments(len(levels) - 1, 0.3, 0.5, levels, "sa_solver", eta=eta) for levels in all_levels)
+        return np.array([std / 0.5 for _, std in chains])
+
+    largest = SAMPLERS["sa_solver"].max_eta
+    assert spreads(largest, grid).max() < 1.07 and spreads(largest, grid)[-2:].min() > 0.93
+    assert spreads(1.25 * largest, SAMPLERS["sa_solver"].grid).max() > 1.07
+
+
+@every_grid
+@every_schedule
+def test_one_step_and_steps_that_hardly_divide_the_timesteps_keep_the_mean_of_the_data(name, grid):
+    """Up to the alpha of 0.1 that a leading grid may start from."""
+    for steps in (1, 2, 13, 26, 37, 50):
+        mean, _ = moments(steps, 0.3, 0.5, make_levels(make_schedule(name, 50), grid, steps))
+        assert mean == pytest.approx(0.3, rel=0.1)
+
+
 @every_schedule
 def test_ddpm_draws_samples_with_the_mean_and_spread_of_the_data(name):
     """20000 samples: each moment is within five standard errors and the 4 % error of 200 steps."""

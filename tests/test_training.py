@@ -15,11 +15,12 @@ from torch import nn
 from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.training import step_time
+from tiny_diffusion.training import trainer as trainer_module
 from tiny_diffusion.training.ema import WARM_UP, Ema
 from tiny_diffusion.training.loss_scaling import FIRST_SCALE, STEPS_UNTIL_DOUBLED, LossScaler
 from tiny_diffusion.training.optimizers import OPTIMIZERS
 from tiny_diffusion.training.run_length import WARM_UP_STEPS, RunLength
-from tiny_diffusion.training.step_time import estimate_step_seconds
+from tiny_diffusion.training.step_time import estimate_step_seconds, images_per_second
 
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 SIMPLE = {"loss_weight": "uniform", "timestep_distribution": "uniform"}
@@ -105,9 +106,37 @@ def test_reports_count_steps_epochs_and_the_rate(make_trainer):
     assert [report.lr for report in reports] == pytest.approx(wanted)
     for report in reports:
         assert report.loss.shape == report.grad_norm.shape == report.skipped.shape == ()
-        assert report.loss > 0 and report.grad_norm > 0 and report.skipped == 0 and report.images_per_second > 0
+        assert report.loss > 0 and report.grad_norm > 0 and report.skipped == 0
     with pytest.raises(dataclasses.FrozenInstanceError):
         reports[0].step = 3
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_speed_is_that_of_the_work_and_not_of_its_launches(count, make_trainer, monkeypatch):
+    """A step takes this device half a second and is queued in a millisecond; reading a loss waits for it."""
+
+    class Queued:
+        """A number that is known at `done`."""
+
+        def __float__(self):
+            device.now = max(device.now, self.done)
+            return 1.0
+
+    def launch(lr):
+        trainer.step, device.now = trainer.step + 1, device.now + 0.001
+        device.free = max(device.free, device.now) + 0.5
+        loss = Queued()
+        loss.done = device.free
+        return loss, loss
+
+    device, trainer = SimpleNamespace(now=100.0, free=0.0), make_trainer(steps=100)
+    for module in (trainer_module, step_time):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: device.now))
+    monkeypatch.setattr(trainer, "train_step", launch)
+    for _ in range(2):
+        reports = steps_of(trainer, count)
+        assert images_per_second(reports, 16) == pytest.approx(16 / 0.5, rel=0.01)
+        device.now += 60  # of something else
 
 
 def test_a_run_that_is_stopped_and_run_again_goes_on_bit_for_bit(make_trainer):
@@ -182,6 +211,17 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(accumulate, options, mak
     reference = gradients_of(whole)
     difference = {name: gradient - reference[name] for name, gradient in gradients_of(parts).items()}
     assert norm_of(difference) < 1e-5 * norm_of(reference)
+
+
+@pytest.mark.parametrize("parts", [3, 5, 11])
+def test_parts_of_uneven_size_have_the_gradient_of_the_whole(parts, make_trainer):
+    """16 images in 3 parts are 6, 5 and 5, and each image counts as much as any other."""
+    trainer = make_trainer()
+    steps_of(trainer, 3)
+    loss, wanted = trainer.compute_gradients(1), gradients_of(trainer)
+    torch.testing.assert_close(trainer.compute_gradients(parts), loss, rtol=1e-5, atol=0)
+    difference = {name: gradient - wanted[name] for name, gradient in gradients_of(trainer).items()}
+    assert norm_of(difference) < 1e-5 * norm_of(wanted)
 
 
 def test_weights_after_steps_in_parts_are_those_after_steps_at_once(make_trainer):

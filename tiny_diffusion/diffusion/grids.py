@@ -15,6 +15,8 @@ from tiny_diffusion.diffusion.schedules import Schedule
 
 # Of sigma/alpha before a shift: beyond it x holds too little of the image to spend steps on.  Karras et al. (2022).
 NOISIEST_RATIO = 80.0
+# Of a leading grid's first level.  Sampling loses that share of the data's mean, if the variance is 1.
+MAX_START_ALPHA = 0.1
 
 
 def make_levels(schedule: Schedule, grid: str, steps: int) -> list[Level]:
@@ -35,8 +37,15 @@ def trailing(schedule: Schedule, steps: int) -> np.ndarray:
 
 
 def leading(schedule: Schedule, steps: int) -> np.ndarray:
-    """Multiples of T // n from 0, as in DDIM's code and diffusers.  The first level still holds some of the image."""
-    return np.arange(steps)[::-1] * (schedule.timesteps // steps) * 1.0
+    """Multiples of T // n from 0, as in DDIM's code and diffusers, where the first of them is nearly noise.
+
+    Where its alpha is above MAX_START_ALPHA, the network would get noise in place of an image that is partly there, so
+    the grid is `trailing` instead: for few steps, and for most numbers of steps between T/2 and T.
+    """
+    t = np.arange(steps)[::-1] * (schedule.timesteps // steps) * 1.0
+    if math.cos(_angle_before_shift(schedule, t[0])) > MAX_START_ALPHA:
+        return trailing(schedule, steps)
+    return t
 
 
 def log_snr(schedule: Schedule, steps: int) -> np.ndarray:
@@ -54,11 +63,14 @@ def rho(schedule: Schedule, steps: int, exponent: float = 7.0) -> np.ndarray:
 
 def angle(schedule: Schedule, steps: int) -> np.ndarray:
     """Uniform in the angle of the level before the schedule's shift, the last step to CLEAN included."""
-    unshift = math.exp(-schedule.shift / 2)
-    ends = (schedule.level(schedule.timesteps - 1), schedule.level(0))
-    noisiest, cleanest = (replace(level, alpha=level.alpha * unshift).angle for level in ends)
+    noisiest, cleanest = (_angle_before_shift(schedule, t) for t in (schedule.timesteps - 1, 0))
     angles = np.linspace(noisiest, max(cleanest, noisiest / steps), steps)
     return _from_end(schedule, -2 * np.log(np.tan(angles)) + schedule.shift)
+
+
+def _angle_before_shift(schedule: Schedule, t: float) -> float:
+    level = schedule.level(t)
+    return replace(level, alpha=level.alpha * math.exp(-schedule.shift / 2)).angle
 
 
 def _log_snr_range(schedule: Schedule) -> tuple[float, float]:

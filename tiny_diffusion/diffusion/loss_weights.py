@@ -1,8 +1,8 @@
 """Loss weights: how much an error counts at each noise level.
 
-A weight is a function of (alpha, sigma) that multiplies the squared error of x_0.  `output_weight` converts it to one
-on the network's output, where an error e is an error of ``sigma / det * e`` in x_0.  Only ``uniform`` is stated on the
-output itself.  To add one: a function of (alpha, sigma), a row in LOSS_WEIGHTS.
+A weight is a function of (alpha, sigma) that multiplies the loss of x_0.  An error e of the network's output is an
+error of ``sigma / |det| * e`` in x_0, so a weighted loss is one objective whatever the network predicts.  Only
+``uniform`` is stated on the output itself.  To add one: a function of (alpha, sigma), a row in LOSS_WEIGHTS.
 """
 
 import numpy as np
@@ -26,12 +26,12 @@ def edm(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return (sigma**2 + (SIGMA_DATA * alpha) ** 2) / (SIGMA_DATA * sigma) ** 2
 
 
-def output_weight(name: str, prediction: str, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """The named weight on the squared error of the network's output: an array of alpha's shape."""
+def output_weight(name: str, prediction: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(weight, scale): the loss of the network's output is ``weight * loss(scale * error)``; both of alpha's shape."""
     weight = LOSS_WEIGHTS[name]
     if weight is None:
-        return np.ones_like(alpha)
-    return weight(alpha, sigma) * (sigma / determinant(prediction, alpha, sigma)) ** 2
+        return np.ones_like(alpha), np.ones_like(alpha)
+    return weight(alpha, sigma), sigma / abs(determinant(prediction, alpha, sigma))
 
 
 LOSS_WEIGHTS = {"uniform": None, "min_snr": min_snr, "edm": edm}

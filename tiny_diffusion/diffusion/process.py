@@ -20,7 +20,8 @@ from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 
 Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+# name: (loss, power), where loss(c * error) = c**power * loss(error), or None if no power does that for every error.
+LOSSES = {"mse": (F.mse_loss, 2), "l1": (F.l1_loss, 1), "huber": (F.smooth_l1_loss, None)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +51,16 @@ class Diffusion:
     def loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None = None) -> Tensor:
         """The weighted training loss, averaged over the batch: a scalar.  Shapes as in `add_noise`."""
         time, alpha, sigma = self.schedule.at(t)
-        weight = _per_image(output_weight(self.loss_weight, self.prediction, alpha, sigma), clean)
+        loss, power = LOSSES[self.loss_kind]
+        weight, scale = output_weight(self.loss_weight, self.prediction, alpha, sigma)
+        if power is not None:
+            weight = weight * scale**power
+        weight, scale = _per_image(weight, clean), _per_image(scale, clean)
         wanted = target(self.prediction, _per_image(alpha, clean), _per_image(sigma, clean), clean, noise)
-        output = model(self.add_noise(clean, noise, t), _per_image(time, clean).flatten(), label)
-        return (weight * LOSSES[self.loss_kind](output.to(wanted.dtype), wanted, reduction="none")).mean()
+        output = model(self.add_noise(clean, noise, t), _per_image(time, clean).flatten(), label).to(wanted.dtype)
+        if power is None:
+            output, wanted = scale * output, scale * wanted
+        return (weight * loss(output, wanted, reduction="none")).mean()
 
     def denoiser(
         self, model: Model, label: Tensor | None = None, guidance: float = 1.0, clip: bool = True,

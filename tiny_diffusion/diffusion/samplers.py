@@ -74,7 +74,8 @@ class Sampler:
     """run: the generator.  order: of convergence; None for a random process.  draws: whether `run` needs `draw`.
 
     grid: the grid to use unless another is asked for.  eta: its default, None where eta cannot be chosen.
-    max_eta: the largest allowed.  few: whether few steps are enough; if not, the default is one step for each timestep.
+    max_eta: the largest allowed; a larger one spreads samples too far.  few: whether few steps are enough; if not, the
+    default is one step for each timestep.
     evaluations_per_step: calls of the denoiser for each step but the last, which has one.
     """
 
@@ -99,5 +100,6 @@ SAMPLERS = {
     "heun": Sampler(heun, 2, "angle", evaluations_per_step=2),
     "dpmpp_2m": Sampler(dpmpp_2m, 2, "rho"),
     "abm": Sampler(abm, 3, "angle"),
-    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, eta=ETA, max_eta=10.0),
+    # For Gaussian data of deviation 0.5, 1.5 spreads samples up to 6 % too far, 2 up to 13 %, 10 up to three times.
+    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, eta=ETA, max_eta=1.5),
 }

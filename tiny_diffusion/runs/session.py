@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,7 +32,7 @@ from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.runtime.torchrun_store import mark_begun
 from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world
 from tiny_diffusion.training.run_length import RunLength
-from tiny_diffusion.training.step_time import estimate_step_seconds
+from tiny_diffusion.training.step_time import estimate_step_seconds, images_per_second
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
 SAVE_EVERY_S = 120.0  # the most that a kill can cost
@@ -133,7 +135,7 @@ class Session:
                 parts = trainer.parts
                 bar.write(f"memory ran out: continuing with batches in {parts} parts", file=sys.stderr)
             if (epoch := int(trainer.epoch)) > epochs_done:
-                self._write_reports(bar, self.epoch_end.evaluate_samples(epochs_done, epoch, bar))
+                self._write_reports(bar, partial(self.epoch_end.evaluate_samples, epochs_done, epoch, bar))
                 self.epoch_end.run(epochs_done, epoch, bar)
                 epochs_done = epoch
             elif self.device.type == "cpu" or len(self.pending) == REPORTS_AT_ONCE:
@@ -142,6 +144,7 @@ class Session:
             if self.sync.stop_signal is not None or trainer.step == self.config.max_steps:
                 break
             if time.monotonic() - self.writer.last_save > SAVE_EVERY_S:
+                self._write_reports(bar)
                 self.writer.save(self.folder.latest, self.elapsed())
         self._write_reports(bar)
 
@@ -190,20 +193,25 @@ class Session:
             bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         )
 
-    def _write_reports(self, bar: tqdm, scores: dict[str, float] | None = None) -> None:
-        """Writes the pending reports to the log and the bar.   scores: what was measured after the last of them."""
+    def _write_reports(self, bar: tqdm, measure: Callable[[], dict[str, float]] = dict) -> None:
+        """Writes the pending reports to the log and the bar.
+
+        measure: returns the scores after the last of them.  It is called when the device is done with their steps.
+        """
+        if not self.pending:
+            return
+        speed, scores = images_per_second(self.pending, self.config.batch_size), measure()
         for report in self.pending:
             is_last = report is self.pending[-1]
-            if self.writer.write_report(report, scores or {} if is_last else {}) >= MAX_SKIPPED:
+            if self.writer.write_report(report, speed, scores if is_last else {}) >= MAX_SKIPPED:
                 raise DivergenceError(
                     f"the loss was not finite for {MAX_SKIPPED} steps in a row, up to step {report.step}. "
                     "What was saved before is untouched. "
                     f"Lower --lr (now {self.config.lr:g}), or use --precision fp32."
                 )
-        if self.pending:
-            bar.set_postfix_str(f"loss {self.writer.loss:.4f}, {self.writer.speed:.0f} images/s", refresh=False)
-            bar.update((round(self.elapsed()) if self.config.minutes is not None else self.trainer.step) - bar.n)
-            self.pending.clear()
+        bar.set_postfix_str(f"loss {self.writer.loss:.4f}, {self.writer.speed:.0f} images/s", refresh=False)
+        bar.update((round(self.elapsed()) if self.config.minutes is not None else self.trainer.step) - bar.n)
+        self.pending.clear()
 
     def _stopped(self, number: int) -> int:
         """Saves after a signal and returns its exit code."""

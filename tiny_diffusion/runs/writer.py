@@ -60,10 +60,10 @@ class RunWriter:
         if self.world.is_main:
             self.folder.open(self.trainer.step)
 
-    def write_report(self, report: StepReport, scores: dict[str, float]) -> int:
+    def write_report(self, report: StepReport, speed: float, scores: dict[str, float]) -> int:
         """Writes one line of the log, which waits for the device.  Returns how many steps in a row were not finite.
 
-        scores: what was measured after this step, by its full name.
+        speed: images per second.   scores: what was measured after this step, by its full name.
         """
         loss, norm = float(report.loss), float(report.grad_norm)
         if self.world.is_main:
@@ -73,11 +73,11 @@ class RunWriter:
                 loss=loss,
                 grad_norm=norm,
                 lr=report.lr,
-                images_per_second=round(report.images_per_second, 1),
+                images_per_second=round(speed, 1),
                 **scores,
             )
         self.loss = _moving_average(self.loss, loss, 0.02)
-        self.speed = _moving_average(self.speed, report.images_per_second, 0.1)
+        self.speed = _moving_average(self.speed, speed, 0.1)
         return int(report.skipped)
 
     def add_heldout_loss(self, loss: float) -> None:

@@ -1,11 +1,12 @@
-"""How long a training step takes, estimated before the first one."""
+"""How long training steps take: estimated before the first one, and measured."""
 
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
-from tiny_diffusion.training.trainer import Trainer
+from tiny_diffusion.training.trainer import StepReport, Trainer
 
 
 def estimate_step_seconds(trainer: Trainer) -> float:
@@ -28,3 +29,12 @@ def estimate_step_seconds(trainer: Trainer) -> float:
         seconds = trainer.splitter.run(pass_seconds)
     trainer.drop_gradients()
     return trainer.world.maximum(seconds)[0]
+
+
+def images_per_second(reports: Sequence[StepReport], batch_size: int) -> float:
+    """The speed of consecutive steps together, the last of which has just been taken.
+
+    A GPU's step returns once its work is queued.  Reading the last loss waits until all of it is done.
+    """
+    float(reports[-1].loss)
+    return len(reports) * batch_size / (time.perf_counter() - reports[0].started)

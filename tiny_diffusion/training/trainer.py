@@ -35,7 +35,7 @@ class StepReport:
 
     step: steps done, this one included.   epoch: passes over the data done, a fraction.   lr: the learning rate.
     loss, grad_norm (before clipping), skipped (non-finite steps in a row, each undone): scalars on the device.  To read
-    one waits for the device, so when to read them is the caller's choice.
+    one waits for the device, so when to read them is the caller's choice.   started: time.perf_counter() before it.
     """
 
     step: int
@@ -44,7 +44,7 @@ class StepReport:
     grad_norm: Tensor
     skipped: Tensor
     lr: float
-    images_per_second: float
+    started: float
 
 
 class Trainer:
@@ -82,8 +82,7 @@ class Trainer:
             started = time.perf_counter()
             lr = self.config.lr * self.length.lr_scale(self.step, progress)
             loss, norm = self.train_step(lr)
-            speed = self.config.batch_size / (time.perf_counter() - started)
-            yield StepReport(self.step, self.epoch, loss, norm, self.skipped, lr, speed)
+            yield StepReport(self.step, self.epoch, loss, norm, self.skipped, lr, started)
 
     @property
     def epoch(self) -> float:
