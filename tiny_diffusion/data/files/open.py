@@ -9,8 +9,9 @@ import torch
 
 from tiny_diffusion.data.catalog import background_colour
 from tiny_diffusion.data.downloads import download
-from tiny_diffusion.data.files.decode import ImageSpec, covering
+from tiny_diffusion.data.files.decode import ImageSpec
 from tiny_diffusion.data.files.folders import ImageFiles, list_images, stats_of, status
+from tiny_diffusion.data.files.scaling import covering
 from tiny_diffusion.data.files.scan import Scan, refuse_unreadable, report, scan
 from tiny_diffusion.data.files.stores import ImageStore, LazyImages, decode_all, store_of
 from tiny_diffusion.data.files.threads import worker_count
