@@ -95,14 +95,16 @@ def decode(content: bytes | Path, spec: ImageSpec) -> np.ndarray:
         try:
             with file_content(content) as found:
                 return decode(found, spec)
+        except FileNotFoundError:
+            raise
         except (OSError, MemoryError) as error:
-            raise unreadable(error) from error
+            raise as_unreadable(error) from error
     return _with_image(content, lambda image: _pixels(image, spec), pixels=True)
 
 
-def unreadable(error: Exception) -> Exception:
-    """An UnreadableImage for any error of reading a file, except that a missing file stays a FileNotFoundError."""
-    if isinstance(error, FileNotFoundError | UnreadableImage):
+def as_unreadable(error: Exception) -> UnreadableImage:
+    """The same error as an UnreadableImage, with its reason in one line."""
+    if isinstance(error, UnreadableImage):
         return error
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     passing = isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, *LASTING_ERRORS)
@@ -130,7 +132,7 @@ def _with_image(content: bytes | Path, work: Callable[["Image"], Result], pixels
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"a decompression bomb: over {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a damaged file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
-        raise unreadable(error) from error
+        raise as_unreadable(error) from error
 
 
 @cache

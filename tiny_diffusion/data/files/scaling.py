@@ -1,4 +1,4 @@
-"""Scales images to cover a size, and converts large ones tile by tile, so that only the file's own pixels take memory."""
+"""Scales images to cover a size, and converts large ones tile by tile, so that little but the file takes memory."""
 
 import math
 from collections.abc import Callable
