@@ -1,5 +1,7 @@
 """The cache: an unchanged set is decoded once, and damage to the cache never changes what is opened."""
 
+import builtins
+import errno
 import json
 import os
 import shutil
@@ -192,6 +194,52 @@ def test_two_sizes_of_a_set_are_kept_side_by_side(photographs, cache, reads):
     assert reads() == tuple(2 * count for count in ALL)
 
 
+# Errors that pass, and files that change meanwhile
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("readings", [0, 1])  # before the error: none, or the scan's
+@pytest.mark.parametrize("cache_bytes", [2e9, 0])
+def test_an_error_that_passes_is_not_remembered(cache_bytes, readings, error, photographs, cache, monkeypatch):
+    victim, opened, real_open = photographs / "a" / "4.png", [], builtins.open
+
+    def failing(file, *args, **kwargs):
+        if file == victim and not opened.append(file) and len(opened) > readings:
+            raise error
+        return real_open(file, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", failing)
+        ill = open_folder(photographs, cache=cache, cache_bytes=cache_bytes)
+        if len(opened) > readings:
+            assert any("4.png" in line for line in ill.report)
+    fresh, again = (open_folder(photographs, cache=kept, cache_bytes=cache_bytes) for kept in (Cache(None), cache))
+    assert len(ill) == len(fresh) - (len(opened) > readings)
+    assert_same(fresh, again)
+
+
+@pytest.mark.parametrize("was_opened_before", [False, True])
+def test_a_file_that_changes_between_scan_and_decoding_is_not_kept_under_its_old_content(
+    was_opened_before, photographs, cache
+):
+    victim = photographs / "a" / "4.png"
+    old = victim.read_bytes()
+    if was_opened_before:
+        open_folder(photographs, cache=cache)
+        for kept in cache.folder.glob("*.safetensors"):
+            kept.unlink()
+
+    def changing(items, count, doing):
+        if doing == "decoding the images":
+            write(victim, plain(200, 20, 16))
+        return items
+
+    changed = open_folder(photographs, cache=cache, progress=changing)
+    assert_same(open_folder(photographs), changed)
+    write(victim, old)
+    assert_same(open_folder(photographs), open_folder(photographs, cache=cache))
+
+
 # Damage
 
 
@@ -344,6 +392,17 @@ def test_the_cache_is_in_the_users_cache_folder_or_beside_the_run(tmp_path, monk
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
     assert cache_folder(tmp_path / "run") == tmp_path / "run" / "cache"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no permissions")
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_of_the_cache_have_the_permissions_that_the_umask_leaves(umask, mode, photographs, cache):
+    before = os.umask(umask)
+    try:
+        open_folder(photographs, cache=cache)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in cache.folder.iterdir()} == {mode}
 
 
 # Two at once, and room

@@ -135,6 +135,19 @@ def test_a_plain_file_and_a_compressed_one_make_a_pair(tmp_path):
     np.testing.assert_array_equal(open_dataset("mnist", data_dir=str(tmp_path)).labels.numpy(), labels)
 
 
+@pytest.mark.parametrize("name", ["{}-{}-ubyte/{}-{}-ubyte", "{}.{}-ubyte", "{}.{}-ubyte.gz"])
+@pytest.mark.parametrize("heldout, split", [(False, "train"), (True, "t10k")])
+def test_idx_files_may_have_the_names_that_kaggle_gives_them(heldout, split, name, tmp_path):
+    raw, (images, labels) = tmp_path / "MNIST" / "raw", make_set()
+    for kind, axes, array in (("images", "idx3", images), ("labels", "idx1", labels)):
+        path = raw / name.format(f"{split}-{kind}", axes, f"{split}-{kind}", axes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(idx(array)) if path.suffix == ".gz" else idx(array))
+    data = open_dataset("mnist", heldout=heldout, data_dir=str(tmp_path))
+    np.testing.assert_array_equal(data.images[:][:, 0].numpy(), images)
+    np.testing.assert_array_equal(data.labels.numpy(), labels)
+
+
 IMAGES, LABELS = make_set()
 WHOLE_IMAGES, WHOLE_LABELS = idx(IMAGES), idx(LABELS)
 BROKEN = {  # (damaged file, its bytes)

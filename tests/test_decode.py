@@ -5,9 +5,11 @@ import itertools
 import struct
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from image_helpers import FORMATS, chunk, encoded, plain, png, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.catalog import COLOURS, background_colour
-from tiny_diffusion.data.files.decode import ENDINGS, MAX_LENGTH, ImageSpec, UnreadableImage, decode, read_header
+from tiny_diffusion.data.files.decode import ENDINGS, ImageSpec, UnreadableImage, decode, read_header
 from tiny_diffusion.data.files.folders import list_images
+from tiny_diffusion.data.files.memory import Budget, bytes_to_decode
+from tiny_diffusion.data.files.scaling import MAX_LENGTH, TILE_BYTES
 
 every_format = pytest.mark.parametrize("ending", FORMATS)
 rng = np.random.default_rng  # each test seeds its own
@@ -68,7 +72,7 @@ def test_the_header_gives_format_size_and_grey(ending):
         (plain(7, 5, 9), ending not in ("webp", "avif")),
         (smooth(5, 9), False),
     ):  # always RGB
-        assert read_header(encoded(image, ending)) == (FORMATS[ending][0], (5, 9), grey, False)
+        assert read_header(encoded(image, ending))[:4] == (FORMATS[ending][0], (5, 9), grey, False)
 
 
 def test_the_header_of_a_png_is_read_without_its_pixels():
@@ -462,7 +466,7 @@ METADATA = {
 def test_metadata_do_not_make_a_png_unreadable(metadata, place):
     rows = b"".join(b"\0" + row.tobytes() for row in COLOURED)
     content = png(16, 16, 8, 2, rows, **{place: metadata})
-    assert read_header(content) == ("PNG", (16, 16), False, False)
+    assert read_header(content)[:4] == ("PNG", (16, 16), False, False)
     assert_near(pixels(content), COLOURED, 0)
 
 
@@ -765,16 +769,38 @@ def test_a_header_that_claims_too_many_pixels_is_refused_at_once(ending):
 
 
 MEASURE = """
-import resource, sys
-from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    decode(open(sys.argv[1], "rb").read(), ImageSpec((64, 64), 3))
-    print("an image")
-except UnreadableImage as error:
-    print(error)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+import io, os, resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tiny_diffusion.data.files import memory
+from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode, read_header
+def outcome(path):
+    try:
+        decode(path, ImageSpec((64, 64), 3))
+        return "an image"
+    except UnreadableImage as error:
+        return str(error)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+threads, total, *paths = sys.argv[1:]
+memory.PIXELS.total = memory.PIXELS.free = int(total)
+small = io.BytesIO()
+__import__("PIL.Image").Image.new("RGBA", (8, 8)).save(small, "PNG")
+decode(small.getvalue(), ImageSpec((64, 64), 3))
+before = peak()
+with ThreadPoolExecutor(int(threads)) as pool:
+    print(*set(pool.map(outcome, map(Path, paths))))
+print(peak() - before)
 """
+
+
+def decoded_in_threads(paths, threads=1, total=1 << 30):
+    """What becomes of the images, and by how many MB memory grew.  total: bytes that all threads may take."""
+    words = [sys.executable, "-c", MEASURE, str(threads), str(total), *paths]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    said, megabytes = done.stdout.splitlines()
+    return said, float(megabytes)
 
 
 def test_a_real_decompression_bomb_is_refused_without_being_decoded(tmp_path):
@@ -782,9 +808,92 @@ def test_a_real_decompression_bomb_is_refused_without_being_decoded(tmp_path):
     row = b"\0" + b"\xff" * 5000
     path = write(tmp_path / "bomb.png", png(40_000, 5_000, 1, 0, row * 5_000))
     assert path.stat().st_size < 100_000
-    done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)
-    reason, megabytes = done.stdout.splitlines()
-    assert "bomb" in reason and float(megabytes) < 50 and done.stderr == ""
+    said, megabytes = decoded_in_threads([path])
+    assert "bomb" in said and megabytes < 50
+
+
+# Memory
+
+
+@pytest.mark.parametrize("bits, colour, channels", [(16, 0, 2), (8, 6, 4)])
+def test_all_threads_together_take_no_more_memory_than_they_may(bits, colour, channels, tmp_path):
+    """Four images of 16 million pixels, of 32 or 64 MB as Pillow holds them, in a few kB each."""
+    path = write(tmp_path / "large.png", png(4000, 4000, bits, colour, (bytes(1 + 4000 * channels)) * 4000))
+    assert path.stat().st_size < 200_000
+    said, megabytes = decoded_in_threads([path] * 4, threads=4, total=120 << 20)
+    assert said == "an image" and megabytes < 120 + 30
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "progressive jpg", "packed tif", "webp with alpha", "avif with alpha"])
+def test_decoding_takes_no_more_memory_than_is_reserved_for_it(kind, tmp_path):
+    ending = next(ending for ending in FORMATS if ending in kind)
+    options = {
+        "progressive jpg": {"progressive": True},
+        "packed tif": {"compression": "tiff_lzw", "strip_size": 1 << 30},
+    }
+    image = Image.new("RGBA" if "alpha" in kind else "RGB", (1500, 1500))
+    path = write(tmp_path / f"large.{ending}", encoded(image, ending, **options.get(kind, {})))
+    with io.BytesIO(path.read_bytes()) as file, Image.open(file) as opened:
+        opened.draft(None, (128, 128))
+        reserved = bytes_to_decode(opened)
+    said, megabytes = decoded_in_threads([path])
+    assert said == "an image" and megabytes < (reserved + TILE_BYTES + 2 * path.stat().st_size) / 2**20 + 30
+
+
+@every_format
+def test_an_image_that_needs_too_much_memory_is_unreadable(ending, monkeypatch):
+    content = encoded(smooth(256, 256), ending)
+    monkeypatch.setattr("tiny_diffusion.data.files.decode.MAX_IMAGE_BYTES", 1000)
+    for work in (read_header, lambda source: decode(source, ImageSpec((256, 256), 3))):
+        with pytest.raises(UnreadableImage, match="MB to decode, more than"):
+            work(content)
+
+
+def test_what_is_reserved_never_exceeds_the_total_and_nobody_waits_forever():
+    budget, held, largest = Budget(100), [], []
+
+    def work(count):
+        with budget.reserve(count):
+            held.append(count)
+            largest.append(sum(held))
+            time.sleep(0.001)
+            held.remove(count)
+
+    counts = rng(11).integers(1, 100, 60).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, counts))
+    assert max(largest) <= 100 and len(largest) == 60 and budget.free == 100
+
+
+def test_what_exceeds_the_total_waits_to_be_alone():
+    budget, alone = Budget(100), threading.Event()
+
+    def work():
+        with budget.reserve(1000):
+            assert budget.free == 0
+            alone.set()
+
+    large = threading.Thread(target=work)
+    with budget.reserve(1):
+        large.start()
+        assert not alone.wait(0.05)
+    assert alone.wait(5)
+    large.join()
+    assert budget.free == 100
+
+
+@pytest.mark.parametrize("shape", [(300, 700), (64, 64), (97, 1003), (5000, 2), (1, 5000)])
+@pytest.mark.parametrize("cropped", [True, False])
+def test_an_image_converted_tile_by_tile_is_the_same_as_one_converted_whole(cropped, shape, monkeypatch):
+    draws, spec = rng(12), ImageSpec((16, 24), 3, (255, 0, 255), cropped)
+    images = [draws.integers(0, 256, (*shape, channels)).astype(np.uint8) for channels in (3, 4)]
+    images += [draws.integers(0, 5000, shape).astype(np.uint16), draws.random(shape, np.float32) * 3]
+    files = [encoded(image, "tif" if image.dtype == np.float32 else "png") for image in images]
+    files.append(encoded(Image.fromarray(images[0]).quantize(64), transparency=7))
+    whole = [decode(content, spec) for content in files]
+    monkeypatch.setattr("tiny_diffusion.data.files.scaling.TILE_PIXELS", 1000)
+    for content, wanted in zip(files, whole, strict=True):
+        np.testing.assert_array_equal(decode(content, spec), wanted)
 
 
 def test_text_that_unpacks_to_gigabytes_is_refused():

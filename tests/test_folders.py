@@ -14,6 +14,7 @@ from image_helpers import encoded, means, open_folder, plain, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.batches import Batches
+from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.files.folders import list_images
 from tiny_diffusion.data.files.stores import LazyImages, TensorImages, VariableSizeImages
 from tiny_diffusion.data.files.threads import MAX_WAITING
@@ -301,7 +302,26 @@ def test_two_folders_that_link_to_each_other_are_read_once_each(tmp_path, link):
     fill(tmp_path, "a/1.png", "b/2.png")
     link(tmp_path / "a" / "to b", tmp_path / "b")
     link(tmp_path / "b" / "to a", tmp_path / "a")
-    assert list(found(tmp_path)) == ["a/1.png", "a/to b/2.png", "b/2.png", "b/to a/1.png"]
+    assert list(found(tmp_path)) == ["a/1.png", "b/2.png"]
+
+
+def test_a_lattice_of_links_is_read_once(tmp_path, link):
+    """Each folder links to all others: there are 14! paths through them."""
+    numbers = range(14)
+    fill(tmp_path, *(f"{number}/{number}.png" for number in numbers))
+    for number, other in itertools.permutations(numbers, 2):
+        link(tmp_path / f"{number}" / f"to {other}", tmp_path / f"{other}")
+    assert list(found(tmp_path)) == [f"{number}/{number}.png" for number in numbers]
+
+
+def test_a_folder_that_two_links_lead_to_is_read_by_the_first_and_the_report_says_so(tmp_path, link):
+    fill(tmp_path / "elsewhere", "a.png")
+    fill(tmp_path / "set" / "own", "b.png")
+    for name in ("10", "9", "x"):
+        link(tmp_path / "set" / name, tmp_path / "elsewhere")
+    link(tmp_path / "set" / "another", "own")
+    assert found(tmp_path / "set") == {"9/a.png": "9", "own/b.png": "own"}
+    assert any("not followed: 3" in line for line in open_folder(tmp_path / "set").report)
 
 
 def test_a_link_to_nothing_or_to_itself_is_an_unreadable_image(tmp_path, link):
@@ -467,6 +487,25 @@ def test_a_class_of_one_image_gets_a_warning(tmp_path):
     (tmp_path / "eel" / "5.png").write_bytes(b"")
     (line,) = [line for line in open_folder(tmp_path).report if line.startswith("warning")]
     assert "memorised: dog, eel" in line
+
+
+@pytest.mark.parametrize("cache_bytes", [2e9, 0])
+@pytest.mark.parametrize("bits, narrow", [(10, True), (12, True), (14, True), (15, False), (16, False)])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_data_of_few_bits_in_images_of_16_get_a_warning(ending, bits, narrow, cache_bytes, tmp_path):
+    """A single pixel of the largest value shows how many bits there are, in one image of several."""
+    for number in range(3):
+        values = np.full((40, 40), 30, np.uint16)
+        values[20, 20] = 2**bits - 1 if number == 1 else 60
+        write(tmp_path / "set" / f"{number}.{ending}", values)
+    for _ in range(2):  # from the files, then from the cache
+        report = open_folder(tmp_path / "set", cache=Cache(tmp_path / "cache"), cache_bytes=cache_bytes).report
+        assert any("16 bits" in line and "multiply" in line for line in report) == narrow
+
+
+def test_dark_images_of_8_bits_get_no_warning(tmp_path):
+    fill(tmp_path, "a.png", content=encoded(plain(3)))
+    assert not any("16 bits" in line for line in open_folder(tmp_path).report)
 
 
 def test_the_report_names_a_dozen_of_many_classes(tmp_path):

@@ -60,12 +60,15 @@ def _find_or_download(request: OpenRequest, prefix: str) -> tuple[Path, Path]:
 
 
 def _idx_pair(folder: Path, prefix: str) -> tuple[Path, Path] | None:
-    """The image and label files of a split in this folder, or None unless both are there."""
+    """The image and label files of a split in this folder, or None unless both are there.
+
+    Kaggle writes train-images.idx3-ubyte, and puts train-images-idx3-ubyte into a folder of that name.
+    """
     found = []
     for part in ("images-idx3", "labels-idx1"):
-        plain = folder / f"{prefix}-{part}-ubyte"
-        path = plain if plain.is_file() else plain.with_name(plain.name + ".gz")
-        if not path.is_file():
+        plain, dotted = f"{prefix}-{part}-ubyte", f"{prefix}-{part.replace('-', '.')}-ubyte"
+        names = (plain, f"{plain}.gz", dotted, f"{dotted}.gz", f"{plain}/{plain}")
+        if not (path := next((folder / name for name in names if (folder / name).is_file()), None)):
             return None
         found.append(path)
     return found[0], found[1]

@@ -26,6 +26,7 @@ FLOWERS = (
     "cyclamen", "watercress", "canna lily", "hippeastrum", "bee balm", "ball moss", "foxglove", "bougainvillea",
     "camellia", "mallow", "mexican petunia", "bromelia", "blanket flower", "trumpet creeper", "blackberry lily",
 )  # fmt: skip
+IDX_FILES = "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same two of t10k, or Kaggle's .idx3-ubyte"
 COLOURS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}
 
 
@@ -83,7 +84,7 @@ DATASETS = {
         classes=DIGITS,
         splits={"train": 60_000, "test": 10_000},
         sampler="sa_solver",
-        download="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same two of t10k",
+        download=IDX_FILES,
         download_to="MNIST/raw",
     ),
     "fashion_mnist": Dataset(
@@ -95,7 +96,7 @@ DATASETS = {
         classes=CLOTHES,
         splits={"train": 60_000, "test": 10_000},
         sampler="sa_solver",
-        download="train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same two of t10k",
+        download=IDX_FILES,
         download_to="FashionMNIST/raw",
     ),
     "cifar10": Dataset(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tiny_diffusion.files import atomic_path, check_writable
 
-FORMAT = 2  # raised whenever decoding or the contents of the files change
+FORMAT = 3  # raised whenever decoding or the contents of the files change
 MAX_BYTES = 20e9  # of all decoded sets together: those that were not used for longest are deleted first
 MAX_WRITE_S = 86_400  # a temporary file older than this has no writer any more
 
@@ -96,7 +96,10 @@ class Cache:
 
         try:
             with atomic_path(self.folder / name) as partial:
+                partial.touch()
+                mode = partial.stat().st_mode  # as the umask has it; safetensors makes every file 0600
                 write(partial)
+                partial.chmod(mode)
             return True
         except (OSError, SafetensorError):  # safetensors has its own error for a full disk
             return False

@@ -4,6 +4,7 @@ Knows files and Pillow, not folders or classes.  A file that cannot be decoded, 
 UnreadableImage.
 """
 
+import errno
 import io
 import logging
 import warnings
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from tiny_diffusion.data.files.colours import is_grey, to_eight_bits
+from tiny_diffusion.data.files.colours import BITS, SAMPLE_FORMAT, eight_bit_converter, is_grey
+from tiny_diffusion.data.files.memory import MAX_IMAGE_BYTES, PIXELS, bytes_to_decode, file_content
 from tiny_diffusion.data.files.png import SIGNATURE, scale_transparency, without_metadata
+from tiny_diffusion.data.files.scaling import Resizing, covering, scale_to_cover
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,26 +31,37 @@ ENDINGS = (
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of the first box of a file
 AVIF_BRANDS = (b"avif", b"avis")
 MAX_PIXELS = 178_956_970  # Pillow's own limit, half a gigabyte as RGB.  A larger image is a decompression bomb
-MAX_LENGTH = 4  # times the wanted side, for images that are not cropped: a strip of 1x5000 pixels would fill the memory
 ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSE = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from an orientation to Pillow's Transpose that undoes it
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 WIDTH, HEIGHT = 256, 257  # tags of a TIFF
+LASTING_ERRORS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 Result = TypeVar("Result")
 
 
 class UnreadableImage(ValueError):
-    """The file is not an image, is damaged, or is too large to decode.  The message is the reason, in a few words."""
+    """The file is not an image, is damaged, or is too large to decode.  The message is the reason, in a few words.
+
+    passing: the file may be readable next time, because the disk or the memory failed and not the file.
+    """
+
+    def __init__(self, reason: str, passing: bool = False):
+        super().__init__(reason)
+        self.passing = passing
 
 
 class Header(NamedTuple):
-    """What the header of a file says.  format: PNG, JPEG, ...  size: (height, width) of the upright image."""
+    """What the header of a file says.  format: PNG, JPEG, ...  size: (height, width) of the upright image.
+
+    deep: whether it has 16 bits a channel.
+    """
 
     format: str
     size: tuple[int, int]
     grey: bool
     transparent: bool
+    deep: bool = False
 
 
 class ImageSpec(NamedTuple):
@@ -67,14 +81,34 @@ def read_header(content: bytes | Path) -> Header:
 
     def header(image: "Image") -> Header:
         name = "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs in a file
-        return Header(name, _upright_size(image), is_grey(image), image.has_transparency_data)
+        about = Header(name, _upright_size(image), is_grey(image), image.has_transparency_data, _is_deep(image))
+        image.draft(None, (1, 1))  # a JPEG may be decoded to an eighth
+        _checked_bytes(image)
+        return about
 
     return _with_image(content, header, pixels=False)
 
 
 def decode(content: bytes | Path, spec: ImageSpec) -> np.ndarray:
     """The image as uint8 (C, H, W).  Raises UnreadableImage, FileNotFoundError."""
+    if isinstance(content, Path):
+        try:
+            with file_content(content) as found:
+                return decode(found, spec)
+        except FileNotFoundError:
+            raise
+        except (OSError, MemoryError) as error:
+            raise as_unreadable(error) from error
     return _with_image(content, lambda image: _pixels(image, spec), pixels=True)
+
+
+def as_unreadable(error: Exception) -> UnreadableImage:
+    """The same error as an UnreadableImage, with its reason in one line."""
+    if isinstance(error, UnreadableImage):
+        return error
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    passing = isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, *LASTING_ERRORS)
+    return UnreadableImage(" ".join(reason.split())[:100], passing)
 
 
 def _with_image(content: bytes | Path, work: Callable[["Image"], Result], pixels: bool) -> Result:
@@ -98,8 +132,7 @@ def _with_image(content: bytes | Path, work: Callable[["Image"], Result], pixels
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"a decompression bomb: over {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a damaged file makes Pillow raise anything: struct.error, ZeroDivisionError, ...
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadableImage(" ".join(reason.split())[:100]) from error
+        raise as_unreadable(error) from error
 
 
 @cache
@@ -144,6 +177,13 @@ def _orientation(image: "Image") -> int | None:
         return None
 
 
+def _is_deep(image: "Image") -> bool:
+    """Whether the file has integers of 16 bits."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(BITS, (1,))) == 16 and max(image.tag_v2.get(SAMPLE_FORMAT, (1,))) <= 2
+    return image.format == "PNG" and bool(image.tile) and "16" in str(image.tile[0][3])
+
+
 def _upright_size(image: "Image") -> tuple[int, int]:
     """Height and width of the upright image."""
     width, height = image.size
@@ -153,53 +193,44 @@ def _upright_size(image: "Image") -> tuple[int, int]:
 
 
 def _pixels(image: "Image", spec: ImageSpec) -> np.ndarray:
-    """The image scaled, cropped and turned upright: uint8 (C, H, W)."""
-    height, width = _load(image, spec)
-    orientation = _orientation(image)
+    """The image scaled, cropped and turned upright: uint8 (C, H, W).  Waits until there is memory for it."""
+    height, width = _draft(image, spec)
+    orientation = None if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF upright
     size = spec.size[::-1] if orientation in SIDEWAYS else spec.size  # as the image lies in the file
-    scale = _scale((height, width), size)
+    scale = scale_to_cover((height, width), size)
     target = size if spec.cropped else covering((height, width), size)
     h, w = min(height, target[0] / scale), min(width, target[1] / scale)  # the part of the file's image that is kept
     left, top = (width - w) / 2, (height - h) / 2
-    image = to_eight_bits(image, spec.channels, spec.background)
-    if (*target, h, w) != (image.height, image.width) * 2:
-        from PIL import Image
-
-        box = (left, top, left + w, top + h)
-        image = image.resize(target[::-1], Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    if orientation in TRANSPOSE:
-        image = image.transpose(TRANSPOSE[orientation])
-    pixels = np.array(image)
+    resizing = Resizing.of(image.size, (left, top, left + w, top + h), target[::-1])
+    with PIXELS.reserve(_checked_bytes(image) + resizing.bytes):
+        image.load()
+        image = resizing.apply(image, eight_bit_converter(image, spec.channels, spec.background))
+        if orientation in TRANSPOSE:
+            image = image.transpose(TRANSPOSE[orientation])
+        pixels = np.array(image)
     if pixels.ndim == 2:
         return np.repeat(pixels[None], spec.channels, 0)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
 
 
-def _load(image: "Image", spec: ImageSpec) -> tuple[float, float]:
-    """Decodes the pixels.  Height and width of the image in them.
+def _draft(image: "Image", spec: ImageSpec) -> tuple[float, float]:
+    """Prepares decoding.  Height and width of the image in the pixels that it will be decoded to.
 
     libjpeg decodes to a half, a quarter or an eighth in a fraction of the time.  Twice the wanted size is kept, and the
     image may end inside the last pixel.
     """
     decoded = None
     if image.format in ("JPEG", "MPO"):
-        scale = _scale(_upright_size(image), spec.size)
+        scale = scale_to_cover(_upright_size(image), spec.size)
         decoded = image.draft(None, tuple(max(1, int(2 * side * scale)) for side in image.size))
     if image.format == "PNG":
         scale_transparency(image)
-    image.load()  # also turns a TIFF upright
     width, height = decoded[1][2:] if decoded else image.size
     return height, width
 
 
-def _scale(sides: tuple[float, float], size: tuple[int, int]) -> float:
-    """The factor by which an image of these sides just covers the size."""
-    return max(wanted / side for wanted, side in zip(size, sides, strict=True))
-
-
-def covering(sides: tuple[float, float], size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image of these sides, scaled to cover the size: one side may be longer."""
-    scale = _scale(sides, size)
-    return tuple(
-        min(max(wanted, round(side * scale)), MAX_LENGTH * wanted) for wanted, side in zip(size, sides, strict=True)
-    )
+def _checked_bytes(image: "Image") -> int:
+    """How many bytes decoding takes.  Raises UnreadableImage if that is too many."""
+    if (needed := bytes_to_decode(image)) > MAX_IMAGE_BYTES:
+        raise UnreadableImage(f"takes {needed >> 20:,} MB to decode, more than {MAX_IMAGE_BYTES >> 20:,}")
+    return needed

@@ -4,6 +4,7 @@ Reads the names of files only; `files.scan` reads what is in them.
 """
 
 import hashlib
+import heapq
 import os
 import re
 import stat
@@ -68,7 +69,9 @@ class ImageFiles:
 
 
 def list_images(root: Path, splits: Sequence[str] = (), heldout: bool = False) -> ImageFiles:
-    """The image files of a folder.  Links are followed, hidden files and system folders are left out.
+    """The image files of a folder.  Links are followed, but no folder is read twice.
+
+    Hidden files and system folders are left out.
 
     Sub-folders named train, test or val are splits; images outside of them are left out, and the note says so.  Other
     sub-folders are classes, if every image is in one of them.
@@ -76,7 +79,7 @@ def list_images(root: Path, splits: Sequence[str] = (), heldout: bool = False) -
     Raises FileError if there is no such folder or no image in it, OptionError for a split that it does not have.
     """
     _check_folder(root)
-    found, others = _walk(root)
+    found, others, repeated = _walk(root)
     if not found:
         raise _no_images(root, others)
     folders = _folders([name for name, _ in found])
@@ -92,6 +95,7 @@ def list_images(root: Path, splits: Sequence[str] = (), heldout: bool = False) -
         kept, notes = [] if heldout else list(range(len(found))), []
         folders = dict(enumerate(folders))
     class_names, class_note = _classes(folders.values())
+    links_note = f"links to folders that are read by another path, not followed: {repeated:,}" if repeated else ""
     label_of = {name: label for label, name in enumerate(class_names)}
     return ImageFiles(
         root,
@@ -100,7 +104,7 @@ def list_images(root: Path, splits: Sequence[str] = (), heldout: bool = False) -
         class_names=class_names,
         stats=tuple(found[i][1] for i in kept),
         others=others,
-        note="; ".join(filter(None, [*notes, class_note])),
+        note="; ".join(filter(None, [*notes, class_note, links_note])),
     )
 
 
@@ -167,29 +171,44 @@ def _classes(folders: Collection[Sequence[str]]) -> tuple[tuple[str, ...], str]:
     return tuple(sorted(images_in, key=_natural)), ""
 
 
-def _walk(root: Path) -> tuple[list[tuple[str, Stats]], int]:
-    """The name and stats of each file with the ending of an image, in natural order, and the number of other files."""
-    found, others = [], 0
+def _walk(root: Path) -> tuple[list[tuple[str, Stats]], int, int]:
+    """The name and stats of each file with the ending of an image, in natural order.
+
+    Then the number of other files, and of links to folders that have been read by another path.  A real folder is read
+    once, and one that is there itself before those that links lead to.
+    """
+    found, others, repeated, seen = [], 0, 0, set()
     try:
-        waiting = [(str(root), "", frozenset(_identity(folder) for folder in root.resolve().parents))]
-        while waiting:
-            folder, prefix, above = waiting.pop()
-            if (here := _identity(folder)) in above:  # a link to a folder that this one lies in
+        waiting, links = [(str(root), "", frozenset(_identity(folder) for folder in root.resolve().parents))], []
+        while waiting or links:
+            folder, prefix, above = waiting.pop() if waiting else heapq.heappop(links)[1:]
+            here = _identity(folder)
+            if here in above or here in seen:
+                repeated += here not in above  # a link to a folder that it lies in repeats nothing
                 continue
+            seen.add(here)
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
                         continue
                     about = status(entry)
                     if about is not None and stat.S_ISDIR(about.st_mode):
-                        waiting.append((entry.path, f"{prefix}{entry.name}/", above | {here}))
+                        inside = entry.path, f"{prefix}{entry.name}/", above | {here}
+                        if entry.is_symlink():
+                            heapq.heappush(links, (_path_order(inside[1]), *inside))
+                        else:
+                            waiting.append(inside)
                     elif not entry.name.lower().endswith(ENDINGS) or about and not stat.S_ISREG(about.st_mode):
                         others += 1
                     else:  # a link to nothing counts too: the scan reports it
                         found.append((prefix + entry.name, stats_of(about)))
     except OSError as error:
         raise FileError(f"--data_dir {root} cannot be read: {error.filename}: {error.strerror}.") from error
-    return sorted(found, key=lambda file: [_natural(part) for part in file[0].split("/")]), others
+    return sorted(found, key=lambda file: _path_order(file[0])), others, repeated
+
+
+def _path_order(name: str) -> list:
+    return [_natural(part) for part in name.split("/")]
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

@@ -9,8 +9,9 @@ import torch
 
 from tiny_diffusion.data.catalog import background_colour
 from tiny_diffusion.data.downloads import download
-from tiny_diffusion.data.files.decode import ImageSpec, covering
+from tiny_diffusion.data.files.decode import ImageSpec
 from tiny_diffusion.data.files.folders import ImageFiles, list_images, stats_of, status
+from tiny_diffusion.data.files.scaling import covering
 from tiny_diffusion.data.files.scan import Scan, refuse_unreadable, report, scan
 from tiny_diffusion.data.files.stores import ImageStore, LazyImages, decode_all, store_of
 from tiny_diffusion.data.files.threads import worker_count
@@ -73,9 +74,10 @@ def open_files(request: OpenRequest, files: ImageFiles, found: Scan | None = Non
         images = LazyImages(files, spec, workers, found.unreadable)
         line = f"{size / 1e6:,.1f} MB when decoded, more than --cache_mb {request.cache_bytes / 1e6:.0f}: decoded "
         line += f"by {workers} threads as they are read" if workers else "as they are read"
-    request.cache.remember(signature, found.to_json())
+    if not found.passing:
+        request.cache.remember(signature, found.to_json())
     labels = _labels(files.without(found.unreadable))
-    fingerprint = {"files": files.fingerprint(), "content": found.content}
+    fingerprint = {"files": files.fingerprint(), "content": "" if found.passing else found.content}
     return ImageSet(images, labels, files.class_names, (*report(files, found, request.size), line), fingerprint)
 
 
@@ -118,13 +120,15 @@ def _in_memory(
         images = store_of(tensors, spec)
         return images, Scan.from_json(remembered), f"{len(images):,} images, decoded before and kept in {cache.folder}"
     started = time.monotonic()
-    tensors, unreadable = decode_all(files.without(found.unreadable), spec, workers, request.progress)
     index_of = [i for i in range(len(files)) if i not in found.unreadable]
-    found = replace(found, unreadable=found.unreadable | {index_of[i]: reason for i, reason in unreadable.items()})
+    digests = [found.digests[i] for i in index_of] if found.digests else ()
+    decoded = decode_all(files.without(found.unreadable), spec, workers, request.progress, digests)
+    unreadable = found.unreadable | {index_of[i]: reason for i, reason in decoded.unreadable.items()}
+    found = replace(found, unreadable=unreadable, passing=found.passing or not decoded.lasting)
     refuse_unreadable(files, found.unreadable)
-    images = store_of(tensors, spec)
+    images = store_of(decoded.tensors, spec)
     line = f"{len(images):,} images decoded in {time.monotonic() - started:.1f} seconds"
-    if found.content and cache.keep(key, tensors):
+    if found.content and not found.passing and cache.keep(key, decoded.tensors):
         cache.remember(key, found.to_json())
         line += f", kept in {cache.folder}"
     return images, found, line

@@ -28,8 +28,8 @@ def without_metadata(file: BinaryIO, pixels: bool) -> BinaryIO:
         if name in (b"eXIf", b"iCCP"):
             chunk = header + file.read(length + 4)
             metadata += [chunk] if _is_usable(name, chunk) else []
-        elif name == b"IDAT" and not pixels:
-            start_of_pixels = header  # at which Pillow stops to read the header of a file
+        elif name in (b"IDAT", b"IEND") and not pixels:
+            start_of_pixels = header if name == b"IDAT" else start_of_pixels  # at which Pillow stops to read a header
             file.seek(length + 4, io.SEEK_CUR)
         elif name[0] & 32 and name != b"tRNS":  # lower case: ancillary
             file.seek(length + 4, io.SEEK_CUR)

@@ -4,17 +4,21 @@
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
-from tiny_diffusion.data.files.decode import Header, UnreadableImage, read_header
+from tiny_diffusion.data.files.decode import Header, ImageSpec, UnreadableImage, as_unreadable, decode, read_header
 from tiny_diffusion.data.files.folders import ImageFiles, readable
+from tiny_diffusion.data.files.memory import file_content
 from tiny_diffusion.data.files.threads import in_threads
 from tiny_diffusion.errors import FileError, printable
 
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 10, 0.1  # files that may be skipped: the larger of the two
 MAX_BYTES = 1 << 30  # of one file
+MAX_DEEP_READ, MAX_NARROW_LEVELS = 16, 65  # 16-bit images whose pixels are looked at; 14 bits span 65 of 256 levels
 MAX_NAMED_FILES, MAX_NAMED_CLASSES = 3, 12  # in one line
 
 Progress = Callable[[Iterable, int, str], Iterable]  # wraps a loop: (items, how many, what is done with them)
@@ -25,6 +29,9 @@ class Scan:
     """What reading each file has shown.  formats: PNG -> 12 files.  unreadable: index -> reason.
 
     sizes: (height, width) -> how many files.  content: a hash of all bytes, or "" if the files were not read whole.
+    narrow: whether images of 16 bits use no more than 14 of them.
+    Not kept in JSON:  digests: the SHA-256 of each file, if they were read whole.  passing: whether a file could not be
+    read for a reason that may be gone next time, so that none of this may be kept.
     """
 
     formats: dict[str, int]
@@ -32,17 +39,22 @@ class Scan:
     channels: int
     unreadable: dict[int, str] = field(default_factory=dict)
     content: str = ""
+    narrow: bool = False
+    digests: tuple[bytes, ...] = ()
+    passing: bool = False
 
     def to_json(self) -> dict:
         sizes = [[*size, count] for size, count in self.sizes.items()]
         unreadable = [[index, reason] for index, reason in self.unreadable.items()]
         about = {"kinds": self.formats, "sizes": sizes, "channels": self.channels}
-        return {**about, "bad": unreadable, "content": self.content}
+        return {**about, "bad": unreadable, "content": self.content, "narrow": self.narrow}
 
     @classmethod
     def from_json(cls, about: dict) -> "Scan":
         sizes = {(height, width): count for height, width, count in about["sizes"]}
-        return cls(about["kinds"], sizes, about["channels"], dict(about["bad"]), about["content"])
+        return cls(
+            about["kinds"], sizes, about["channels"], dict(about["bad"]), about["content"], narrow=about["narrow"]
+        )
 
 
 def scan(files: ImageFiles, workers: int, *, whole: bool, background: tuple[int, int, int], progress: Progress) -> Scan:
@@ -51,34 +63,54 @@ def scan(files: ImageFiles, workers: int, *, whole: bool, background: tuple[int,
     Raises FileError if more files are unreadable than may be skipped.
     """
 
-    def scan_one(index: int) -> tuple[Header | None, str, bytes]:
+    def scan_one(index: int) -> tuple[Header | UnreadableImage, bytes]:
         path, digest = files.path(index), bytes(32)
         if files.stats[index][0] > MAX_BYTES:
-            return None, f"larger than {MAX_BYTES >> 20:,} MB", digest
+            return UnreadableImage(f"larger than {MAX_BYTES >> 20:,} MB"), digest
         try:
-            content = path.read_bytes() if whole else path
-            digest = hashlib.sha256(content).digest() if whole else digest
-            return read_header(content), "", digest
-        except UnreadableImage as error:
-            return None, str(error), digest
-        except OSError as error:
-            return None, "a link to nothing" if path.is_symlink() else error.strerror or str(error), digest
+            with file_content(path) if whole else nullcontext(path) as content:
+                digest = hashlib.sha256(content).digest() if whole else digest
+                return read_header(content), digest
+        except FileNotFoundError as error:
+            return UnreadableImage("a link to nothing" if path.is_symlink() else error.strerror), digest
+        except (UnreadableImage, OSError, MemoryError) as error:
+            return as_unreadable(error), digest
 
-    formats, sizes, unreadable = Counter(), Counter(), {}
+    formats, sizes, failures, digests, deep = Counter(), Counter(), {}, [], []
     all_grey, coloured_background = True, len(set(background)) > 1
-    content = hashlib.sha256()
     scanned = in_threads(scan_one, range(len(files)), workers)
-    for index, (header, reason, digest) in enumerate(progress(scanned, len(files), "scanning the images")):
-        content.update(digest)
-        if header is None:
-            unreadable[index] = reason
+    for index, (header, digest) in enumerate(progress(scanned, len(files), "scanning the images")):
+        digests.append(digest)
+        if not isinstance(header, Header):
+            failures[index] = header
             continue
         formats[header.format] += 1
         sizes[header.size] += 1
         all_grey = all_grey and header.grey and not (header.transparent and coloured_background)
-    refuse_unreadable(files, unreadable)
-    channels = 1 if all_grey else 3
-    return Scan(dict(formats.most_common()), dict(sizes), channels, unreadable, content.hexdigest() if whole else "")
+        deep += [index] if header.deep else []
+    reasons = {index: str(failure) for index, failure in failures.items()}
+    refuse_unreadable(files, reasons)
+    return Scan(
+        dict(formats.most_common()),
+        dict(sizes),
+        channels=1 if all_grey else 3,
+        unreadable=reasons,
+        content=hashlib.sha256(b"".join(digests)).hexdigest() if whole else "",
+        narrow=_levels_spanned(files, deep) <= MAX_NARROW_LEVELS if deep else False,
+        digests=tuple(digests) if whole else (),
+        passing=any(failure.passing for failure in failures.values()),
+    )
+
+
+def _levels_spanned(files: ImageFiles, deep: Sequence[int]) -> int:
+    """How many of 256 levels the values of 16-bit images span: of all together, as far as a few images show it."""
+    lowest, highest = 255, 0
+    for index in deep[:: math.ceil(len(deep) / MAX_DEEP_READ)]:
+        with suppress(UnreadableImage, OSError):
+            path = files.path(index)
+            pixels = decode(path, ImageSpec(read_header(path).size, 3, (0, 0, 0)))
+            lowest, highest = min(lowest, int(pixels.min())), max(highest, int(pixels.max()))
+    return highest - lowest + 1 if highest >= lowest else 256
 
 
 def refuse_unreadable(files: ImageFiles, unreadable: dict[int, str]) -> None:
@@ -109,6 +141,11 @@ def report(files: ImageFiles, found: Scan, size: tuple[int, int]) -> Iterator[st
         yield files.note
     if small := sum(count for (h, w), count in found.sizes.items() if h < size[0] or w < size[1]):
         yield f"enlarged, because smaller than {size[0]}x{size[1]}: {small:,}"
+    if found.narrow:
+        yield (
+            "warning: the images of 16 bits use a quarter of their range or less, as data of 10 to 14 bits do, which "
+            "leaves few grey levels in 8 bits: multiply their values, for example by 16 if they are of 12 bits"
+        )
     if found.unreadable:
         yield f"skipped, because unreadable: {named_files(files, found.unreadable, MAX_UNREADABLE)}"
     if files.others:

@@ -3,18 +3,21 @@
 Every store returns the same pixels for the same files, so what is kept in memory changes no result.
 """
 
+import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode
-from tiny_diffusion.data.files.folders import ImageFiles
+from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, as_unreadable, decode
+from tiny_diffusion.data.files.folders import ImageFiles, stats_of, status
+from tiny_diffusion.data.files.memory import file_content
 from tiny_diffusion.data.files.scan import Progress, refuse_unreadable
 from tiny_diffusion.data.files.threads import in_threads
 from tiny_diffusion.errors import FileError
@@ -146,40 +149,58 @@ class LazyImages(ImageStore):
             refuse_unreadable(self.files, dict(self.unreadable))
 
 
-def decode_all(
-    files: ImageFiles, spec: ImageSpec, workers: int, progress: Progress
-) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """Decodes every image: the tensors that `store_of` makes a store of, and why files are unreadable, by index.
+class Decoded(NamedTuple):
+    """What `decode_all` has made of files.
 
-    The tensors have no entry for an unreadable file.
+    tensors: what `store_of` makes a store of, without the unreadable files.  unreadable: index -> reason.
+    lasting: whether decoding again would give the same: no file has changed since it was scanned, and none was
+    unreadable for a reason that may be gone next time.
     """
 
-    def decode_one(index: int) -> tuple[np.ndarray | None, str]:
+    tensors: dict[str, Tensor]
+    unreadable: dict[int, str]
+    lasting: bool
+
+
+def decode_all(
+    files: ImageFiles, spec: ImageSpec, workers: int, progress: Progress, digests: Sequence[bytes] = ()
+) -> Decoded:
+    """Decodes every image.  digests: the SHA-256 that a scan has found of each file, or () if only the
+    stats of the files can show whether they have changed."""
+
+    def decode_one(index: int) -> tuple[np.ndarray | UnreadableImage, bool]:
+        path = files.path(index)
         try:
-            return decode(files.path(index), spec), ""
-        except UnreadableImage as error:
-            return None, str(error)
+            with file_content(path) as content:
+                same = hashlib.sha256(content).digest() == digests[index] if digests else None
+                image = decode(content, spec)
+            return image, stats_of(status(path)) == files.stats[index] if same is None else same
         except FileNotFoundError:
-            return None, "gone"
+            return UnreadableImage("gone"), False
+        except (UnreadableImage, OSError, MemoryError) as error:
+            error = as_unreadable(error)
+            return error, not error.passing
 
     def readable_images() -> Iterator[Tensor]:
+        nonlocal lasting
         decoded = in_threads(decode_one, range(len(files)), workers)
-        for index, (image, reason) in enumerate(progress(decoded, len(files), "decoding the images")):
-            if image is None:
-                unreadable[index] = reason
+        for index, (image, is_lasting) in enumerate(progress(decoded, len(files), "decoding the images")):
+            lasting = lasting and is_lasting
+            if isinstance(image, UnreadableImage):
+                unreadable[index] = str(image)
             else:
                 yield torch.from_numpy(image)
 
-    unreadable: dict[int, str] = {}
+    unreadable, lasting = {}, True
     if spec.cropped:
         pixels, count = torch.empty((len(files), spec.channels, *spec.size), dtype=torch.uint8), 0
         for count, image in enumerate(readable_images(), 1):
             pixels[count - 1] = image
-        return {"pixels": pixels[:count]}, unreadable
+        return Decoded({"pixels": pixels[:count]}, unreadable, lasting)
     images = list(readable_images())
     sides = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).view(-1, 2)
     pixels = torch.cat([torch.empty(0, dtype=torch.uint8), *(image.flatten() for image in images)])
-    return {"pixels": pixels, "sides": sides}, unreadable
+    return Decoded({"pixels": pixels, "sides": sides}, unreadable, lasting)
 
 
 def store_of(tensors: Mapping[str, Tensor], spec: ImageSpec) -> ImageStore:
