@@ -613,7 +613,7 @@ def test_the_forward_figure_has_the_shift_that_training_has_at_this_size(size, a
 
 def test_info_of_a_stopped_run_says_how_to_go_on(cli, loud):
     text = cli.works("info", "--checkpoint", loud).out
-    assert "class-conditional" in text and "not finished; --resume goes on" in text
+    assert "class-conditional" in text and "not finished; --resume continues it" in text
 
 
 # As processes

@@ -39,7 +39,7 @@ PRESETS = {
         title="CIFAR-10 at 32x32 in colour: two down blocks, bottleneck, skips; a 2x2 grid every 5 epochs",
         options={
             "dataset": "cifar10", "image_size": 32, "hflip": True,
-            "base_channels": 64, "channel_mult": (1, 2, 2),  # the first two halve the image, the third is the bottleneck
+            "base_channels": 64, "channel_mult": (1, 2, 2),  # the first two halve the image, the third does not
             "epochs": 100, "sample_interval": 5, "num_samples": 4, "save_interval": 10,
         },
         faster="--hflip --minutes 30",

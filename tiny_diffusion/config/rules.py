@@ -151,7 +151,7 @@ def check(config):
 
 
 def check_values(values: Mapping[str, object], options: type) -> None:
-    """Raises OptionError for a value that an option does not accept.  None is accepted where the field's type says so."""
+    """Raises OptionError for a value that its option refuses.  None is accepted where the field's type says so."""
     for field in dataclasses.fields(options):
         value = values.get(field.name)
         if field.name not in values or (value is None and type(None) in get_args(field.type)):
