@@ -223,12 +223,8 @@ def beneath(given: Mapping[str, object], lower: Mapping[str, object], options: t
 
 def as_given(config: Config) -> dict[str, object]:
     """The options that resolve to this configuration, without those that have no effect in it."""
-    values = vars(config)
-    return {
-        name: values[name]
-        for name, spec in specs(type(config)).items()
-        if values[name] is not None and spec.is_of_use(values)
-    }
+    values, rows = vars(config), specs(type(config)).items()
+    return {name: values[name] for name, spec in rows if values[name] is not None and spec.is_of_use(values)}
 
 
 def network_options(config: Config, with_data: bool) -> dict[str, object]:

@@ -39,13 +39,9 @@ def show_name(text, name: str) -> None:
     shown, font = in_one_font(name)
     text.set(text=shown, parse_math=False)
     if not shown.isascii():
-        text.set_fontproperties(_same_but_file(text.get_fontproperties(), font))
-
-
-def _same_but_file(properties, font: str):
-    properties = properties.copy()
-    properties.set_file(font)
-    return properties
+        properties = text.get_fontproperties().copy()
+        properties.set_file(font)
+        text.set_fontproperties(properties)
 
 
 def name_curves(axes, names: Sequence[str], **options) -> None:
