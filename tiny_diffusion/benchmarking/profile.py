@@ -6,7 +6,7 @@ and an equal share of it is subtracted from every operation.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -141,20 +141,12 @@ def _labelled_parts(trainer: Trainer) -> Iterator[None]:
         (trainer.batches, "at", DATA),
     ]
     for owner, name, label in parts:
-        setattr(owner, name, _labelled(getattr(owner, name), label))
+        setattr(owner, name, record_function(label)(getattr(owner, name)))
     try:
         yield
     finally:
         for owner, name, _ in parts:
             delattr(owner, name)
-
-
-def _labelled(method: Callable, label: str) -> Callable:
-    def labelled(*arguments):
-        with record_function(label):
-            return method(*arguments)
-
-    return labelled
 
 
 @dataclass

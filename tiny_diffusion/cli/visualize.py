@@ -74,15 +74,13 @@ def run(argv: list[str], program: str, started: float) -> int:
 
 def _schedule(options: FigureOptions, name: str, shift: float):
     """The schedule of this name with the options' betas, if it has betas."""
-    if SCHEDULES[name].ends is None:
+    ends = SCHEDULES[name].ends
+    if ends is None:
         return make_schedule(name, options.timesteps, logsnr_shift=shift)
-    schedule = make_schedule(name, options.timesteps, options.beta_start, options.beta_end, shift)
-    start, end = (
-        own if asked is None else asked
-        for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True)
-    )
+    given = (options.beta_start, options.beta_end)
+    start, end = (own if beta is None else beta for own, beta in zip(ends, given, strict=True))
     refuse_falling_betas(start, end)
-    return schedule
+    return make_schedule(name, options.timesteps, start, end, shift)
 
 
 def _forward(options: FigureOptions, path: Path) -> None:
