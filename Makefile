@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(RUN) sample.py --checkpoint outputs/demo/model_final.pt --num_images 16 --output outputs/demo/denoising.gif
 	@echo
 	@echo "The pictures are in outputs/: open"
-	@echo "  outputs/demo/generated_samples.png     64 digits drawn from noise"
+	@echo "  outputs/demo/generated_samples.png     64 digits sampled from noise"
 	@echo "  outputs/demo/denoising.gif             how they appear (frames: outputs/demo/intermediate/)"
 	@echo "  outputs/demo/training_loss.png         the loss, training and held out"
 	@echo "  outputs/forward_diffusion.png          how noise covers real digits"

@@ -1,4 +1,4 @@
-"""Draw images from a trained model.
+"""Sample images from a trained model.
 
 python sample.py --checkpoint outputs/digits/model_final.pt
 python sample.py --checkpoint outputs/digits/model_final.pt --output outputs/digits/denoising.gif

@@ -1,8 +1,8 @@
 """Attention on the CPU: our own products against torch's scaled_dot_product_attention, in whole training steps.
 
-For each network, a step (forward and backward) by one and by the other in turns, each first as often as second.  Prints
-milliseconds a step and how many times as fast ours is: the median over pairs, and the quartiles.  On one thread the
-processor's time is measured, which other programs disturb less; on several, the clock's.
+For each network, both make a step (forward and backward) in turns, and each is first as often as second.  Prints the
+milliseconds per step and how many times as fast ours is: the median and the quartiles over pairs.  On one thread it
+measures CPU time, which other programs disturb less; on several threads, elapsed time.
 
     python benchmarks/attention.py --pairs 20
 """
@@ -19,9 +19,9 @@ from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.runtime.cpu import tune_cpu
 
 ALWAYS, NEVER = 10**9, 0  # values of attention.MAX_NARROW: heads of any width by our own products, or of none
-# As diffusers' tutorials build UNet2DModel, whose heads have 8 channels unless it is told otherwise.
+# As diffusers' tutorials build UNet2DModel, whose heads have 8 channels by default.
 TUTORIAL = {"patch_size": 1, "channel_mult": (1, 2, 2), "layers_per_block": 2, "attention_levels": (1, 2)}
-NETWORKS = {  # options of train, and the batch size of a step
+NETWORKS = {  # options of train, and the batch size
     "mnist, the defaults": ({"dataset": "mnist"}, 32),
     "digits, the defaults": ({"dataset": "digits"}, 64),
     "`--preset fashion`": ({"preset": "fashion"}, 8),
@@ -38,9 +38,9 @@ NETWORKS = {  # options of train, and the batch size of a step
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20, help="steps by each of the two")
+    parser.add_argument("--pairs", type=int, default=20, help="steps of each of the two")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", default="", help="networks with this in their name")
+    parser.add_argument("--only", default="", help="only networks whose name contains this")
     asked = parser.parse_args()
     tune_cpu()  # memory that stays with the process, as training has it
     print("| network | batch | head width | threads | torch, ms | ours, ms | times as fast (quartiles) |")

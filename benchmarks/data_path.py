@@ -1,4 +1,6 @@
-"""How fast a folder of images is read and trained on: python benchmarks/data_path.py --data_dir photos
+"""How fast a folder of images is read, and how fast the default network trains on it.
+
+    python benchmarks/data_path.py --data_dir photos
 
 Prints the seconds to scan and decode the whole folder, the images/s of decoding while reading, by number of threads,
 and the images/s of training the default network.

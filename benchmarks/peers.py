@@ -1,15 +1,15 @@
-"""This program beside others, each with its own recipe for small images, on equal data, threads and training minutes.
+"""Compares this program with others, each by its own recipe for small images, on equal data, threads and minutes.
 
 python benchmarks/peers.py --dataset mnist --data_dir data --minutes 10
 pip install diffusers denoising-diffusion-pytorch smalldiffusion
 
-One after the other, each in a fresh process on the CPU.  The minutes count from the start of the process to the end of
-its training, imports included; for ours, samples and saves are included too.  Ours is `train.py` with its defaults,
-its batch size too (--ours for other options); the recipes of the others and their sources are in the functions below.
-None flips images, and all take their batches from memory.  Then each samples --num_images, or as many as fit into
---draw_minutes (column n), and `evaluate` scores them.  Few images score worse than many, so the table also says what n
-real images score.  Prints a Markdown table; writes images.npz, grid.png and the scores of each into a folder under
---output_dir, and grids.png there with the first images of each side by side.
+They run one after the other, each in a fresh process on the CPU.  The minutes count from the start of the process to
+the end of its training, imports included; for ours, samples and saves are included too.  Ours is `train.py` with its
+defaults, also for the batch size (--ours gives it other options); the functions below state the recipes of the others
+and their sources.  None flips images, and all take their batches from memory.  Then each samples --num_images, or as
+many as fit into --sampling_minutes (column n), and `evaluate` scores them.  Few images score worse than many, so the
+table also shows the score of n real images.  Prints a Markdown table; writes images.npz, grid.png and the scores of
+each into a folder under --output_dir, and grids.png there with the first images of each side by side.
 """
 
 import argparse
@@ -50,11 +50,11 @@ from tiny_diffusion.errors import DivergenceError, FileError, OptionError
 from tiny_diffusion.visuals.images import grid, save_png
 
 STEPS = 20  # evaluations of the network per image, for the samplers that leave the choice
-DRAWN_TOGETHER = 64
+MAX_BATCH = 64
 IMAGES, RESULT = "images.npz", "result.json"  # the files of a worker
 HEADINGS = (
     "who", "parameters", "batch", "steps", "images/s", "n", "relative FD", "of n real images", "confidence", "entropy",
-    "precision", "recall", "seconds to draw 64",
+    "precision", "recall", "seconds to sample 64",
 )  # fmt: skip
 
 
@@ -62,15 +62,15 @@ HEADINGS = (
 class Trained:
     """A trained model.
 
-    images_per_second: of the training steps alone.  draw: (first, count) -> images (count, C, H, W) in [-1, 1]; first
-    is the number of images sampled before.
+    images_per_second: of the training steps alone.  sample_images: (first, count) -> (count, C, H, W) in [-1, 1], where
+    first is the number of images sampled before.
     """
 
     parameters: int
     batch_size: int
     steps: int
     images_per_second: float
-    draw: Callable[[int, int], Tensor]
+    sample_images: Callable[[int, int], Tensor]
 
 
 def main() -> None:
@@ -79,12 +79,12 @@ def main() -> None:
     parser.add_argument("--dataset", default="mnist", choices=[name for name in DATASETS if name != "folder"])
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--minutes", type=minutes, default=10.0, help="of training, for each [10]")
-    parser.add_argument("--draw_minutes", type=minutes, default=5.0, help="of sampling, at most, for each [5]")
+    parser.add_argument("--sampling_minutes", type=minutes, default=5.0, help="maximum of sampling, for each [5]")
     parser.add_argument("--peers", type=known, default=list(PEERS), help=f"some of {','.join(PEERS)} [all]")
     parser.add_argument("--ours", default="", help="options of train.py for ours [none: the defaults]")
     parser.add_argument("--batch_size", type=count, default=32, help="of the others [32]")
     parser.add_argument("--ddim_steps", type=count, default=STEPS, help=f"of denoising-diffusion-pytorch [{STEPS}]")
-    parser.add_argument("--num_images", type=count, default=1000, help="images sampled by each, at most [1000]")
+    parser.add_argument("--num_images", type=count, default=1000, help="maximum of images sampled by each [1000]")
     parser.add_argument("--features", help="of evaluate [the default for the data set]")
     parser.add_argument("--threads", type=count, help="OMP_NUM_THREADS of every process [all cores]")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/peers"))
@@ -93,13 +93,13 @@ def main() -> None:
     if asked.worker:
         return work(asked, started)
     environment = child_environment(asked.threads)
-    drawn = []
+    sampled = []
     print(headings(HEADINGS), flush=True)
     for name in asked.peers:
         folder, row = asked.output_dir / name, {"who": name}
         done = run([Path(__file__).resolve(), *sys.argv[1:], "--worker", name], environment)
         if done.error is None:
-            drawn.append(np.load(folder / IMAGES)["arr_0"])
+            sampled.append(np.load(folder / IMAGES)["arr_0"])
             row |= json.loads((folder / RESULT).read_text("utf-8"))
             source = ["--images", folder / IMAGES, "--dataset", asked.dataset, "--data_dir", asked.data_dir]
             row |= score(source, row["n"], folder / "evaluation", asked.features, environment)
@@ -107,8 +107,8 @@ def main() -> None:
         else:
             row["failed"] = done.error
         print(line(HEADINGS, row), flush=True)
-    if drawn:
-        save_png(asked.output_dir / "grids.png", side_by_side(drawn))
+    if sampled:
+        save_png(asked.output_dir / "grids.png", side_by_side(sampled))
 
 
 def side_by_side(sets: list[np.ndarray], each: int = 16) -> np.ndarray:
@@ -127,7 +127,7 @@ def work(asked: argparse.Namespace, started: float) -> None:
     torch.manual_seed(0)
     try:
         trained = peer.train(asked, started)
-        images, seconds = draw_within(trained.draw, asked.num_images, 60 * asked.draw_minutes)
+        images, seconds = sample_within(trained.sample_images, asked.num_images, 60 * asked.sampling_minutes)
     except ModuleNotFoundError as error:
         sys.exit(f"not installed ({error.name} is missing): pip install {peer.package}")
     except (OptionError, FileError, DivergenceError) as error:
@@ -141,25 +141,25 @@ def work(asked: argparse.Namespace, started: float) -> None:
         "steps": trained.steps,
         "images/s": round(trained.images_per_second, 1),
         "n": len(pictures),
-        "seconds to draw 64": round(64 * seconds / len(pictures), 1),
+        "seconds to sample 64": round(64 * seconds / len(pictures), 1),
     }
     (folder / RESULT).write_text(json.dumps(about), encoding="utf-8")
 
 
-def draw_within(draw: Callable[[int, int], Tensor], max_count: int, limit: float) -> tuple[Tensor, float]:
+def sample_within(sample_images: Callable[[int, int], Tensor], max_count: int, limit: float) -> tuple[Tensor, float]:
     """As many images as fit into `limit` seconds, at least 2, (N, C, H, W) uint8, and the seconds that they took."""
     begun = time.monotonic()
-    draw(0, 2)  # warms up, and estimates the seconds per image
-    each, parts, drawn, spent = (time.monotonic() - begun) / 2, [], 0, 0.0
-    while drawn < max_count:
+    sample_images(0, 2)  # warms up, and estimates the seconds per image
+    each, parts, sampled, spent = (time.monotonic() - begun) / 2, [], 0, 0.0
+    while sampled < max_count:
         fitting = int((limit - (time.monotonic() - begun)) / each)
-        together = min(DRAWN_TOGETHER, max_count - drawn, fitting if drawn else max(2, fitting))
+        together = min(MAX_BATCH, max_count - sampled, fitting if sampled else max(2, fitting))
         if together < 1:
             break
         at = time.monotonic()
-        parts.append(to_uint8(draw(drawn, together)))
-        drawn, spent = drawn + together, spent + time.monotonic() - at
-        each = spent / drawn
+        parts.append(to_uint8(sample_images(sampled, together)))
+        sampled, spent = sampled + together, spent + time.monotonic() - at
+        each = spent / sampled
     return torch.cat(parts), spent
 
 
@@ -171,21 +171,21 @@ class Budget:
         self.steps, self.first_step = 0, 0.0
 
     def progress(self) -> float:
-        """The part of the minutes that has passed."""
+        """The share of the minutes that has passed."""
         return (time.monotonic() - self.started) / self.seconds
 
     def take_step(self) -> bool:
-        """Whether there is time for another step, which is then counted.  Called before each step."""
+        """Called before each step: whether there is time for it.  If so, it is counted."""
         self.first_step = self.first_step or time.monotonic()
         if self.progress() >= 1 and self.steps > 0:
             return False
         self.steps += 1
         return True
 
-    def trained(self, model: nn.Module, draw: Callable[[int, int], Tensor]) -> Trained:
+    def trained(self, model: nn.Module, sample_images: Callable[[int, int], Tensor]) -> Trained:
         spent = time.monotonic() - self.first_step
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        return Trained(parameters, self.batch_size, self.steps, self.batch_size * self.steps / spent, draw)
+        return Trained(parameters, self.batch_size, self.steps, self.batch_size * self.steps / spent, sample_images)
 
 
 class Square:
@@ -223,12 +223,12 @@ def ours(asked: argparse.Namespace, started: float) -> Trained:
     config = checkpoint.config
     model, diffusion = to_device(load_model(checkpoint), torch.device("cpu")), make_diffusion(config)
 
-    def draw(first: int, count: int) -> Tensor:
+    def sample_images(first: int, count: int) -> Tensor:
         request = checkpoint.request(range(first, first + count), batch_size=count)
         return sample(model, diffusion, request, checkpoint.shape)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Trained(parameters, config.batch_size, *training_speed(folder.log_path), draw)
+    return Trained(parameters, config.batch_size, *training_speed(folder.log_path), sample_images)
 
 
 def diffusers(asked: argparse.Namespace, started: float) -> Trained:
@@ -269,7 +269,7 @@ def diffusers(asked: argparse.Namespace, started: float) -> Trained:
     model.eval()
 
     @torch.no_grad()
-    def draw(first: int, count: int) -> Tensor:
+    def sample_images(first: int, count: int) -> Tensor:
         solver = DPMSolverMultistepScheduler.from_config(schedule.config)
         solver.set_timesteps(STEPS)
         x = torch.randn(count, channels, square.side, square.side)
@@ -277,7 +277,7 @@ def diffusers(asked: argparse.Namespace, started: float) -> Trained:
             x = solver.step(model(x, t).sample, t, x).prev_sample
         return square.inside(x)
 
-    return budget.trained(model, draw)
+    return budget.trained(model, sample_images)
 
 
 def denoising_diffusion_pytorch(asked: argparse.Namespace, started: float) -> Trained:
@@ -327,11 +327,11 @@ def smalldiffusion(asked: argparse.Namespace, started: float) -> Trained:
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
 
-    def draw(first: int, count: int) -> Tensor:
+    def sample_images(first: int, count: int) -> Tensor:
         states = samples(averaged, schedule.sample_sigmas(STEPS), gam=1.6, batchsize=count, accelerator=accelerator)
         return square.inside(list(states)[-1])
 
-    return budget.trained(model, draw)
+    return budget.trained(model, sample_images)
 
 
 def open_images(asked: argparse.Namespace, multiple: int) -> tuple[Batches, Square, int]:

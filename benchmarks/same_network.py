@@ -5,8 +5,8 @@ memory format of train.py; diffusers' UNet2DModel with add_noise, mean squared e
 default memory format and in channels_last.  Each runs in a process of its own, ours with the memory settings of
 train.py (runtime/cpu.py).  First both networks must give the same output.  Then they take turns of a few steps each,
 one at a time, so that other load on the machine slows all of them.  A ratio says how many times as fast the row is:
-the median over the rounds, and the extremes.  --cpu_time counts the process's own CPU seconds, for one thread on a busy
-machine.
+the median and the extremes over the rounds.  --cpu_time measures CPU time instead of elapsed time, for one thread on a
+busy machine.
 """
 
 import argparse

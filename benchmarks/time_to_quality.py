@@ -1,4 +1,4 @@
-"""How good a recipe's samples are after some minutes: it is trained anew for each budget, sampled and scored.
+"""How good a recipe's samples are after some minutes of training.  Each budget trains, samples and scores a new model.
 
 python benchmarks/time_to_quality.py --dataset mnist --data_dir data --minutes 2,5,10 --recipes "" "--optimizer adamw"
 
@@ -27,7 +27,7 @@ from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runtime.cpu import SPINS_ALONE
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_OVERRUN = 1.05  # the part of its minutes that a command may take
+MAX_OVERRUN = 1.05  # times its minutes: the longest that a command may take
 SCORES = {  # heading: the metric of `evaluate`
     "relative FD": "relative_frechet_distance",
     "confidence": "confidence",
@@ -65,7 +65,7 @@ def main() -> None:
     print(line(HEADINGS, {"recipe": "real images, held out", **floor}))
     late = [row for row in rows if row["wall s"] > 60 * MAX_OVERRUN * row["minutes"]]
     named = ", ".join(f"{row['recipe']} ({row['minutes']:g})" for row in late)
-    print(f"\ncommands that took more than {MAX_OVERRUN} of their minutes: {named or 'none'}")
+    print(f"\ncommands that took more than {MAX_OVERRUN} times their minutes: {named or 'none'}")
 
 
 def train_and_score(

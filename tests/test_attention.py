@@ -1,4 +1,4 @@
-"""Attention equals its formula in every layout and size, forwards and backwards, by either of its two ways."""
+"""Attention equals its formula in every layout and size, forwards and backwards, by both of its implementations."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_gradients_are_those_of_torch_however_few_heads_at_a_time(monkeypatch, l
         torch.testing.assert_close(x.grad, y.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_are_differences():
+def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(lambda *x: attend(*x, 4), images((2, 3), channels=8))
 
 

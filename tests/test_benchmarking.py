@@ -26,7 +26,7 @@ def small_trainer(**options):
     return make_trainer(resolve({**SMALL, **options}), CPU)
 
 
-def test_operations_of_layers_have_their_closed_form():
+def test_the_operations_of_layers_equal_their_closed_form():
     image = torch.zeros(2, 3, 10, 12)
     assert forward_gflop(nn.Conv2d(3, 8, 3, padding=1), image) == pytest.approx(2 * 2 * 8 * 120 * 27 / 1e9)
     assert forward_gflop(nn.Conv2d(3, 8, 3, padding=1, stride=2), image) == pytest.approx(2 * 2 * 8 * 30 * 27 / 1e9)
@@ -143,7 +143,7 @@ def test_a_configuration_that_cannot_be_measured_is_refused(cli, words, said):
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> str:
-    """What the code prints in a fresh process, whose environment says nothing of malloc or OpenMP but this."""
+    """What the code prints in a fresh process, whose environment sets malloc and OpenMP by these variables only."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GOMP_"))}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
@@ -181,7 +181,7 @@ def test_waiting_threads_spin_less_beside_other_programs(readings, company, monk
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
-def test_freed_memory_is_reused_without_page_faults_unless_the_environment_settles_malloc():
+def test_freed_memory_is_reused_without_page_faults_unless_the_environment_sets_malloc():
     code = (
         "import resource, sys, numpy as np; from tiny_diffusion.runtime import cpu\n"
         "if sys.argv[1] == 'tuned': cpu.tune_cpu()\n"

@@ -60,18 +60,18 @@ def type_of(command, name):
 
 @pytest.mark.parametrize("text", ["many", "1,5", "0x10", "nan", "inf", "1e999", " "])
 @pytest.mark.parametrize("command, name", of_type(Int, Number))
-def test_what_is_no_finite_number_is_refused(command, name, text, cli):
+def test_a_value_that_is_not_a_finite_number_is_refused(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}", text], f"--{name}", "number")
 
 
 @pytest.mark.parametrize("command, name", of_type(Int, Size))
-def test_a_fraction_is_refused_where_whole_numbers_are_taken(command, name, cli):
+def test_a_fraction_is_refused_by_options_of_whole_numbers(command, name, cli):
     cli.refuses(2, [command, f"--{name}", "1.5"], f"--{name}", "'1.5'", "whole number")
 
 
 @pytest.mark.parametrize("command, name", of_type(Int, Number, Size))
 def test_a_number_out_of_range_is_refused_with_the_range(command, name, cli):
-    """Every number has both ends, so that no typing error starts a run of a year."""
+    """Every number has a minimum and a maximum, so that no typing error starts a run of a year."""
     kind = type_of(command, name)
     to = float if type(kind) is Number else int
     low, high = to(kind.low if getattr(kind, "open_low", False) else kind.low - 1), to(kind.high + 1)
@@ -92,13 +92,13 @@ def test_a_malformed_list_is_refused(command, name, text, cli):
     ["many", "64x", "x64", "x", "64x64x64", "64.5x64", "64 64", "64,64", "nanx64", "0x40", "3x64", "64x1025", "-8x8"],
 )
 @pytest.mark.parametrize("command, name", of_type(Size))
-def test_what_is_no_image_size_is_refused(command, name, text, cli):
+def test_a_value_that_is_not_an_image_size_is_refused(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}={text}"], f"--{name}")
 
 
 @pytest.mark.parametrize("text", ["red", "#fff", "#gggggg", "#1234567", "ffffff", "#ff00ff ", "WHITE", "1,2,3", " "])
 @pytest.mark.parametrize("command, name", of_type(Colour))
-def test_what_is_no_colour_is_refused_with_those_that_have_names(command, name, text, cli):
+def test_an_unknown_colour_is_refused_with_the_named_ones(command, name, text, cli):
     cli.refuses(2, [command, f"--{name}={text}"], f"--{name}", repr(text), *COLOURS, "#rrggbb")
 
 
@@ -110,7 +110,7 @@ def test_a_list_of_names_is_refused_if_one_is_empty_or_they_are_too_many(command
 
 
 @pytest.mark.parametrize("command, name", [(c, n) for c, n, kind in EVERY_OPTION if kind.choices])
-def test_a_choice_that_is_none_is_refused_with_the_choices(command, name, cli):
+def test_an_unknown_choice_is_refused_with_the_choices(command, name, cli):
     choices = type_of(command, name).choices
     cli.refuses(2, [command, f"--{name}", "zzz"], f"--{name}", "'zzz' is not one of", ", ".join(choices))
 
@@ -128,7 +128,7 @@ def test_a_misspelt_choice_is_answered_with_the_right_one(command, name, choice,
 
 @pytest.mark.parametrize("command, name", [(c, n) for c, n, kind in EVERY_OPTION if not isinstance(kind, Flag)])
 def test_an_empty_value_is_refused(command, name, cli):
-    """As of --output_dir "$UNSET", which would otherwise be the working folder."""
+    """For example --output_dir "$UNSET", which would otherwise mean the working folder."""
     if not type_of(command, name).bare:
         cli.refuses(2, [command, f"--{name}", ""], f"--{name}", "'' is empty")
         cli.refuses(2, [command, f"--{name}"], f"--{name}", "expected one argument")
@@ -143,7 +143,7 @@ def test_a_switch_takes_no_value(command, name, cli):
 
 
 class Payload:
-    """Unpickled, it makes a folder: harmless, but proof that a file's code has run."""
+    """Unpickling it makes a folder, which is harmless, but proves that code of the file has run."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -197,7 +197,9 @@ READERS = {
 
 @pytest.mark.parametrize("write", NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_what_is_no_checkpoint_is_refused_by_name_and_nothing_of_it_runs(reader, write, cli, trained, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused_by_name_and_none_of_its_code_runs(
+    reader, write, cli, trained, tmp_path
+):
     write(tmp_path / "model.pt", (trained / "model_final.pt").read_bytes())
     before = contents(tmp_path)
     cli.refuses(1, [*reader, "model.pt"], "model.pt")
@@ -215,7 +217,7 @@ def test_a_checkpoint_must_be_named(command, cli):
     cli.refuses(2, [command], "--checkpoint is required", "outputs/model_final.pt")
 
 
-def test_a_model_that_draws_nan_has_diverged(cli, trained, tmp_path):
+def test_a_model_that_outputs_nan_has_diverged(cli, trained, tmp_path):
     change_tensors(
         trained / "model_final.pt",
         tmp_path / "model.pt",
@@ -260,7 +262,7 @@ def test_eta_belongs_to_samplers_whose_noise_can_be_chosen(command, sampler, cli
 @pytest.mark.parametrize(
     "text", ["abc", "5-3", "1,,2", "-1", "1-", "1-2-3", "1.5", ",", "²", "0-99999999999", "9" * 30]
 )
-def test_indices_that_are_no_list_of_numbers_are_refused(text, cli, trained):
+def test_indices_that_are_not_a_list_of_numbers_are_refused(text, cli, trained):
     argv = ["sample", "--checkpoint", trained / "model_final.pt", f"--indices={text}"]
     cli.refuses(2, argv, f"--indices {text}: ")
 
@@ -294,7 +296,7 @@ def test_a_device_that_this_machine_lacks_is_refused(command, device, available,
     cli.refuses(2, [command, *rest, "--device", device], f"--device {device}", "this machine has cpu")
 
 
-# Places that cannot be written
+# Paths that cannot be written
 
 
 def unwritable(command, trained):
@@ -313,7 +315,7 @@ def unwritable(command, trained):
 
 
 @pytest.mark.parametrize("what", ["png", "gif below", "npz", "folder", "forward", "schedules", "run", "run below"])
-def test_a_place_under_a_file_cannot_be_written(what, cli, trained, tmp_path):
+def test_a_path_under_a_file_cannot_be_written(what, cli, trained, tmp_path):
     (tmp_path / "file").write_text("mine")
     argv = unwritable(what, trained)
     cli.refuses(1, argv, f"{argv[-2]} {argv[-1]}".rstrip("/") + " cannot be written", "Name another")
@@ -339,7 +341,7 @@ def full_disk_inside_torch(*args, **kwargs):
 
 
 @pytest.mark.parametrize("output", ["x.png", "x.npz", "x/"])
-def test_a_disk_that_is_full_is_said_with_the_output(output, cli, trained, monkeypatch):
+def test_a_full_disk_is_reported_with_the_output(output, cli, trained, monkeypatch):
     monkeypatch.setattr("os.replace", full_disk)
     argv = ["sample", "--checkpoint", trained / "model_final.pt", "--num_images", 1, "--steps", 1, "--output", output]
     ended = cli(*argv)
@@ -348,7 +350,7 @@ def test_a_disk_that_is_full_is_said_with_the_output(output, cli, trained, monke
 
 
 @pytest.mark.parametrize("fault", [full_disk, full_disk_inside_torch])
-def test_a_disk_that_fills_up_ends_training_with_one_line_and_leaves_what_was_saved(
+def test_a_disk_that_fills_up_ends_training_with_one_line_and_leaves_the_saved_files(
     fault, cli, trained, tmp_path, monkeypatch
 ):
     shutil.copytree(trained, tmp_path / "run")
@@ -359,7 +361,7 @@ def test_a_disk_that_fills_up_ends_training_with_one_line_and_leaves_what_was_sa
     assert (tmp_path / "run/model_final.pt").read_bytes() == good
 
 
-# train: options that do not go together
+# train: options that exclude one another
 
 
 @pytest.mark.parametrize(
@@ -396,7 +398,7 @@ def test_a_disk_that_fills_up_ends_training_with_one_line_and_leaves_what_was_sa
         ("--base_channels 2048 --channel_mult 64", ["--base_channels 2048", "--channel_mult 64", "billion", "Lower"]),
     ],
 )
-def test_train_refuses_options_that_do_not_go_together(given, words, cli, tmp_path):
+def test_train_refuses_options_that_exclude_one_another(given, words, cli, tmp_path):
     (tmp_path / "empty").mkdir()
     cli.refuses(2, ["train", *given.split()], *words)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"] and not contents(tmp_path)
@@ -426,7 +428,7 @@ def test_an_odd_image_size_is_trained_without_patches_unless_they_are_asked_for(
 
 
 def test_the_estimate_of_a_networks_size_is_near_its_size():
-    """What is refused as too large is: the line is drawn by an estimate that needs no torch."""
+    """The check against too large networks uses an estimate, which needs no torch."""
     for base, mult, layers in itertools.product((512, 2048), ((1,), (1, 2, 4)), (1, 16)):
         options = {"image_size": 32, "base_channels": base, "channel_mult": mult}
         config = dataclasses.replace(resolve({**options, "base_channels": 8}), **options, layers_per_block=layers)
@@ -440,7 +442,7 @@ def test_the_estimate_of_a_networks_size_is_near_its_size():
 
 
 @pytest.mark.parametrize("given", ["--dataset digits --base_channels 512", "--dataset mnist --image_size 512"])
-def test_what_is_larger_than_the_computers_memory_is_refused_before_it_is_made(given, cli, tmp_path, monkeypatch):
+def test_networks_and_data_larger_than_memory_are_refused_before_they_are_made(given, cli, tmp_path, monkeypatch):
     """On a computer of 1 GB: a network of 0.2 G parameters, and 60,000 images of 262,144 bytes."""
     if not hasattr(os, "sysconf"):
         pytest.skip("this system does not say how much memory it has")
@@ -518,9 +520,7 @@ def no_network(monkeypatch):
 
 @pytest.mark.parametrize("command", ["train", "visualize"])
 @pytest.mark.parametrize("dataset", [name for name, row in DATASETS.items() if row.download])
-def test_a_data_set_that_is_not_there_while_the_network_is_down_is_said_with_what_to_do(
-    dataset, command, cli, no_network, tmp_path
-):
+def test_a_missing_data_set_without_a_network_is_answered_with_what_to_do(dataset, command, cli, no_network, tmp_path):
     row, argv = DATASETS[dataset], [command, "--dataset", dataset, "--data_dir", "sets"]
     line = cli.refuses(1, argv, "is missing and the download failed", "--data_dir", "--dataset digits")
     assert f"Put {row.download} in {Path('sets', row.download_to)}" in line
@@ -534,7 +534,7 @@ def test_overwriting_a_run_deletes_nothing_if_the_data_is_missing(cli, no_networ
     assert contents(tmp_path / "run") == before
 
 
-# Runs that are there
+# Folders that hold a run
 
 
 REFUSED_RUNS = {
@@ -556,7 +556,7 @@ REFUSED_RUNS = {
 
 
 @pytest.mark.parametrize("given, words", REFUSED_RUNS.values(), ids=REFUSED_RUNS)
-def test_a_run_that_is_there_is_left_as_it_is_by_whatever_is_refused(given, words, cli, trained, tmp_path):
+def test_a_refused_command_leaves_an_existing_run_as_it_is(given, words, cli, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     before = contents(tmp_path)
     cli.refuses(2, ["train", *([] if given else TINY), "--output_dir", "run", *given], *words)
@@ -578,8 +578,8 @@ def test_resuming_another_runs_checkpoint_does_not_overwrite_this_run(cli, train
     cli.works("train", "--resume", "copy/model_final.pt", "--max_steps", 5, "--output_dir", "copy")
 
 
-def test_a_run_that_left_nothing_to_go_on_from_is_answered_with_overwrite(cli, tmp_path):
-    """Its folder is refused to a new run and to --resume, and each says what then."""
+def test_a_run_without_a_checkpoint_is_answered_with_overwrite(cli, tmp_path):
+    """A new run and --resume both refuse its folder, and each names a way out."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     cli.refuses(2, ["train", *TINY, "--output_dir", "run"], "--overwrite")
@@ -598,7 +598,7 @@ def test_weights_of_another_network_are_refused(given, cli, trained, tmp_path):
 
 
 def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_last_good_checkpoint(cli, tmp_path, monkeypatch):
-    """A few bad steps are passed over; twenty in a row are the end.  An epoch is 5 steps here."""
+    """A few bad steps are skipped; twenty in a row end the run.  An epoch is 5 steps here."""
     loss, calls = Diffusion.loss, []
 
     def poisoned(self, model, *rest):
@@ -629,7 +629,7 @@ def test_weights_whose_heldout_loss_is_nan_do_not_overwrite_a_good_model(cli, tr
 
 
 @pytest.mark.parametrize("given", ["--optimizer muon", "--optimizer adamw --grad_clip 1e9 --prediction epsilon"])
-def test_an_absurd_rate_trains_or_says_that_it_diverged(given, cli):
+def test_an_absurd_learning_rate_trains_or_is_reported_to_diverge(given, cli):
     ended = cli("train", *TINY, *FAST, "--output_dir", "run", "--lr", 10, "--max_steps", 35, *given.split())
     assert "Traceback" not in ended.err
     if ended.code == 0:
@@ -643,7 +643,7 @@ def test_an_absurd_rate_trains_or_says_that_it_diverged(given, cli):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_saves_and_says_how_to_go_on(number, code, cli, tmp_path, monkeypatch):
+def test_a_stopped_run_saves_and_says_how_to_continue(number, code, cli, tmp_path, monkeypatch):
     from tiny_diffusion.runs.writer import RunWriter
 
     write = RunWriter.write_report
@@ -693,7 +693,7 @@ def test_ctrl_c_outside_the_training_loop_is_one_line(command, cli, trained, mon
         ("--image_size 1024 --num_images 50", ["--num_images 50", "1024x1024", "at most 3", "--image_size"]),
     ],
 )
-def test_visualize_refuses_what_cannot_be_drawn(given, words, cli, tmp_path):
+def test_visualize_refuses_what_it_cannot_show(given, words, cli, tmp_path):
     cli.refuses(2, ["visualize", "--dataset", "digits", *given.split()], *words)
     assert not contents(tmp_path)
 

@@ -66,15 +66,15 @@ def array(path):
 
 @pytest.fixture(scope="module")
 def sampled():
-    """The images of options that an earlier test has sampled with."""
+    """Options -> the images that an earlier test sampled with them."""
     return {}
 
 
 @pytest.fixture
-def draw(cli, loud, sampled):
-    """draw("--steps", 5, ...) -> (N, H, W, C): the images that `sample` writes, quickly unless told otherwise."""
+def sample_images(cli, loud, sampled):
+    """sample_images("--steps", 5, ...) -> (N, H, W, C): the images that `sample` writes, in few steps by default."""
 
-    def draw(*given):
+    def sample_images(*given):
         if given not in sampled:
             sampled[given] = sample(*given)
         return sampled[given]
@@ -84,10 +84,10 @@ def draw(cli, loud, sampled):
         if "--indices" in given:
             del defaults["--num_images"]
         words = [word for name, value in defaults.items() if name not in given for word in (name, value)]
-        cli.works("sample", "--checkpoint", loud, *words, *given, "--output", "drawn.npz")
-        return array("drawn.npz")
+        cli.works("sample", "--checkpoint", loud, *words, *given, "--output", "sampled.npz")
+        return array("sampled.npz")
 
-    return draw
+    return sample_images
 
 
 # train
@@ -143,7 +143,7 @@ def test_another_seed_trains_other_weights(cli, run, tmp_path):
     assert log_of(tmp_path / "other")[0]["loss"] != log_of(run)[0]["loss"]
 
 
-def test_resuming_a_finished_run_says_so_and_touches_nothing(cli, run):
+def test_resuming_a_finished_run_says_so_and_changes_nothing(cli, run):
     before = contents(run)
     ended = cli.works("train", "--output_dir", run, "--resume")
     assert "is finished, at step 6" in ended.err and "--extend" in ended.err
@@ -182,7 +182,7 @@ def test_a_run_by_the_clock_ends_in_time_whatever_its_budget(cli, tmp_path):
         assert {"model_final.pt", "training_loss.png", "log.jsonl"} <= set(contents(tmp_path / "run"))
 
 
-def test_training_prints_its_lines_on_standard_error_and_where_the_model_is(cli):
+def test_training_prints_its_messages_and_the_path_of_the_model_on_standard_error(cli):
     ended = cli.works("train", *SMALLEST, "--epochs", 1, "--output_dir", "run")
     assert ended.out == ""
     assert "1,498 images of 1x8x8" in ended.err and "python sample.py --checkpoint run/model_final.pt" in ended.err
@@ -194,11 +194,11 @@ def test_class_conditional_samples_carry_the_names_of_their_classes(cli, monkeyp
     assert captions == [list("012345678901")]
 
 
-# sample: what is written where
+# sample: which files are written
 
 
 def spy_on_captions(monkeypatch):
-    """What every grid from now on is given as captions."""
+    """A list to which the captions of every grid are added from now on."""
     from tiny_diffusion.visuals import images
 
     captions, grid = [], images.grid
@@ -212,14 +212,14 @@ def spy_on_captions(monkeypatch):
 
 
 @pytest.mark.parametrize("checkpoint", ["model_final.pt", "checkpoints/model_epoch_002.pt"])
-def test_samples_lie_beside_the_run_unless_told_otherwise(checkpoint, cli, run, tmp_path):
+def test_samples_are_written_beside_the_run_by_default(checkpoint, cli, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     cli.works("sample", "--checkpoint", f"run/{checkpoint}", "--num_images", 2, "--steps", 2)
     assert set(contents(tmp_path / "run")) - set(contents(run)) == {"generated_samples.png"}
 
 
 @pytest.mark.parametrize("number", [1, 3, 12, 65])
-def test_a_grid_has_a_place_for_each_image_and_few_to_spare(number, cli, trained):
+def test_a_grid_has_a_cell_for_each_image_and_few_empty_ones(number, cli, trained):
     cli.works(
         "sample", "--checkpoint", trained / "model_final.pt", "--num_images", number, "--steps", 1, "--output", "x.png"
     )
@@ -247,8 +247,8 @@ def test_an_array_is_uint8_images_last_axis_channels(output, cli, loud, tmp_path
 
 
 @pytest.mark.parametrize("output", ["folder/", "new/folder/", "there", "like.png/"])
-def test_a_folder_has_a_png_for_each_image(output, cli, draw, loud, tmp_path):
-    expected = draw("--num_images", 3)
+def test_a_folder_has_a_png_for_each_image(output, cli, sample_images, loud, tmp_path):
+    expected = sample_images("--num_images", 3)
     (tmp_path / "there").mkdir()
     cli.works("sample", "--checkpoint", loud, "--num_images", 3, "--steps", 4, "--output", output)
     names = sorted(path.name for path in (tmp_path / output).iterdir())
@@ -257,8 +257,8 @@ def test_a_folder_has_a_png_for_each_image(output, cli, draw, loud, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / output / name)), image[..., 0])
 
 
-def test_a_picture_has_the_images_of_the_array_enlarged(cli, draw, loud):
-    images = draw("--num_images", 4, "--classes", "3")
+def test_a_picture_has_the_images_of_the_array_enlarged(cli, sample_images, loud):
+    images = sample_images("--num_images", 4, "--classes", "3")
     cli.works("sample", "--checkpoint", loud, "--num_images", 4, "--steps", 4, "--classes", "3", "--output", "x.png")
     picture = np.asarray(Image.open("x.png"))[..., 0]
     height = (picture.shape[0] - 2) // 2
@@ -311,7 +311,7 @@ def test_a_thousand_steps_have_the_noise_and_twenty_frames(cli, trained, tmp_pat
     assert set(np.diff(numbers)) == {50}
 
 
-def test_step_0000_is_the_same_noise_whatever_follows(cli, loud, tmp_path):
+def test_step_0000_is_the_same_noise_for_all_options(cli, loud, tmp_path):
     frames = []
     for steps, sampler in [(3, "ddim"), (7, "heun")]:
         argv = ["--num_images", 4, "--steps", steps, "--sampler", sampler, "--grid", "trailing", "--show_intermediate"]
@@ -331,14 +331,14 @@ def test_the_last_frame_shows_the_picture(cli, trained, tmp_path):
     assert first.shape == frame.shape and (first[-height:, :width] != picture).mean() > 0.5
 
 
-def test_frames_of_an_earlier_longer_command_do_not_stay(cli, loud, tmp_path):
+def test_frames_of_an_earlier_longer_command_are_removed(cli, loud, tmp_path):
     for steps in (9, 2):
         argv = ["--num_images", 1, "--steps", steps, "--show_intermediate", "--output", "x.png"]
         cli.works("sample", "--checkpoint", loud, *argv)
     assert list(frames_of(tmp_path / "intermediate")) == [0, 1, 2]
 
 
-def test_frames_lie_beside_a_folder_of_images_which_holds_nothing_else(cli, loud, tmp_path):
+def test_frames_are_written_beside_a_folder_of_images_which_holds_nothing_else(cli, loud, tmp_path):
     cli.works("sample", "--checkpoint", loud, "--num_images", 1, "--steps", 1, "--show_intermediate", "--output", "x/")
     frames = {f"intermediate/{name}.png" for name in ("step_0000", "step_0001", "strip")}
     assert set(contents(tmp_path)) == {"x/00000.png"} | frames
@@ -369,7 +369,7 @@ def test_frames_of_very_many_images_show_the_first_and_say_so(cli, loud, monkeyp
 
 
 def test_two_parts_of_a_seed_in_a_folder_are_the_whole(cli, loud, tmp_path):
-    """And what was there before stays, and is said."""
+    """Files that were there before stay, and are reported."""
     argv = ["sample", "--checkpoint", loud, "--steps", 1, "--output"]
     cli.works(*argv, "whole/", "--num_images", 8)
     first = cli.works(*argv, "parts/", "--indices", "0-4").err
@@ -410,12 +410,12 @@ def test_a_folder_keeps_what_was_sampled_before_a_stop_and_a_file_is_whole_or_ab
 # sample: what each option changes
 
 
-def test_images_of_a_seed_are_the_same_alone_and_together(draw):
-    together = draw("--num_images", 12)
-    np.testing.assert_array_equal(draw("--indices", "3,5"), together[[3, 5]])
-    np.testing.assert_array_equal(draw("--indices", "0-3,11,4-6"), together[[0, 1, 2, 3, 11, 4, 5, 6]])
-    np.testing.assert_array_equal(draw("--num_images", 12, "--batch_size", 5), together)
-    np.testing.assert_array_equal(draw("--num_images", 4), together[:4])
+def test_images_of_a_seed_are_the_same_alone_and_together(sample_images):
+    together = sample_images("--num_images", 12)
+    np.testing.assert_array_equal(sample_images("--indices", "3,5"), together[[3, 5]])
+    np.testing.assert_array_equal(sample_images("--indices", "0-3,11,4-6"), together[[0, 1, 2, 3, 11, 4, 5, 6]])
+    np.testing.assert_array_equal(sample_images("--num_images", 12, "--batch_size", 5), together)
+    np.testing.assert_array_equal(sample_images("--num_images", 4), together[:4])
     assert len(np.unique(together, axis=0)) == 12
 
 
@@ -449,41 +449,41 @@ EQUALS = {
 
 
 @pytest.mark.parametrize("one, other", CHANGES.values(), ids=CHANGES)
-def test_an_option_changes_the_images(one, other, draw):
-    first, second = draw(*one), draw(*other)
+def test_an_option_changes_the_images(one, other, sample_images):
+    first, second = sample_images(*one), sample_images(*other)
     assert first.shape == second.shape and (first != second).any(axis=(1, 2, 3)).all()
 
 
 @pytest.mark.parametrize("one, other", EQUALS.values(), ids=EQUALS)
-def test_two_ways_to_say_the_same_draw_the_same(one, other, draw):
-    np.testing.assert_array_equal(draw(*one), draw(*other))
+def test_two_spellings_of_the_same_options_sample_the_same_images(one, other, sample_images):
+    np.testing.assert_array_equal(sample_images(*one), sample_images(*other))
 
 
 @pytest.mark.parametrize(
     "sampler, grid", [*((name, "angle") for name in SAMPLERS), *(("ddim", name) for name in GRIDS)]
 )
-def test_every_sampler_and_every_grid_is_to_be_had(sampler, grid, draw):
-    assert draw("--sampler", sampler, "--grid", grid, "--steps", 3, "--num_images", 2).shape == (2, 8, 8, 1)
+def test_every_sampler_works_on_every_grid(sampler, grid, sample_images):
+    assert sample_images("--sampler", sampler, "--grid", grid, "--steps", 3, "--num_images", 2).shape == (2, 8, 8, 1)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 29, 30])
-def test_every_sampler_draws_in_any_number_of_steps_up_to_the_models(steps, sampler, draw):
-    assert draw("--sampler", sampler, "--steps", steps, "--num_images", 1).shape == (1, 8, 8, 1)
+def test_every_sampler_works_in_any_number_of_steps_up_to_the_models_timesteps(steps, sampler, sample_images):
+    assert sample_images("--sampler", sampler, "--steps", steps, "--num_images", 1).shape == (1, 8, 8, 1)
 
 
-def test_ddpm_takes_every_timestep_unless_told_otherwise(cli, loud, tmp_path):
+def test_ddpm_takes_every_timestep_by_default(cli, loud, tmp_path):
     for name, given in [("default.npz", []), ("all.npz", ["--timesteps", 30]), ("few.npz", ["--timesteps", 10])]:
         cli.works("sample", "--checkpoint", loud, "--sampler", "ddpm", "--num_images", 2, "--output", name, *given)
     np.testing.assert_array_equal(array("default.npz"), array("all.npz"))
     assert (array("default.npz") != array("few.npz")).any()
 
 
-def test_classes_are_drawn_in_turn(draw):
-    """Image i of a class is the same picture whichever other classes are asked for."""
-    threes, fives = draw("--classes", "3"), draw("--classes", "5")
+def test_classes_are_sampled_in_turn(sample_images):
+    """Image i of a class does not depend on the other classes that are asked for."""
+    threes, fives = sample_images("--classes", "3"), sample_images("--classes", "5")
     np.testing.assert_array_equal(
-        draw("--classes", "3,5"), np.where(np.arange(6)[:, None, None, None] % 2, fives, threes)
+        sample_images("--classes", "3,5"), np.where(np.arange(6)[:, None, None, None] % 2, fives, threes)
     )
 
 
@@ -511,7 +511,7 @@ def test_images_without_classes_carry_no_names(cli, trained, monkeypatch):
     assert captions == [None]
 
 
-def test_a_model_that_has_learnt_nothing_is_told_from_its_flat_images(cli, trained, monkeypatch):
+def test_a_model_that_has_learnt_nothing_is_recognised_by_its_flat_images(cli, trained, monkeypatch):
     monkeypatch.setattr("tiny_diffusion.data.pixels.to_pictures", lambda x: np.full((len(x), 8, 8, 1), 7, np.uint8))
     ended = cli.works("sample", "--checkpoint", trained / "model_final.pt", "--num_images", 2, "--output", "x.png")
     assert "warning: every image is one flat colour" in ended.err
@@ -529,7 +529,7 @@ def test_the_forward_figure_is_a_picture_with_a_row_for_each_image(schedule, num
     assert number * 100 < height < 200 + number * 200 and width > 8 * 100
 
 
-def test_figures_lie_in_outputs_unless_told_otherwise(cli, tmp_path):
+def test_figures_are_written_to_outputs_by_default(cli, tmp_path):
     cli.works("visualize", "--dataset", "digits", "--num_images", 1)
     cli.works("visualize", "--what", "schedules")
     assert set(contents(tmp_path)) == {"outputs/forward_diffusion.png", "outputs/schedules.png"}
@@ -569,7 +569,7 @@ def test_the_forward_figure_shows_the_times_of_the_contract_and_the_ends_of_any_
     assert shown == [times]
 
 
-def test_info_says_what_a_checkpoint_holds(cli, run):
+def test_info_shows_what_a_checkpoint_holds(cli, run):
     ended = cli.works("info", "--checkpoint", run / "model_final.pt")
     config, text = load_checkpoint(run / "model_final.pt").config, ended.out
     for name in specs(Config):
@@ -581,8 +581,8 @@ def test_info_says_what_a_checkpoint_holds(cli, run):
     assert ", ".join(DATASETS["digits"].classes) in text and ended.err == ""
 
 
-def test_info_shows_names_of_a_checkpoint_without_what_would_act_on_the_terminal(cli, loud, tmp_path):
-    """Escape sequences, line ends and marks of direction in names of classes, and names of any length."""
+def test_info_escapes_names_of_a_checkpoint_that_would_act_on_the_terminal(cli, loud, tmp_path):
+    """Names of classes may hold escape sequences, line ends and direction marks, and have any length."""
     checkpoint = load_checkpoint(loud)
     about = {key: value for key, value in checkpoint.about.items() if key not in ("format", "sha256")}
     about["class_names"] = ["\x1b[31mred", "two\nlines", "a\u202eb", "x" * 100_000, "cafe\u0301", *"56789"]
@@ -600,7 +600,7 @@ def test_info_shows_names_of_a_checkpoint_without_what_would_act_on_the_terminal
 
 @pytest.mark.parametrize("size, argv", [(8, []), (48, ["--image_size", 48])])
 def test_the_forward_figure_has_the_shift_that_training_has_at_this_size(size, argv, cli, monkeypatch):
-    """Its levels are those of the schedule of a run on images of the size: shifted above 32 pixels."""
+    """Its levels are those of a run on images of this size, whose log-SNR is shifted above 32 pixels."""
     captions = []
     monkeypatch.setattr(
         "tiny_diffusion.visuals.figures.save_forward_figure", lambda *args, **rest: captions.extend(rest["captions"])
@@ -611,9 +611,9 @@ def test_the_forward_figure_has_the_shift_that_training_has_at_this_size(size, a
     assert captions == [f"α {level.alpha:.2f}  σ {level.sigma:.2f}" for level in levels]
 
 
-def test_info_of_a_stopped_run_says_how_to_go_on(cli, loud):
+def test_info_of_a_stopped_run_says_how_to_continue(cli, loud):
     text = cli.works("info", "--checkpoint", loud).out
-    assert "class-conditional" in text and "not finished; --resume goes on" in text
+    assert "class-conditional" in text and "not finished; --resume continues it" in text
 
 
 # As processes

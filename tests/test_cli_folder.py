@@ -1,4 +1,4 @@
-"""The commands on folders of images as people have them: classes by name, any size, and what is wrong with a folder."""
+"""The commands on folders of images as people have them: named classes, any size, and faulty folders."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
 from tiny_diffusion.runs.writer import RunWriter
 
-NAMES = ["café", "cats, dogs", "кошки", "الزهور", "猫"]  # in the order that they have as text
+NAMES = ["café", "cats, dogs", "кошки", "الزهور", "猫"]  # in their order as text
 SMALL = [
     "--timesteps",
     5,
@@ -39,12 +39,12 @@ WIDE = [*FOLDER, "--image_size", "16x24", "--class_cond", "--batch_size", 8]
 
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
-    """They take longer than these runs."""
+    """Plots take longer than these runs."""
     monkeypatch.setattr(RunWriter, "plot_losses", lambda self: None)
 
 
 def make_photos(folder, names=NAMES, each=3):
-    """Photographs of each class: colour, grey, with transparency, in several formats, sizes and kinds of endings."""
+    """Photographs of each class: colour, grey, with transparency, in several formats, sizes and file endings."""
     for k, name in enumerate(names):
         for i in range(each):
             image = smooth(20 + 3 * i, 30 - 2 * k, seed=10 * k + i)
@@ -70,7 +70,7 @@ def grey(tmp_path):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """The folder of a class-conditional run of three steps on images of 16x24, and what it said."""
+    """The folder of a class-conditional run of three steps on images of 16x24, and what it printed."""
     folder = tmp_path_factory.mktemp("wide")
     with pytest.MonkeyPatch.context() as patch, io.StringIO() as said:
         patch.chdir(folder)
@@ -81,7 +81,7 @@ def wide(tmp_path_factory):
 
 
 def captions_of(monkeypatch):
-    """What every grid from now on is given as captions."""
+    """A list to which the captions of every grid are added from now on."""
     from tiny_diffusion.visuals import images
 
     captions, grid = [], images.grid
@@ -102,7 +102,7 @@ def assert_same_weights(first, second):
 
 
 def refuses_at_the_end(cli, code, argv, *words):
-    """The command ends with this code and its last line on standard error, after whatever it reported, is the error."""
+    """The command ends with this exit code, and the last line on standard error is the error with these words."""
     ended = cli(*argv)
     assert (ended.code, ended.out) == (code, "") and "Traceback" not in ended.err, ended
     *reported, last = ended.err.splitlines()
@@ -115,7 +115,7 @@ def refuses_at_the_end(cli, code, argv, *words):
 # Classes by their names
 
 
-def test_the_report_says_what_is_in_the_folder(wide):
+def test_the_report_describes_the_folder(wide):
     _, said = wide
     for words in ("10 JPEG, 5 PNG", "colour", "5 classes: " + ", ".join(f"{name} 3" for name in NAMES)):
         assert words in said
@@ -133,15 +133,15 @@ def test_class_names_travel_in_the_checkpoint_and_info_shows_them(wide, cli):
     assert re.search(r"--image_size +16x24\n", text) and re.search(r"--data_dir +photos\n", text)
 
 
-def test_photographs_are_drawn_without_fresh_noise_unless_asked(wide, cli):
-    """As the catalogue has it; the checkpoint tells, and info shows."""
+def test_photographs_are_sampled_without_fresh_noise_by_default(wide, cli):
+    """The catalogue decides the sampler, the checkpoint holds it, and info shows it."""
     folder, _ = wide
     about = load_checkpoint(folder / "model_final.pt").about
     assert (about["sampling"]["sampler"], about["sampling"]["eta"]) == ("abm", None)
     assert "abm, 5 steps" in cli.works("info", "--checkpoint", folder / "model_final.pt").out
 
 
-def test_info_is_printed_by_a_console_that_knows_no_other_letters(wide, monkeypatch):
+def test_info_is_printed_on_an_ascii_console(wide, monkeypatch):
     page = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", page)
     assert call("info", "--checkpoint", wide[0] / "model_final.pt") == 0
@@ -175,7 +175,7 @@ BY_NAME = {
 
 
 @pytest.mark.parametrize("text", BY_NAME)
-def test_classes_are_drawn_by_name_and_by_number(text, wide, cli, monkeypatch):
+def test_classes_are_sampled_by_name_and_by_number(text, wide, cli, monkeypatch):
     captions = captions_of(monkeypatch)
     argv = ["sample", "--checkpoint", wide[0] / "model_final.pt", "--num_images", 5, "--steps", 1, "--output", "x.png"]
     cli.works(*argv, *([f"--classes={text}"] if text else []))
@@ -192,13 +192,13 @@ def test_classes_are_drawn_by_name_and_by_number(text, wide, cli, monkeypatch):
         ("猫,", ["'' is not one of"]),
     ],
 )
-def test_a_class_that_the_folder_did_not_have_is_refused_with_those_it_had(text, words, wide, cli):
+def test_an_unknown_class_is_refused_with_the_classes_of_the_folder(text, words, wide, cli):
     argv = ["sample", "--checkpoint", wide[0] / "model_final.pt", f"--classes={text}"]
     cli.refuses(2, argv, f"--classes {text}", *words)
 
 
 def test_numbers_are_names_where_the_folders_are_numbered(cli, tmp_path, monkeypatch):
-    """Folders 01 to 12: class 3 is the folder 03, wherever it comes among them."""
+    """Folders 01 to 12: class 3 is the folder 03, at any position among them."""
     names = ["01", "2", "03", "10", "12"]
     make_photos(tmp_path / "photos", names, each=1)
     cli.works(*FOLDER, "--image_size", 8, "--class_cond", "--max_steps", 1, "--output_dir", "run")
@@ -215,7 +215,7 @@ def test_numbers_are_names_where_the_folders_are_numbered(cli, tmp_path, monkeyp
 # Sizes that are not square
 
 
-def test_images_that_are_not_square_are_drawn_in_every_format(wide, cli, tmp_path):
+def test_images_that_are_not_square_are_sampled_in_every_format(wide, cli, tmp_path):
     argv = ["sample", "--checkpoint", wide[0] / "model_final.pt", "--num_images", 3, "--steps", 2, "--output"]
     for output in ("x.png", "x.npz", "x.gif", "x/"):
         cli.works(*argv, output)
@@ -245,7 +245,7 @@ def test_the_forward_process_is_shown_on_images_that_are_not_square(photos, cli)
 
 
 @pytest.mark.parametrize("words", [[], ["--random_crop", "--hflip"], ["--cache_mb", 0, "--random_crop"]], ids=str)
-def test_a_run_that_is_resumed_ends_as_one_that_was_not(words, photos, cli):
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(words, photos, cli):
     argv = [*WIDE, "--epochs", 4, *words]
     cli.works(*argv, "--output_dir", "whole")
     cli.works(*argv, "--output_dir", "run", "--max_steps", 3)
@@ -274,7 +274,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("words", CHANGES.values(), ids=CHANGES)
-def test_an_option_changes_what_is_learnt(words, photos, cli):
+def test_an_option_changes_the_weights(words, photos, cli):
     losses = []
     for given in ([], words):
         cli.works(*FOLDER, "--image_size", 16, "--max_steps", 2, "--output_dir", "run", "--overwrite", *given)
@@ -308,7 +308,7 @@ def test_one_image_is_enough(cli, tmp_path):
     assert load_checkpoint("run/model_final.pt").about["step"] == 2  # 100 images in batches of 64
 
 
-def test_a_class_with_one_image_is_warned_of_and_trains(cli, tmp_path):
+def test_a_class_with_one_image_is_reported_and_trains(cli, tmp_path):
     make_photos(tmp_path / "photos", ["many"], each=4)
     write(tmp_path / "photos/single/1.png", smooth(20, 20))
     ended = cli.works(*FOLDER, "--image_size", 8, "--class_cond", "--max_steps", 1, "--output_dir", "run")
@@ -316,7 +316,7 @@ def test_a_class_with_one_image_is_warned_of_and_trains(cli, tmp_path):
     assert "single" in warning and "one image" in warning and "many" not in warning
 
 
-def test_a_few_files_that_cannot_be_read_are_named_and_passed_over(photos, cli):
+def test_a_few_files_that_cannot_be_read_are_named_and_skipped(photos, cli):
     write(photos / "猫/torn.png", (photos / "猫/0.png").read_bytes()[:60])
     ended = cli.works(*FOLDER, "--image_size", 8, "--max_steps", 1, "--output_dir", "run")
     assert "torn.png" in ended.err and "folder: 15 images" in ended.err
@@ -337,7 +337,7 @@ def test_sub_folders_train_and_test_are_parts_of_the_set(cli, tmp_path):
 
 
 def test_a_model_is_the_start_for_another_folder(photos, cli, tmp_path):
-    """--init_from keeps the network and its meaning; the images, the rest of the run and a preset are the new one's."""
+    """--init_from keeps the network and its meaning; the images and all other options are those of the new run."""
     cli.works(*FOLDER, "--image_size", 8, "--max_steps", 1, "--output_dir", "first")
     make_photos(tmp_path / "other", ["a", "b"])
     argv = ["train", "--init_from", "first/model_final.pt", "--max_steps", 1, "--num_samples", 1, "--device", "cpu"]
@@ -352,13 +352,13 @@ def test_a_model_is_the_start_for_another_folder(photos, cli, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--dataset", "digits"], ["--dataset", "folder", "--data_dir", "grey"]], ids=str)
-def test_a_model_of_other_images_is_no_start(words, photos, grey, cli):
+def test_a_model_of_other_images_cannot_be_the_start(words, photos, grey, cli):
     cli.works(*FOLDER, "--image_size", 8, "--max_steps", 1, "--output_dir", "first")
     argv = ["train", "--init_from", "first/model_final.pt", *words, "--output_dir", "second"]
     refuses_at_the_end(cli, 2, argv, "--init_from first/model_final.pt", "3 channels", "Name images of the same kind")
 
 
-# What is wrong with a folder
+# Faulty folders
 
 
 def broken(folder, number):
@@ -366,7 +366,7 @@ def broken(folder, number):
         write(folder / f"{i}.png", b"\x89PNG\r\n\x1a\n" + bytes(50))
 
 
-WRONG = {  # makes the folder "photos"; the exit code; what is said
+WRONG = {  # makes the folder "photos"; the exit code; words of the message
     "nothing there": (lambda folder: None, 1, ["--data_dir photos does not exist"]),
     "empty": (lambda folder: folder.mkdir(), 1, ["--data_dir photos holds nothing", "png, jpg"]),
     "empty sub-folders": (lambda folder: (folder / "a/b").mkdir(parents=True), 1, ["--data_dir photos holds nothing"]),
@@ -393,7 +393,7 @@ WRONG = {  # makes the folder "photos"; the exit code; what is said
 
 @pytest.mark.parametrize("make, code, words", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("command", ["train", "visualize"])
-def test_a_folder_that_cannot_be_learnt_from_is_refused_in_one_line(command, make, code, words, cli, tmp_path):
+def test_a_faulty_folder_is_refused_in_one_line(command, make, code, words, cli, tmp_path):
     make(tmp_path / "photos")
     argv = [command, "--dataset", "folder", "--data_dir", "photos", "--image_size", 8]
     line = cli.refuses(code, argv, *words)
@@ -423,7 +423,7 @@ def test_a_folder_must_be_named_whatever_the_environment_says(photos, cli, monke
     ],
     ids=str,
 )
-def test_options_that_do_not_go_with_a_folder_are_refused(words, parts, grey, cli, tmp_path):
+def test_options_that_a_folder_excludes_are_refused(words, parts, grey, cli, tmp_path):
     argv = ["train", "--dataset", "folder", "--data_dir", "grey", "--output_dir", "run", *words]
     cli.refuses(2, argv, *parts)
     assert not (tmp_path / "run").exists()
@@ -431,7 +431,7 @@ def test_options_that_do_not_go_with_a_folder_are_refused(words, parts, grey, cl
 
 @pytest.mark.parametrize("output_dir", ["photos", "photos/run", "photos/../photos/a/b"])
 def test_a_run_is_not_written_among_its_images(output_dir, photos, cli):
-    """Its pictures would be images of a new class, and the run could not be resumed."""
+    """Its pictures would become images of a new class, and the run could not be resumed."""
     before = contents(photos)
     cli.refuses(2, [*FOLDER, "--output_dir", output_dir], f"--output_dir {output_dir} lies in --data_dir photos")
     assert contents(photos) == before
@@ -467,7 +467,7 @@ def test_an_option_of_image_files_is_refused_for_other_sets(dataset, name, cli, 
 # What changes under a run
 
 
-def test_a_folder_that_vanishes_while_it_trains_ends_the_run_and_its_last_checkpoint_is_there(photos, cli, monkeypatch):
+def test_a_folder_that_vanishes_ends_the_run_and_leaves_its_last_checkpoint(photos, cli, monkeypatch):
     write_report, away = RunWriter.write_report, photos.with_name("away")
 
     def write_and_vanish(self, report, *rest):
@@ -489,7 +489,7 @@ def test_a_folder_that_vanishes_while_it_trains_ends_the_run_and_its_last_checkp
     assert_same_weights("run/model_final.pt", "whole/model_final.pt")
 
 
-def test_a_set_in_memory_does_not_miss_its_folder(photos, cli, monkeypatch):
+def test_a_set_in_memory_trains_on_after_its_folder_has_vanished(photos, cli, monkeypatch):
     write_report = RunWriter.write_report
 
     def write_and_delete(self, report, *rest):
@@ -526,7 +526,7 @@ def one_step(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("change", OTHER_CLASSES.values(), ids=OTHER_CLASSES)
-def test_a_run_does_not_go_on_with_other_classes(change, one_step, cli, tmp_path):
+def test_a_run_is_not_resumed_with_other_classes(change, one_step, cli, tmp_path):
     folder, argv = one_step
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path / "run")
@@ -535,8 +535,8 @@ def test_a_run_does_not_go_on_with_other_classes(change, one_step, cli, tmp_path
     assert contents(tmp_path / "run") == before
 
 
-def test_a_run_goes_on_where_its_folder_lies_now(photos, cli):
-    """And with more images of the same classes."""
+def test_a_run_is_resumed_after_its_folder_has_moved(photos, cli):
+    """The folder may also hold more images of the same classes."""
     cli.works(*WIDE, "--max_steps", 2, "--output_dir", "run")
     photos.rename(photos.with_name("moved"))
     refuses_at_the_end(cli, 1, ["train", "--resume", "--output_dir", "run"], "--data_dir photos does not exist")

@@ -56,7 +56,7 @@ def test_without_a_command_every_command_is_listed_with_what_it_does(argv, cli):
 
 @every_command
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_lists_every_option_with_its_words_and_its_default(flag, command, cli, monkeypatch):
+def test_help_lists_every_option_with_its_description_and_its_default(flag, command, cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # no phrase is broken at a hyphen
     ended = cli.works(command, flag)
     text = " ".join(ended.out.split())
@@ -86,7 +86,7 @@ def test_help_begins_with_commands_to_try_that_name_real_options(command, cli):
 
 
 def test_help_and_refused_options_load_no_torch():
-    """One process runs all of them: what any of them loads is still loaded at the end."""
+    """One process runs all of them: a module that any of them loads is still loaded at the end."""
     program = f"""
 import contextlib, io, sys
 from tiny_diffusion.cli import COMMANDS, main
@@ -100,14 +100,14 @@ print([name for name in {TORCH_AND_ITS_LIKE} if name in sys.modules])
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
-    assert len(ended.stderr.splitlines()) == 6  # those that are refused
+    assert len(ended.stderr.splitlines()) == 6  # of the refused commands
 
 
 # Spelling
 
 
 @every_option
-def test_an_option_is_taken_with_underscores_and_with_hyphens(command, name):
+def test_an_option_is_accepted_with_underscores_and_with_hyphens(command, name):
     kind = type_of(command, name)
     value = True if isinstance(kind, Flag) else a_value(kind)
     for flag in (f"--{name}", f"--{name.replace('_', '-')}"):
@@ -133,13 +133,13 @@ def test_an_image_size_is_a_side_or_height_x_width(text, size):
         assert parse(["--image_size", text], "test", "", *OPTIONS[command]) == {"image_size": size}
 
 
-def test_help_names_the_presets_with_what_each_is(cli):
+def test_help_describes_every_preset(cli):
     text = cli.works("train", "--help").out
     for name, preset in PRESETS.items():
         assert re.search(rf"^  --preset {name} +{re.escape(preset.title)}$", text, re.MULTILINE)
 
 
-def test_hyphens_in_a_value_stay():
+def test_hyphens_in_a_value_are_kept():
     given = parse(["--output-dir", "my-run", "--data-dir=a-b"], "test", "", *OPTIONS["train"])
     assert given == {"output_dir": "my-run", "data_dir": "a-b"}
 
@@ -164,7 +164,7 @@ def test_a_misspelt_option_is_answered_with_the_right_one(command, name, cli):
 
 
 @every_command
-def test_what_belongs_to_no_option_is_refused_without_a_guess(command, cli):
+def test_a_stray_argument_is_refused_without_a_guess(command, cli):
     for argv in (["digits"], ["-x", "3"], ["--zzz"]):
         assert cli.refuses(2, [command, *argv], repr(argv[0])).endswith("is not an option here. See --help.")
 
@@ -172,7 +172,7 @@ def test_what_belongs_to_no_option_is_refused_without_a_guess(command, cli):
 @pytest.mark.parametrize(
     "typed, hint", [("trian", " Did you mean 'train'?"), ("samples", " Did you mean 'sample'?"), ("xyz", "")]
 )
-def test_an_unknown_command_is_answered_with_those_that_there_are(typed, hint, cli):
+def test_an_unknown_command_is_answered_with_the_known_ones(typed, hint, cli):
     ended = cli(typed, "--epochs", 3)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == f"tiny_diffusion: error: command {typed!r} is not one of {', '.join(COMMANDS)}.{hint}\n"

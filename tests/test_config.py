@@ -87,7 +87,7 @@ SIDES = [*range(4, 36), 48, 63, 64, 65, 96, 127, 128, 129, 130, 255, 256, 512, 1
 
 
 def test_every_image_size_suits_the_network_that_is_made_for_it():
-    """A level is half of the one above, rounded up; attention at the coarsest is between at most 16x16 patches up to
+    """A level is half of the one above, rounded up; attention at the coarsest is between 16x16 patches or fewer up to
     256 pixels; images are unshuffled by 2, from 128 pixels on by 4, as far as that divides both sides."""
     for height, width in itertools.product(SIDES, SIDES):
         config = resolve({"image_size": (height, width)})
@@ -114,14 +114,14 @@ def test_noise_grows_with_the_image_above_32_pixels_and_not_below():
         assert config.make_schedule().log_snr == pytest.approx(plain.make_schedule().log_snr + shift)
 
 
-def test_a_square_is_said_by_its_side():
+def test_a_square_is_stated_by_its_side():
     """One size is one value, so that two ways to write it make the same configuration."""
     for side in (4, 28, 64):
         assert resolve({"image_size": (side, side)}) == resolve({"image_size": side})
         assert resolve({"image_size": side}).size == (side, side)
 
 
-def test_what_is_given_beats_the_data_sets_defaults_and_they_beat_the_options():
+def test_a_given_option_beats_the_data_sets_default_which_beats_the_options():
     assert Config.epochs != DATASETS["digits"].defaults["epochs"] and resolve({}).patch_size == 2
     assert resolve({"dataset": "digits"}).epochs == DATASETS["digits"].defaults["epochs"]
     assert resolve({"dataset": "digits"}).patch_size == 1
@@ -144,7 +144,7 @@ def test_minutes_take_the_place_of_epochs():
 
 
 @several
-def test_resolving_leaves_what_was_given_as_it_was(given):
+def test_resolving_does_not_change_its_argument(given):
     before = dict(given)
     config = resolve(given)
     assert given == before
@@ -258,7 +258,7 @@ def test_a_refusal_names_the_option_the_value_and_a_way_out(given, parts):
 
 
 @pytest.mark.parametrize("given", [given for given, _ in REFUSED.values()], ids=REFUSED)
-def test_what_is_refused_is_refused_on_the_command_line_with_exit_code_2(given, capsys, tmp_path, monkeypatch):
+def test_the_command_line_refuses_the_same_options_with_exit_code_2(given, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = call("train", *typed(given))
     out, err = capsys.readouterr()
@@ -308,7 +308,7 @@ def test_the_nearest_sizes_that_a_network_can_take_are_named_and_it_takes_them(p
             assert is_taken(*size)
 
 
-def test_no_size_is_named_where_none_is_near():
+def test_no_size_is_suggested_where_none_is_near():
     """The largest image has 1,024 pixels a side, and 2 halvings of 16-pixel patches need 80."""
     options = {"patch_size": 16, "channel_mult": (1, 1, 1)}
     assert sizes_suggested({**options, "image_size": (1023, 4)}) == [(1024, 80)]
@@ -338,7 +338,7 @@ NETWORKS = [
 ][::5]  # fmt: skip
 
 
-def test_what_is_accepted_is_a_network_and_what_is_refused_for_its_heads_is_none():
+def test_accepted_options_make_a_network_and_those_refused_for_their_heads_do_not():
     accepted = 0
     for options in NETWORKS:
         given = {
@@ -399,7 +399,7 @@ def test_the_dictionary_holds_every_option_as_plain_json(given):
     assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
-NOT_IN_THE_FIRST_VERSION = {  # what its runs were, as these options say it
+NOT_IN_THE_FIRST_VERSION = {  # the values of these options that describe its runs
     "preset": None, "splits": ("train",), "random_crop": False, "background": None, "cache_mb": None, "workers": None,
     "logsnr_shift": 0.0, "checkpoint_activations": False, "auto_batch": False, "eval_interval": None,
     "eval_images": None, "keep_best": False, "deterministic": False,
@@ -414,7 +414,7 @@ def test_a_configuration_of_the_first_version_is_the_run_that_it_was():
 
 
 @every_option
-def test_a_missing_key_is_refused_by_name_unless_the_option_says_what_it_means(name):
+def test_a_missing_key_is_refused_by_name_unless_the_option_has_a_since(name):
     values, spec = resolve({}).to_dict(), specs(Config)[name]
     del values[name]
     if spec.since is not REQUIRED:
@@ -446,7 +446,7 @@ OF_A_TYPE = [True, "1", "", 1.5, 2, [1], ["1"], [True], [1.0], [None], [""], [8,
 
 
 def is_of_type(kind, value):
-    """A whole number will do for a float; True is no number; an empty text is no text."""
+    """A whole number counts as a float, True does not count as a number, nor an empty text as a text."""
     if isinstance(kind, ListOf):
         return isinstance(value, list) and all(is_of_type(kind.item, item) for item in value)
     if isinstance(kind, Size):
@@ -499,7 +499,7 @@ def many_configurations():
 
 
 def test_the_options_of_a_configuration_resolve_to_it():
-    """`as_given` leaves out only what would be refused, since it has no effect."""
+    """`as_given` leaves out only options that have no effect, which would be refused."""
     seen, names = 0, set()
     for given, config in many_configurations():
         again = as_given(config)
@@ -516,12 +516,12 @@ def json_of(options):
 
 
 @pytest.mark.parametrize("epochs, minutes", [(None, None), (3, 1.0)])
-def test_a_run_without_one_length_is_refused(epochs, minutes):
+def test_a_run_needs_exactly_one_length(epochs, minutes):
     with pytest.raises(OptionError, match="--epochs and --minutes"):
         Config.from_dict({**resolve({}).to_dict(), "epochs": epochs, "minutes": minutes})
 
 
-def test_checking_what_is_right_changes_nothing():
+def test_checking_changes_nothing():
     config = resolve({})
     assert check(config) is config
 
@@ -571,7 +571,7 @@ def test_a_right_value_is_accepted_and_read_from_the_text_that_shows_it(kind, va
 
 
 @pytest.mark.parametrize("kind, value", WRONG)
-def test_what_is_wrong_with_a_value_names_it(kind, value):
+def test_the_message_about_a_wrong_value_names_it(kind, value):
     one = isinstance(kind, ListOf) and isinstance(value, tuple) and len(value) == 1
     named = value[0] if one else value[1] if value == (8, 65) else value
     assert str(named) in kind.check(value) or repr(named) in kind.check(value)
@@ -588,7 +588,7 @@ def test_nothing_is_suggested_where_nothing_is_near():
 
 
 def test_of_very_many_choices_the_first_are_named_and_the_rest_counted():
-    """A folder of a thousand classes is refused in one line that can be read."""
+    """Naming all classes of a folder of a thousand would make the line unreadable."""
     names = [f"class number {n}" for n in range(1000)]
     message = not_one_of("class numbr 7", names)
     assert message.count("class number") == MAX_NAMED + 1 and message.endswith("Did you mean 'class number 7'?")
@@ -643,8 +643,8 @@ def test_one_field_says_what_checkpoints_without_the_option_mean(longer):
     assert longer.from_dict(older).mixup == 0.0
 
 
-def test_one_field_says_where_the_option_would_be_ignored(longer):
-    """Given there, it is refused; `as_given` leaves it out; a preset's or a file's no longer holds."""
+def test_one_field_states_where_the_option_would_be_ignored(longer):
+    """There it is refused if given, left out by `as_given`, and dropped from a preset or a file."""
     with pytest.raises(OptionError, match="--mixup 0.25 would be ignored without --class_cond. Leave it out."):
         resolve({"mixup": 0.25}, longer)
     assert "mixup" not in as_given(resolve({}, longer)) and "mixup" in as_given(resolve({"class_cond": True}, longer))

@@ -1,4 +1,4 @@
-"""--save_config and --config: a run's options in a file, beneath those of the command line."""
+"""--save_config and --config: a run's options in a file, which those of the command line override."""
 
 import itertools
 import json
@@ -60,7 +60,7 @@ def test_a_saved_file_resolves_to_the_same_run(given, resolved):
 
 
 @runs
-def test_a_saved_file_is_the_options_as_they_would_be_given(given, cli, tmp_path):
+def test_a_saved_file_holds_the_options_as_they_would_be_given(given, cli, tmp_path):
     cli.works("train", *typed(given), "--save_config", "sub/run.json", "--dry_run")
     read = json.loads((tmp_path / "sub/run.json").read_text("utf-8"))
     wanted = as_given(resolve(given))
@@ -81,7 +81,7 @@ def test_the_options_in_a_checkpoint_are_a_file_too(trained, write, resolved):
     assert resolved("--config", write(about["config"])).to_dict() == about["config"]
 
 
-def test_a_run_saves_the_options_that_it_trains_by_and_they_train_the_same(cli, tmp_path):
+def test_the_options_that_a_run_saves_train_the_same_weights(cli, tmp_path):
     argv = [*TINY, "--image_size", "12x8", "--max_steps", 2, "--output_dir", "run"]
     ended = cli.works("train", *argv, "--save_config", "run.json")
     assert "options: run.json" in ended.err
@@ -91,9 +91,11 @@ def test_a_run_saves_the_options_that_it_trains_by_and_they_train_the_same(cli, 
     assert all((first.tensors[name] == tensor).all() for name, tensor in again.tensors.items())
 
 
-def test_the_same_command_with_resume_goes_on(cli, write, tmp_path, monkeypatch):
+def test_the_same_command_with_resume_continues_the_run(cli, write, tmp_path, monkeypatch):
     """--extend and --overwrite work with a file as they do without one."""
-    monkeypatch.setattr("tiny_diffusion.runs.writer.RunWriter.plot_losses", lambda self: None)  # they take long
+    monkeypatch.setattr(
+        "tiny_diffusion.runs.writer.RunWriter.plot_losses", lambda self: None
+    )  # plotting takes longer than these runs
     config = write({"dataset": "digits", "base_channels": 4, "channel_mult": [1], "batch_size": 750, "epochs": 2})
     argv = ["train", "--config", config, "--output_dir", "run", "--num_samples", 1]
     cli.works(*argv, "--max_steps", 2)
@@ -106,7 +108,7 @@ def test_the_same_command_with_resume_goes_on(cli, write, tmp_path, monkeypatch)
     assert load_checkpoint(tmp_path / "run/model_final.pt").about["step"] == 1
 
 
-def test_a_file_that_says_otherwise_than_the_run_is_refused_by_the_option(cli, write, trained):
+def test_a_file_that_contradicts_the_run_is_refused_by_the_option(cli, write, trained):
     config = write({"dataset": "digits", "base_channels": 16})
     cli.refuses(2, ["train", "--config", config, "--resume", "--output_dir", trained], "--base_channels 16", "run's 8")
 
@@ -159,13 +161,13 @@ PARTIAL = {
 
 
 @pytest.mark.parametrize("values, words, wanted", PARTIAL.values(), ids=PARTIAL)
-def test_a_file_says_some_options_and_the_command_line_others(values, words, wanted, write, resolved):
+def test_a_file_gives_some_options_and_the_command_line_others(values, words, wanted, write, resolved):
     assert resolved("--config", write(values), *words) == resolve(wanted)
 
 
 @pytest.mark.parametrize("option", [option for option in specs(Config) if option != "preset"])
 def test_the_command_line_wins(option, write, resolved):
-    """Whatever the file holds, an option of the command line has the value that is given there."""
+    """An option of the command line has the value given there, whatever the file holds."""
     beside = {"dataset": "folder", "data_dir": "x", "schedule": "linear", "class_cond": True, "batch_size": 12}
     beside["eval_interval"] = 2
     spec = specs(Config)[option]
@@ -192,7 +194,7 @@ def test_a_file_may_begin_with_the_mark_that_windows_writes(write, resolved):
 # Refused
 
 
-WRONG = {  # values, and what the message must say
+WRONG = {  # values, and words of the message
     "an unknown option": ({"colour": "red"}, ["'colour' is not one of", "dataset"]),
     "a misspelt option": ({"learning_rate": 1, "lr": 1}, ["'learning_rate' is not one of"]),
     "a near option": ({"batchsize": 3}, ["Did you mean 'batch_size'?"]),
@@ -243,7 +245,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
-def test_a_file_that_is_no_json_is_refused_by_name(content, cli, tmp_path):
+def test_a_file_that_is_not_json_is_refused_by_name(content, cli, tmp_path):
     (tmp_path / "run.json").write_bytes(content)
     cli.refuses(1, ["train", "--config", "run.json"], "--config run.json is not a JSON file")
 
@@ -259,7 +261,7 @@ def test_a_preset_beside_a_file_is_refused(cli, write):
         assert "--config run.json" in line and "Give one of them" in line
 
 
-def test_a_saved_file_never_takes_the_place_of_another(cli, write, tmp_path):
+def test_saving_never_overwrites_another_file(cli, write, tmp_path):
     argv = ["train", "--dataset", "digits", "--dry_run", "--save_config", "run.json"]
     cli.works(*argv)
     cli.works(*argv)  # the same again changes nothing
@@ -273,7 +275,7 @@ def test_a_saved_file_never_takes_the_place_of_another(cli, write, tmp_path):
         assert (tmp_path / "run.json").read_bytes() == content
 
 
-def test_a_place_that_cannot_be_written_is_refused(cli, tmp_path):
+def test_a_path_that_cannot_be_written_is_refused(cli, tmp_path):
     (tmp_path / "file").write_text("mine")
     argv = ["train", "--dataset", "digits", "--save_config"]
     cli.refuses(1, [*argv, "file/run.json"], "--save_config file/run.json cannot be written")
@@ -281,7 +283,7 @@ def test_a_place_that_cannot_be_written_is_refused(cli, tmp_path):
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def test_what_is_refused_saves_no_options(cli, trained, tmp_path):
+def test_a_refused_command_saves_no_options(cli, trained, tmp_path):
     save = ["--save_config", "run.json"]
     cli.refuses(2, ["train", *TINY, "--output_dir", trained, *save], "holds a run already")
     cli.refuses(2, ["train", "--dataset", "digits", "--channel_mult", "1,2,4,8", *save], "--channel_mult")

@@ -1,4 +1,4 @@
-"""Presets: each is the system that it is named for, fills only what was not given, and trains on its real data."""
+"""Presets: each is the system of its name, sets only options that were not given, and trains on its real data."""
 
 import dataclasses
 import json
@@ -16,6 +16,7 @@ from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.presets import PRESETS
 from tiny_diffusion.config.training import Config, as_given, resolve
 from tiny_diffusion.data.catalog import DATASETS
+from tiny_diffusion.diffusion.sampling import default_sampling
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.build import make_model
@@ -44,7 +45,7 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def places(config):
+def parts(config):
     """(type, channels out, height) of each residual block, attention and down-sampling, in the order of use."""
     dataset, seen = DATASETS[config.dataset], []
     model = make_model(config, dataset.channels, len(dataset.classes)).eval()
@@ -72,7 +73,7 @@ def test_cifar10_is_two_down_blocks_a_bottleneck_and_skips_with_flips_on_colour_
     assert (config.dataset, config.image_size, DATASETS["cifar10"].channels) == ("cifar10", 32, 3)
     assert config.hflip and config.epochs == 100
     assert (config.sample_interval, config.num_samples) == (5, 4)  # a 2x2 grid every 5 epochs
-    layers = places(config)
+    layers = parts(config)
     sides = [side for kind, _, side in layers if kind is Downsample]
     assert len(sides) == 2 and sides[1] * 2 == sides[0]
     bottleneck = min(side for _, _, side in layers)
@@ -86,8 +87,8 @@ def test_cifar10_is_two_down_blocks_a_bottleneck_and_skips_with_flips_on_colour_
 @pytest.mark.parametrize("base", [16, 64, 96])
 def test_base_channels_set_the_width_of_cifar10(base):
     config = preset("cifar10", base_channels=base)
-    assert [width // base for _, width, _ in places(config)][0] == 1
-    assert {width % base for _, width, _ in places(config)} == {0}
+    assert [width // base for _, width, _ in parts(config)][0] == 1
+    assert {width % base for _, width, _ in parts(config)} == {0}
     assert config.time_emb_dim == 4 * base
 
 
@@ -99,7 +100,7 @@ def test_flowers_is_64_pixels_in_batches_of_64_for_300_epochs_with_a_picture_eve
     assert network(config).time_embedding.linear_2.out_features == 128
 
 
-def test_flowers_trains_on_every_photograph_from_its_centre_unless_told_otherwise():
+def test_flowers_trains_on_the_centre_of_every_photograph_by_default():
     config = preset("flowers")
     assert DATASETS["flowers102"].images(config.splits) == 8189 and not config.random_crop
     assert DATASETS["flowers102"].images(preset("flowers", splits=("train", "val")).splits) == 2040
@@ -124,7 +125,7 @@ def test_fashion_is_adam_in_batches_of_32_for_50_epochs_with_pictures_every_10()
 
 
 def test_fashion_has_64_128_256_512_channels_at_28_14_7_4_pixels_and_attention_in_heads_at_the_lowest_alone():
-    layers = places(preset("fashion"))
+    layers = parts(preset("fashion"))
     assert {place for kind, *place in map(list, layers) if kind is ResidualBlock for place in [tuple(place)]} == {
         (64, 28), (128, 14), (256, 7), (512, 4)
     }  # fmt: skip
@@ -155,11 +156,10 @@ def test_tiny_is_about_two_million_parameters_of_base_64_and_embedding_256():
 
 
 @every_preset
-def test_checkpoints_draw_in_fewer_steps_than_they_were_trained_on_and_final_weights_are_one_of_them(name):
-    from tiny_diffusion.runs.writer import STEPS
-
-    assert STEPS < preset(name).timesteps / 10
-    assert preset(name).save_interval <= preset(name).epochs
+def test_models_sample_in_a_tenth_of_their_timesteps_and_runs_save_numbered_checkpoints(name):
+    config = preset(name)
+    assert default_sampling(DATASETS[config.dataset].sampler, config.timesteps)["steps"] < config.timesteps / 10
+    assert config.save_interval <= config.epochs
 
 
 # Parameters
@@ -196,7 +196,7 @@ def test_the_network_has_weight_for_weight_the_shapes_of_diffusers(name):
     assert parameters(network(config)) == sum(map(math.prod, ours.values()))
 
 
-# Only what was not given
+# Only options that were not given
 
 
 FOLLOWS = {  # from an option, where a preset does not say it
@@ -231,7 +231,7 @@ def with_another(name, option):
 
 @pytest.mark.parametrize("option", [option for option in specs(Config) if option != "preset"])
 @every_preset
-def test_what_is_given_wins_and_changes_nothing_but_what_follows_from_it(name, option):
+def test_a_given_option_wins_and_changes_only_what_follows_from_it(name, option):
     before, said = preset(name), PRESETS[name].options
     may_change = {option} | (FOLLOWS.get(option, set()) - set(said)) | MOOT.get(option, set())
     for value, config in with_another(name, option):
@@ -242,7 +242,7 @@ def test_what_is_given_wins_and_changes_nothing_but_what_follows_from_it(name, o
 
 
 @every_preset
-def test_every_option_of_a_preset_can_be_said_otherwise(name):
+def test_every_option_of_a_preset_can_be_overridden(name):
     """Each value of a preset is right, and another value can be given beside the preset."""
     for option, value in PRESETS[name].options.items():
         assert specs(Config)[option].type.check(value) is None
@@ -257,7 +257,7 @@ def test_a_preset_is_its_options_typed_out(name):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 @every_preset
-def test_a_preset_goes_with_every_data_set(name, dataset):
+def test_a_preset_works_with_every_data_set(name, dataset):
     config = preset(name, dataset=dataset, data_dir="photos")
     size = PRESETS[name].options.get("image_size", DATASETS[dataset].size)
     assert (config.dataset, config.image_size, config.splits) == (dataset, size, DATASETS[dataset].train)
@@ -290,7 +290,7 @@ def test_the_options_that_a_preset_resolves_to_resolve_to_it(name):
 
 
 @every_preset
-def test_dry_run_prints_what_a_preset_resolves_to_its_size_and_what_is_faster(name, cli, tmp_path):
+def test_dry_run_prints_a_presets_options_its_size_and_the_faster_command(name, cli, tmp_path):
     argv = ["train", "--preset", name, *typed(NEEDED[name]), "--dry_run"]
     ended = cli.works(*argv)
     assert Config.from_dict(json.loads(ended.out)) == preset(name)
@@ -302,7 +302,7 @@ def test_dry_run_prints_what_a_preset_resolves_to_its_size_and_what_is_faster(na
 
 @pytest.mark.parametrize("given", [[], ["--dataset", "folder", "--data_dir", "my photos"]], ids=["its own", "a folder"])
 @pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].faster])
-def test_what_is_named_as_faster_can_be_typed_and_is_on_the_same_data(name, given, cli):
+def test_the_faster_command_can_be_typed_and_trains_on_the_same_data(name, given, cli):
     import shlex
 
     err = cli.works("train", "--preset", name, *(given or typed(NEEDED[name])), "--dry_run").err
@@ -322,7 +322,7 @@ def unpacked_cifar10(folder):
     return folder / "cifar10-images"
 
 
-REAL = {  # where the images lie, and what they are: channels, side, classes
+REAL = {  # the folder of the images, and their channels, side and classes
     "quick": ("MNIST/raw", 1, 28, 10),
     "cifar10": ("cifar10-images.tar.gz", 3, 32, 10),
     "flowers": ("flowers-102/jpg", 3, 64, 102),
@@ -334,7 +334,7 @@ REAL = {  # where the images lie, and what they are: channels, side, classes
 
 @pytest.mark.slow
 @every_preset
-def test_every_preset_trains_on_its_real_data_and_draws(name, cli, tmp_path, monkeypatch):
+def test_every_preset_trains_on_its_real_data_and_samples(name, cli, tmp_path, monkeypatch):
     place, channels, side, classes = REAL[name]
     if not (DATA / place).exists():
         pytest.skip(f"{DATA / place} is not here")

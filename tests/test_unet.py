@@ -121,7 +121,7 @@ def test_the_output_equals_diffusers_with_the_same_weights(name, diffusers):
 
 @torch.no_grad()
 def test_dropout_acts_where_that_of_diffusers_does(diffusers):
-    # Without attention: after it the two differ in memory layout, and masks are drawn in the order of memory.
+    # Without attention: after it the two differ in memory layout, and dropout's masks follow the order of memory.
     options = dict(base_channels=8, layers_per_block=2, attention_levels=(), dropout=0.5)
     ours = trained(UNet(3, **options)).train()
     theirs = diffusers_twin(diffusers, **options).double().train()
@@ -228,7 +228,7 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(*batch), model(*batch))
 
 
-def test_building_is_the_only_thing_that_draws_random_numbers():
+def test_only_building_uses_random_numbers():
     torch.manual_seed(5)
     first = UNet(1, base_channels=8)
     before = torch.get_rng_state()
@@ -273,7 +273,7 @@ def test_attention_is_its_formula(size, head_width, layout):
     torch.testing.assert_close(part(x.to(memory_format=layout)), expected)
 
 
-# Activations that are computed again
+# Recomputed activations
 
 
 def checkpointed(model, options):
@@ -303,7 +303,7 @@ def count_calls(model, kind):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_computing_activations_again_changes_no_bit_of_output_and_gradients(name):
+def test_recomputing_activations_changes_no_bit_of_output_and_gradients(name):
     options, size = CONFIGS[name]
     options = {**options, "dropout": 0.4}
     model = trained(UNet(3, **options)).train()
@@ -315,7 +315,7 @@ def test_computing_activations_again_changes_no_bit_of_output_and_gradients(name
         assert torch.equal(one, other)
 
 
-def test_computing_activations_again_changes_no_bit_under_autocast():
+def test_recomputing_activations_changes_no_bit_under_autocast():
     """The backward pass runs outside autocast, and has to restore it."""
     options = dict(base_channels=8, num_classes=3, layers_per_block=2, dropout=0.4)
     model = trained(UNet(3, **options)).float().train()
@@ -341,7 +341,7 @@ def test_in_training_every_residual_block_and_its_attention_run_twice(kind):
 
 
 @pytest.mark.parametrize("training, gradients", [(False, True), (True, False), (False, False)])
-def test_nothing_is_computed_again_outside_of_training(training, gradients):
+def test_nothing_is_recomputed_outside_of_training(training, gradients):
     options = dict(base_channels=8, dropout=0.4)
     model = trained(UNet(3, **options)).train(training)
     again = checkpointed(model, options)
@@ -383,7 +383,7 @@ def test_less_than_half_as_much_is_kept_for_the_backward_pass(options):
     assert 0 < bytes_kept(checkpointed(model, options), batch) < 0.5 * bytes_kept(model, batch)
 
 
-def test_the_state_does_not_say_whether_activations_are_computed_again():
+def test_the_state_dict_does_not_depend_on_recomputing():
     options = dict(base_channels=8, num_classes=2)
     plain, again = UNet(3, **options), UNet(3, **options, checkpoint_activations=True)
     assert again.checkpoint_activations and not plain.checkpoint_activations

@@ -1,4 +1,4 @@
-"""Pictures say exactly what the arrays say, and files are whole or absent."""
+"""Pictures show exactly what the arrays hold, and files are whole or absent."""
 
 import math
 import subprocess
@@ -25,7 +25,7 @@ def draw():
 
 
 def enlarged(image, scale):
-    """Each pixel as a block, grey as RGB, by another way than the code under test."""
+    """Each pixel as a block, grey as RGB, computed in another way than by the code under test."""
     block = np.kron(image, np.ones((scale, scale, 1), np.uint8))
     return np.broadcast_to(block, (*block.shape[:2], 3))
 
@@ -39,7 +39,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("n, columns", [(1, 1), (2, 2), (6, 3), (7, 4), (10, 5), (16, 4), (30, 6), (64, 8), (100, 10)])
-def test_columns_are_those_a_person_would_choose(n, columns):
+def test_columns_are_those_that_a_person_would_choose(n, columns):
     assert near_square(n) == columns
 
 
@@ -54,7 +54,7 @@ def test_no_row_is_ragged_where_a_near_square_shape_exists():
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
 @pytest.mark.parametrize("size, channels", [((8, 8), 1), ((32, 20), 3), ((64, 64), 1)])
-def test_every_pixel_is_at_its_place_enlarged_by_a_whole_factor(n, size, channels, draw):
+def test_every_pixel_is_at_its_position_enlarged_by_a_whole_factor(n, size, channels, draw):
     x = draw(n, *size, channels)
     columns, padding = near_square(n), 2
     scale = images.whole_scale(size, n, columns, padding)
@@ -76,7 +76,7 @@ def test_a_large_grid_stays_within_its_bounds_and_a_large_image_is_not_shrunk(dr
     assert grid(draw(1, 2000, 2000, 1)).shape == (2004, 2004, 3)
 
 
-def test_columns_padding_and_scale_are_obeyed(draw):
+def test_given_columns_padding_and_scale_are_used(draw):
     assert grid(draw(6, 8, 8, 3), columns=6, padding=1, scale=3).shape == (24 + 2, 6 * 25 + 1, 3)
 
 
@@ -94,7 +94,7 @@ def test_captions_add_height_and_leave_every_image_as_it_was(size, channels, dra
     row = (captioned.shape[0] - 2) // 2
     for r in range(2):
         assert (captioned[2 + r * row :][:tile] == plain[2 + r * (tile + 2) :][:tile]).all()
-        assert captioned[2 + r * row + tile :][: row - tile].max() > 200  # and there is writing
+        assert captioned[2 + r * row + tile :][: row - tile].max() > 200  # and there is text
 
 
 def test_a_long_caption_is_cut_before_its_neighbour(draw):
@@ -111,7 +111,7 @@ def test_a_long_caption_is_cut_before_its_neighbour(draw):
     "name", ["a" * 2_000_000, "", "$5_$9", "\x1b[31mred", "\udcff\udcfe", "line\nline", "猫\u202eabc"]
 )
 def test_any_name_is_a_caption_of_one_line(name, draw):
-    """As long as it is, or unprintable: none takes long, none changes another image's place."""
+    """However long or unprintable it is, it is fast to show and moves no other image."""
     x = draw(2, 28, 28, 1)
     named, plain = (grid(x, captions=[caption, "short"]) for caption in (name, "a" * 200))
     assert named.shape[0] == plain.shape[0] and named.shape[1] <= plain.shape[1]
@@ -190,7 +190,7 @@ def test_a_coloured_animation_is_close_and_without_dither(tmp_path):
         assert (frame[:, 1:] == frame[:, :-1]).all(axis=-1).mean() > 0.5  # plateaus; dither would leave few
 
 
-def test_more_frames_than_browsers_can_show_are_thinned_but_not_at_the_ends(tmp_path):
+def test_more_frames_than_browsers_can_show_are_thinned_between_the_ends(tmp_path):
     frames = [np.full((4, 4, 3), i, np.uint8) for i in range(200)]
     save_gif(tmp_path / "a.gif", frames, seconds=1.0, hold_seconds=0.5)
     back, seconds, _ = gif(tmp_path / "a.gif")
@@ -210,7 +210,7 @@ def test_still_moments_and_single_frames_keep_their_time(tmp_path, draw):
 def test_an_npz_holds_one_uint8_array_named_arr_0(tmp_path, draw):
     x = draw(5, 8, 8, 3)
     images.save_npz(tmp_path / "a.npz", x)
-    images.save_npz(tmp_path / "b.npz", (image for image in x), len(x))  # as they come
+    images.save_npz(tmp_path / "b.npz", (image for image in x), len(x))  # one by one
     for name in ("a.npz", "b.npz"):
         with np.load(tmp_path / name) as file:
             assert file.files == ["arr_0"] and file["arr_0"].dtype == np.uint8 and (file["arr_0"] == x).all()
@@ -261,7 +261,7 @@ def test_an_interrupted_save_leaves_the_previous_file_and_nothing_else(kind, err
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def saved(monkeypatch):
     """The matplotlib figures saved so far."""
     from matplotlib.figure import Figure
 
@@ -276,23 +276,23 @@ def inked(path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 60, 20_000])
-def test_a_loss_curve_is_drawn_for_any_number_of_steps_and_over_gaps(count, tmp_path, drawn):
+def test_a_loss_curve_is_plotted_for_any_number_of_steps_and_over_gaps(count, tmp_path, saved):
     losses = 0.03 + np.exp(-np.arange(count) / 10)
     losses[count // 2 : count // 2 + count // 10] = np.nan
     save_loss_curve(tmp_path / "loss.png", range(count), losses, [0, count - 1], [0.9, 0.1], title="a run")
     assert inked(tmp_path / "loss.png") > 0.01
-    axes = drawn[0].axes[0]
+    axes = saved[0].axes[0]
     assert axes.get_title() == "a run" and len(axes.lines) == 3 and max(len(a.get_xdata()) for a in axes.lines) <= 4002
     assert axes.get_yscale() == ("log" if count >= 60 else "linear")
 
 
 @pytest.mark.parametrize("losses", [[], [np.nan], [np.inf, np.nan], [0.0, 0.0], [-1.0, 5.0]])
-def test_losses_that_no_logarithm_takes_are_still_drawn(losses, tmp_path, drawn):
+def test_losses_without_a_logarithm_are_still_plotted(losses, tmp_path, saved):
     save_loss_curve(tmp_path / "loss.png", range(len(losses)), losses)
-    assert drawn[0].axes[0].get_yscale() == "linear" and inked(tmp_path / "loss.png") > 0.001
+    assert saved[0].axes[0].get_yscale() == "linear" and inked(tmp_path / "loss.png") > 0.001
 
 
-def test_the_running_average_of_a_constant_is_that_constant_and_passes_over_gaps():
+def test_the_running_average_of_a_constant_is_that_constant_and_skips_gaps():
     losses = np.full(100, 0.25)
     losses[[0, 40, 41]] = np.nan
     average = running_average(losses)
@@ -328,21 +328,21 @@ NAMES = ["$5_$9", "a$b", "_hidden", "\udcff", "猫と犬", "\x1b[1m", "x" * 100_
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-def test_figures_show_any_name(name, tmp_path, drawn):
-    """Names of folders: as they are, with no formula made of them and no warning of letters that a font lacks."""
+def test_figures_show_any_name(name, tmp_path, saved):
+    """Names of folders are shown as they are: none becomes a formula, and no font warns that it lacks a letter."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures.save_noise_level_losses(tmp_path / "a.png", [0, 1], {name: [1, 2], "held out": [2, 3]})
         figures.save_sweep(tmp_path / "b.png", {name: [(5, 0.1)]}, 0.05, title=name)
         save_loss_curve(tmp_path / "c.png", [1, 2], [1.0, 0.5], title=name, scores={name: [(1, 0.5)]})
-    shown = [figure.axes[-1].get_legend().get_texts()[0].get_text() for figure in drawn]
+    shown = [figure.axes[-1].get_legend().get_texts()[0].get_text() for figure in saved]
     if name.isprintable() and len(name) < 100:
         assert all(len(text) == len(name) for text in shown)
     if name.isascii() and name.isprintable() and len(name) < 100:
-        assert shown == [name] * 3 and drawn[2].axes[0].get_title() == name
+        assert shown == [name] * 3 and saved[2].axes[0].get_title() == name
 
 
-def test_the_schedules_figure_draws_each_in_three_panels_even_where_the_snr_is_infinite(tmp_path, drawn):
+def test_the_schedules_figure_plots_each_in_three_panels_even_where_the_snr_is_infinite(tmp_path, saved):
     time = np.linspace(0, 1, 200)
     curves = {
         "flow": dict(time=time, alpha=1 - time, sigma=time),
@@ -350,7 +350,7 @@ def test_the_schedules_figure_draws_each_in_three_panels_even_where_the_snr_is_i
     }
     figures.save_schedules_figure(tmp_path / "s.png", curves, "two schedules")
     assert inked(tmp_path / "s.png") > 0.01
-    levels, log_snr, density = drawn[0].axes
+    levels, log_snr, density = saved[0].axes
     assert len(levels.lines) == 4 and len(density.lines) == 2
     assert all(np.abs(line.get_ydata()).max() == figures.LOG_SNR_LIMIT for line in log_snr.lines)
     flow = density.lines[0]  # t ~ uniform and log-SNR = 2 ln((1-t)/t): a logistic density of scale 2
@@ -358,7 +358,7 @@ def test_the_schedules_figure_draws_each_in_three_panels_even_where_the_snr_is_i
     np.testing.assert_allclose(flow.get_ydata(), 1 / (8 * np.cosh(s / 4) ** 2), atol=2e-3)
 
 
-def test_importing_loads_no_drawing_library_and_drawing_never_loads_pyplot(tmp_path):
+def test_importing_loads_no_plotting_library_and_plotting_never_loads_pyplot(tmp_path):
     code = """if True:
         import sys
         from tiny_diffusion.visuals import figures, film, images

@@ -1,4 +1,4 @@
-"""tiny_diffusion: train, sample, look into and measure small image diffusion models.
+"""tiny_diffusion: train, sample from, inspect and evaluate small image diffusion models.
 
 Public names are resolved on first use (PEP 562), so that importing the package loads no torch.
 """

@@ -26,9 +26,9 @@ class LostProcessError(RuntimeError):
 
 
 def printable(text: str, max_letters: int = 80) -> str:
-    """A name that came from a file, fit to be shown: shortened, with what is no visible letter escaped as in Python.
+    """A name that came from a file, safe to print: shortened, with invisible characters escaped as in Python.
 
-    Escape sequences, line ends and marks of direction would otherwise act on the terminal.
+    Escape sequences, line ends and direction marks would otherwise act on the terminal.
     """
     shortened = text if len(text) <= max_letters else text[: max_letters - 1] + "…"
     joiners = "\u200c\u200d"  # invisible, but parts of words and of emoji

@@ -1,7 +1,7 @@
 """Files: written whole or not at all, and checked before the work rather than after it.
 
 A file is written under a temporary name beside its target and then renamed, so a reader finds the old file or the new
-one, never a half.
+one, never a part of one.
 """
 
 import json
@@ -36,7 +36,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_write(path: str | os.PathLike, *, fsync: bool = False) -> Iterator[BinaryIO]:
     """An open binary file that replaces `path` when the block ends without an error.
 
-    fsync: the contents are on the disk before the file gets its name, so that not even a power cut leaves a half.
+    fsync: the contents are on the disk before the file gets its name, so that this holds for power cuts too.
     """
     with atomic_path(path) as partial, open(partial, "wb") as file:
         yield file
@@ -57,7 +57,7 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 def finite(value: object) -> object:
-    """Plain values with None in place of NaN and infinity, which JSON has no number for."""
+    """Plain values with None in place of NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -73,19 +73,19 @@ def make_folder(path: Path) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """A temporary name beside the file, of this process and of this one attempt to write it."""
+    """A temporary name beside the file, used by this process for this one attempt to write it."""
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
 def partials_of(folder: Path, pattern: str) -> list[Path]:
-    """The temporary files that killed processes left of files whose names match the pattern."""
+    """The temporary files that killed processes left while writing files whose names match the pattern."""
     return list(folder.glob(f".{pattern}.*.part"))
 
 
 def check_writable(option: str, path: Path, folder: bool = False) -> None:
     """Raises FileError now rather than after the work if the file cannot be written.
 
-    option: the option that named it.  folder: the path is a folder, into which files will be written.
+    option: the option that named it.  folder: the path is a folder that files will be written into.
     """
     parent = path if folder else path.parent
     try:
@@ -97,4 +97,4 @@ def check_writable(option: str, path: Path, folder: bool = False) -> None:
         probe.unlink()
     except OSError as error:
         reason = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
-        raise FileError(f"--{option} {path} cannot be written: {reason}. Name another place.") from error
+        raise FileError(f"--{option} {path} cannot be written: {reason}. Name another path.") from error

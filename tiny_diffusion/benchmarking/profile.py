@@ -6,7 +6,7 @@ and an equal share of it is subtracted from every operation.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tiny_diffusion.benchmarking.rates import wait_for
 from tiny_diffusion.training.trainer import Trainer
 
-KINDS = {  # parts of the names of their operations; the first kind that matches counts
+KINDS = {  # kind -> parts of the names of its operations; an operation counts to the first kind that matches
     "convolution": ("convolution", "conv2d"),
     "attention": ("scaled_dot_product", "_attention"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"),
@@ -45,8 +45,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """seconds: of a step.  profiled_seconds: of a step under the profiler.  shares: of a step's time, by ROWS; they add
-    up to 1.  products: the share of convolutions, attention and matrix products, with those of the optimiser."""
+    """Where the time of a training step goes.
+
+    seconds, profiled_seconds: of a step, without and under the profiler.  shares: row of ROWS -> its share of the time.
+    products: the share of convolutions, attention and matrix products, those of the optimiser included.
+    """
 
     seconds: float
     profiled_seconds: float
@@ -56,7 +59,7 @@ class StepProfile:
 
 
 def profile_step(trainer: Trainer, steps: int = 10) -> StepProfile:
-    """Profiles so many steps; before each of them one step warms up and one is timed without the profiler."""
+    """Profiles `steps` steps.  Before each, one step warms up and one is timed without the profiler."""
     run, device = trainer.run(), trainer.device
     convolutions = count_convolutions(trainer, run)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
@@ -72,7 +75,7 @@ def profile_step(trainer: Trainer, steps: int = 10) -> StepProfile:
 
 
 def _seconds(run: Iterator, device: torch.device) -> float:
-    """Of the next step."""
+    """Seconds of the next step."""
     started = time.perf_counter()
     next(run)
     wait_for(device)
@@ -130,7 +133,7 @@ def _part(event) -> str | None:
 
 @contextmanager
 def _labelled_parts(trainer: Trainer) -> Iterator[None]:
-    """Inside the block, a profile labels the operations of the optimiser, of the averaged weights and of the data."""
+    """Inside the block, a profile labels the operations of the optimiser, the averaged weights and the data."""
     parts = [
         (trainer, "clip_gradients", OPTIMISER),
         (trainer.optimizer, "step", OPTIMISER),
@@ -138,20 +141,12 @@ def _labelled_parts(trainer: Trainer) -> Iterator[None]:
         (trainer.batches, "at", DATA),
     ]
     for owner, name, label in parts:
-        setattr(owner, name, _labelled(getattr(owner, name), label))
+        setattr(owner, name, record_function(label)(getattr(owner, name)))
     try:
         yield
     finally:
         for owner, name, _ in parts:
             delattr(owner, name)
-
-
-def _labelled(method: Callable, label: str) -> Callable:
-    def labelled(*arguments):
-        with record_function(label):
-            return method(*arguments)
-
-    return labelled
 
 
 @dataclass

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-SIDE = 1024  # of the square matrices whose product is timed
+SIDE = 1024  # of the square matrices whose product is timed on a CPU
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, seconds: float, min_calls: int = 3) -> list[float]:
-    """The seconds of each call of `work`, without the first: for about `seconds`, and at least `min_calls` calls."""
+    """Calls `work` for about `seconds`, at least min_calls times after a first; the seconds of each but the first."""
     taken: list[float] = []
     until = time.perf_counter() + seconds
     for call in range(10**9):

@@ -1,4 +1,4 @@
-"""How fast a configuration trains and samples here, with random images: their values do not change the work."""
+"""How fast a configuration trains and samples here.  Images are random: their values do not change the work."""
 
 import math
 import subprocess
@@ -41,7 +41,7 @@ def make_trainer(config: Config, device: torch.device) -> Trainer:
 
 
 def training_speed(trainer: Trainer, seconds: float) -> dict[str, float]:
-    """Training steps as a run makes them, for about so many seconds.
+    """The speed of training steps as a run makes them, measured for about `seconds`.
 
     gflops: 10^9 operations per second, counting convolutions and matrix products, forward and backward.
     """
@@ -68,13 +68,12 @@ def network_gflop(trainer: Trainer) -> float:
 
 
 def sampling_speed(trainer: Trainer, request: Request, seconds: float) -> dict[str, float]:
-    """Sampling with the averaged weights, as `sample` does, for about so many seconds."""
+    """The speed of sampling with the averaged weights, as `sample` does, measured for about `seconds`."""
     diffusion, shape = make_diffusion(trainer.config), trainer.batches.data.images.shape[1:]
     classes = tuple(range(trainer.num_classes)) if trainer.config.class_cond else ()
     request = replace(request, classes=classes)
     calls = seconds_of(lambda: sample(trainer.ema.model, diffusion, request, tuple(shape)), trainer.device, seconds, 2)
-    taken = float(np.median(calls))
-    evaluations = request.evaluations()
+    taken, evaluations = float(np.median(calls)), request.evaluations()
     return {
         "images": len(request.indices),
         "sampler": request.sampler,
@@ -86,15 +85,14 @@ def sampling_speed(trainer: Trainer, request: Request, seconds: float) -> dict[s
 
 
 def data_speed(trainer: Trainer, seconds: float) -> dict[str, float]:
-    """Batches without a network: gathered and scaled, for about so many seconds."""
+    """The speed of gathering and scaling batches, without a network, measured for about `seconds`."""
     steps = iter(range(10**9))
     taken = seconds_of(lambda: trainer.batches.at(next(steps)), trainer.device, seconds)
     return {"images_per_second": trainer.config.batch_size / float(np.median(taken))}
 
 
 def start_up_times() -> dict[str, float]:
-    """Seconds in a fresh process, the best of three: of --help, of importing torch, and from the command to the end of
-    the first training step on digits."""
+    """Seconds in a fresh process, best of three: --help, `import torch`, and from `train` to its first step."""
     return {
         "help_seconds": _best_of_three(["-m", "tiny_diffusion", "--help"]),
         "import_torch_seconds": _best_of_three(["-c", "import torch"]),

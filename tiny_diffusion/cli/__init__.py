@@ -1,4 +1,4 @@
-"""The command line: `main` finds a command and runs it; what a user can cause becomes one line and an exit code.
+"""The command line: `main` runs a command, and turns an error that a user can cause into one line and an exit code.
 
 To add a command: a file here with ``run(argv, program, started)``, and a row in COMMANDS.
 """
@@ -24,21 +24,21 @@ COMMANDS = {
     "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and samples"),
     "info": ("tiny_diffusion.cli.info", "show what a checkpoint holds"),
 }
-MAX_MESSAGE = 5000  # letters
+MAX_MESSAGE = 5000  # characters
 SCRIPTS = ("train.py", "sample.py", "visualize_diffusion.py")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs ``COMMAND [options]`` and returns the exit code.  Errors that are defects of ours keep their traceback."""
+    """Runs ``COMMAND [options]`` and returns the exit code.  An error that is our own defect keeps its traceback."""
     started = time.monotonic()
     protect_streams()
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # any console must be able to print a folder's name
+        sys.stdout.reconfigure(errors="backslashreplace")  # so that any console can print any folder's name
     program = _program(argv)
     try:
         code = _run(argv, program, started)
-        sys.stdout.flush()  # here, where a closed pipe or a full disk is still answered
+        sys.stdout.flush()  # here, where the error of a closed pipe or a full disk is still caught
         return code
     except (Exception, KeyboardInterrupt) as error:
         if (answer := _answer(error)) is None:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _program(argv: list[str]) -> str:
-    """What the command is called in its messages."""
+    """The name of the command in its messages."""
     script = Path(sys.argv[0]).name
     if script in SCRIPTS:
         return script
@@ -85,7 +85,7 @@ def _answer(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("tiny_diffusion"):
         return 1, f"{error.name} is not installed. Run: pip install -r requirements.txt"
     if isinstance(error, MemoryError | RuntimeError):
-        from tiny_diffusion.runtime.memory import ran_out_of_memory  # loads torch, as whatever raised this has done
+        from tiny_diffusion.runtime.memory import ran_out_of_memory  # torch is loaded already, by what raised this
 
         return (1, _out_of_memory(error)) if ran_out_of_memory(error) else None
     return None
@@ -102,19 +102,16 @@ def _out_of_memory(error: BaseException) -> str:
 
 
 ANSWERS = (
-    # error, exit code, message; of a subclass before its base class
-    (OptionError, OptionError.exit_code, str),
-    (FileError, FileError.exit_code, str),
-    (DivergenceError, DivergenceError.exit_code, str),
-    (LostProcessError, LostProcessError.exit_code, str),
+    # error, exit code, message; a subclass stands before its base class
+    *((ours, ours.exit_code, str) for ours in (OptionError, FileError, DivergenceError, LostProcessError)),
     (KeyboardInterrupt, 130, lambda error: "interrupted"),
-    (BrokenPipeError, 1, lambda error: ""),  # whoever read our standard output, `head` for example, has gone
+    (BrokenPipeError, 1, lambda error: ""),  # the reader of our standard output, such as `head`, has exited
     (OSError, 1, _os_error),
 )
 
 
 def _drop_unwritten_output() -> None:
-    """Points standard output nowhere if it cannot be written, or the interpreter would fail on it once more at exit."""
+    """Points standard output to os.devnull if it cannot be written, or the interpreter's flush at exit would fail."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -127,6 +124,6 @@ def _help() -> str:
         "usage: python -m tiny_diffusion COMMAND [options]\n\n"
         "Train small diffusion models of images, sample from them, and measure them.\n\n"
         + "\n".join(lines)
-        + "\n\npython -m tiny_diffusion COMMAND --help lists a command's options."
-        + "\nTry: python -m tiny_diffusion train --dataset digits --output_dir outputs/digits"
+        + "\n\npython -m tiny_diffusion COMMAND --help lists a command's options.\n"
+        "Try: python -m tiny_diffusion train --dataset digits --output_dir outputs/digits"
     )

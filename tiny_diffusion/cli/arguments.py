@@ -1,4 +1,4 @@
-"""From argv to the options that were given, by what each option's field says.  Loads no torch."""
+"""Parses a command line by the fields of its options, and makes its --help.  Loads no torch."""
 
 import argparse
 import dataclasses
@@ -14,15 +14,15 @@ GROUPS = {
     "network": "the network",
     "run": "the run",
     "output": "what is written",
-    "start": "starting, going on",
+    "start": "starting and continuing",
 }
 
 
 def parse(argv: list[str], program: str, description: str, *option_sets: type, aliases=None) -> dict[str, object]:
     """The options that were given, by name; those that were not are absent.
 
-    option_sets: dataclasses whose fields were made by config.option.option.  aliases: other spellings of an option, by
-    its name.  Ends the process with one line and exit code 2 for an option that is unknown or out of range.
+    option_sets: dataclasses whose fields were made by config.option.option.  aliases: name of an option -> its other
+    names.  Ends the process with one line and exit code 2 for an option that is unknown or out of range.
     """
     parser = _Parser(
         prog=program,
@@ -72,7 +72,7 @@ def _snake_case(word: str) -> str:
 
 
 def _reader(type_: Type):
-    """text -> value; what is wrong with the text becomes argparse's one line."""
+    """text -> value, with errors that argparse shows in one line."""
 
     def read(text: str):
         try:
@@ -84,7 +84,7 @@ def _reader(type_: Type):
 
 
 def _help(spec: Spec, default: object) -> str:
-    """The words of --help for an option, with the value that it has where it is not given."""
+    """The --help text of an option, with its default in brackets."""
     shown = spec.fill if default is None and not callable(spec.fill) else default
     text = spec.help if shown is None or shown is False else f"{spec.help} [{spec.type.show(shown)}]"
     return text.replace("%", "%%")

@@ -28,7 +28,7 @@ OF_TRAIN = (
     "preset", "dataset", "image_size", "prediction", "schedule", "batch_size", "accumulate", "optimizer", "hflip",
     "precision", "compile", "device", "seed",
 )  # fmt: skip
-# The options of train that change its speed.
+# The options of train that change its speed: those above, and the network's.
 SpeedOptions = dataclasses.make_dataclass(
     "SpeedOptions",
     [
@@ -50,6 +50,7 @@ class BenchmarkOptions:
 
 
 def run(argv: list[str], program: str, started: float) -> int:
+    """Prints the measurements.  Returns the exit code."""
     given = parse(argv, program, DESCRIPTION, SpeedOptions, BenchmarkOptions)
     options = BenchmarkOptions(**{name: given.pop(name) for name in specs(BenchmarkOptions) if name in given})
     if given.get("dataset") == "folder":
@@ -70,38 +71,32 @@ def run(argv: list[str], program: str, started: float) -> int:
 
 
 def _measure_all(config: Config, options: BenchmarkOptions) -> dict:
-    """Every number, as plain JSON."""
+    """All measurements, as plain JSON values."""
     import torch
 
+    from tiny_diffusion.benchmarking import speed
     from tiny_diffusion.benchmarking.profile import profile_step
     from tiny_diffusion.benchmarking.rates import matrix_rate
-    from tiny_diffusion.benchmarking.speed import (
-        data_speed,
-        make_trainer,
-        sampling_speed,
-        start_up_times,
-        training_speed,
-    )
     from tiny_diffusion.diffusion.sampling import default_sampling, request_from
     from tiny_diffusion.runs.images import check_device
     from tiny_diffusion.runtime.world import choose_device
 
     device, seconds = choose_device(config.device), options.seconds
     check_device(config, device)
-    trainer = make_trainer(config, device)
+    trainer = speed.make_trainer(config, device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     defaults = default_sampling(DATASETS[config.dataset].sampler, config.timesteps)
     request = request_from(defaults, config.timesteps, range(options.num_images), seed=config.seed)
-    training = training_speed(trainer, seconds)
+    training = speed.training_speed(trainer, seconds)
     return {
         "machine": _machine(device),
         "config": config.to_dict(),
         "training": training,
         "matrix_product_gflops": matrix_rate(device, dtype, seconds / 4),
-        "sampling": sampling_speed(trainer, request, seconds),
-        "data": data_speed(trainer, seconds / 4),
+        "sampling": speed.sampling_speed(trainer, request, seconds),
+        "data": speed.data_speed(trainer, seconds / 4),
         "step": dataclasses.asdict(profile_step(trainer, math.ceil(seconds / (4 * training["step_seconds"])))),
-        "start_up": start_up_times(),
+        "start_up": speed.start_up_times(),
     }
 
 
@@ -122,14 +117,14 @@ def _report(found: dict) -> list[str]:
     machine, config, training, sampling = (found[part] for part in ("machine", "config", "training", "sampling"))
     step, data, start = found["step"], found["data"], found["start_up"]
     share = training["gflops"] / found["matrix_product_gflops"]
-    lines = [
+    return [
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, {config['precision']}: "
         f"{found['matrix_product_gflops']:,.0f} GFLOP/s in a product of large matrices",
         "",
         f"training   {training['images_per_second']:,.0f} images/s of {config['dataset']}, batches of "
         f"{training['batch_size']}, {training['gflop_per_image_forward']:.3f} GFLOP a forward pass: "
         f"{training['gflops']:,.0f} GFLOP/s, {share:.0%} of the matrix product's",
-        f"memory     {training['peak_memory_mb']:,.0f} MB at most, the images included",
+        f"memory     {training['peak_memory_mb']:,.0f} MB at the peak, the images included",
         f"sampling   {sampling['images']} images in {sampling['seconds']:.2f} s by {sampling['sampler']}, "
         f"{sampling['evaluations']} evaluations each: {sampling['images_per_second']:,.1f} images/s, "
         f"{sampling['gflops']:,.0f} GFLOP/s",
@@ -149,11 +144,10 @@ def _report(found: dict) -> list[str]:
             for layer in step["layers"]
         ),
     ]
-    return lines
 
 
 def _processor() -> str:
-    """The name of the processor, as far as the system says it."""
+    """The name of the processor, or its architecture where the system does not name it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

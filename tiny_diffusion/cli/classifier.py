@@ -31,6 +31,7 @@ class ClassifierOptions:
 
 
 def run(argv: list[str], program: str, started: float) -> int:
+    """Trains the classifier and saves it.  Returns the exit code."""
     options = ClassifierOptions(**parse(argv, program, DESCRIPTION, ClassifierOptions))
     dataset = DATASETS[options.dataset]
     if dataset.channels != 1 or not dataset.classes:
@@ -38,7 +39,7 @@ def run(argv: list[str], program: str, started: float) -> int:
         raise OptionError(f"--dataset {options.dataset} is in colour, and the classifier takes grey images: {grey}.")
     path = Path(options.output or f"{options.dataset}-classifier.safetensors")
     if path.suffix != ".safetensors":
-        raise OptionError(f"--output {path}: a classifier is a .safetensors file. End the name so.")
+        raise OptionError(f"--output {path}: a classifier is a .safetensors file. End the name in .safetensors.")
     check_writable("output", path)
 
     import torch
@@ -53,12 +54,12 @@ def run(argv: list[str], program: str, started: float) -> int:
     steps = options.epochs * len(data) // BATCH
     with tqdm(total=steps, unit="step", disable=not sys.stderr.isatty()) as bar:
         model = train_classifier(data, steps, options.seed, lambda step, loss: bar.update())
-    right = accuracy(model, heldout)
+    share_right = accuracy(model, heldout)
     about = {
         "dataset": options.dataset,
         "size": list(data.images.shape[2:]),
         "classes": list(data.class_names),
-        "accuracy": right,
+        "accuracy": share_right,
         "heldout_images": len(heldout),
         "command": f"python -m tiny_diffusion classifier --dataset {options.dataset} --epochs {options.epochs} "
         f"--seed {options.seed}",
@@ -68,5 +69,6 @@ def run(argv: list[str], program: str, started: float) -> int:
         save_classifier(path, model, about)
     except OSError as error:
         raise FileError(f"--output {path} cannot be written: {error.strerror or error}.") from error
-    print(f"{path}: {right:.2%} of {len(heldout):,} held-out images right, sha256 {file_hash(path)}", file=sys.stderr)
+    result = f"{share_right:.2%} of {len(heldout):,} held-out images classified correctly"
+    print(f"{path}: {result}, sha256 {file_hash(path)}", file=sys.stderr)
     return 0

@@ -6,18 +6,19 @@ from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.config.option import Text, listed, option, specs
 from tiny_diffusion.errors import OptionError, printable
 
-DESCRIPTION = "Say what a checkpoint holds: the network, the data, the run, how it samples.  Nothing in it is executed."
-MAX_VALUE = 1000  # letters of an option
+DESCRIPTION = "Show what a checkpoint holds: the network, the data, the run, its sampling.  Nothing in it is executed."
+MAX_VALUE = 1000  # characters of an option's value
 
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """What `info` looks into."""
+    """The checkpoint that `info` describes."""
 
     checkpoint: str | None = option(Text(), None, "the checkpoint to describe")
 
 
 def run(argv: list[str], program: str, started: float) -> int:
+    """Prints the description.  Returns the exit code."""
     options = InfoOptions(**parse(argv, program, DESCRIPTION, InfoOptions))
     if options.checkpoint is None:
         raise OptionError("--checkpoint is required: the file to describe, for example outputs/model_final.pt")
@@ -29,7 +30,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     parameters = sum(tensor.numel() for tensor in load_model(checkpoint).parameters())
     height, width = about["image_size"]
     heldout = f", held-out loss {about['heldout_history'][-1][1]:.4f}" if about["heldout_history"] else ""
-    state = "finished" if about["finished"] else "not finished; --resume goes on"
+    state = "finished" if about["finished"] else "not finished; --resume continues it"
     rows = {
         "checkpoint": f"{options.checkpoint}, format {about['format']}, sha256 {about['sha256'][:12]} (verified)",
         "images": f"{about['channels']} x {height} x {width}, classes {listed(about['class_names']) or 'none'}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.selection import labels_of, number_list
 from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option
-from tiny_diffusion.config.rules import refuse_drawing
+from tiny_diffusion.config.rules import refuse_sampling
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS
@@ -127,7 +127,7 @@ def _indices(options: SampleOptions, given: dict, folder: bool) -> Sequence[int]
 def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
     """The checkpoint's own way of sampling, with what was asked for instead."""
     usual, config = checkpoint.about["sampling"], checkpoint.config
-    refuse_drawing(
+    refuse_sampling(
         config,
         samplers=[options.sampler or usual["sampler"]],
         steps=[options.steps] if options.steps else [],

@@ -1,4 +1,4 @@
-"""Which images of a seed and which classes: lists of numbers, ranges and names, as they are written in an option."""
+"""Parses options that choose images of a seed, or classes: lists of numbers, ranges and names."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ MAX_NUMBERS = 10_000_000
 
 
 def number_list(name: str, text: str) -> list[int]:
-    """The numbers of a list such as 0-63 or 1,2,5-10.  name: the option, for what is wrong with it."""
+    """The numbers of a list such as 0-63 or 1,2,5-10.  name: the option, for error messages."""
     numbers = []
     for word in text.split(","):
         first, dash, last = word.strip().partition("-")
@@ -25,7 +25,7 @@ def number_list(name: str, text: str) -> list[int]:
 def labels_of(text: str, class_cond: bool, names: list[str]) -> tuple[int, ...]:
     """The labels of classes that are given by names, numbers and ranges.
 
-    Where some names are numbers, a number is one of these names; elsewhere it is a label.
+    If some class names are numbers, a number in the list means such a name; otherwise it means a label.
     """
     if not class_cond:
         raise OptionError(

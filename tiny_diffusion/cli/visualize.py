@@ -21,7 +21,7 @@ Show how noise covers images, or the noise schedules side by side.
   visualize_diffusion.py --what schedules
 """
 TIMES = (0, 50, 100, 200, 400, 600, 800, 999)  # at T = 1000
-MAX_PIXELS = 32_000_000  # of images in a figure, which takes about 120 bytes for each
+MAX_PIXELS = 32_000_000  # of all images in a figure, which takes about 120 bytes of memory per pixel
 CURVES_IGNORE = ("dataset", "data_dir", "image_size", "background", "num_images", "schedule", "seed", "device")
 
 
@@ -32,7 +32,7 @@ class FigureOptions:
     what: str = option(
         Choice(("forward", "schedules")),
         "forward",
-        "forward: images as noise covers them; schedules: all schedules side by side",
+        "forward: noise covering images; schedules: all, side by side",
     )
     dataset: str = again(Config, "dataset", help="where the images are from")
     data_dir: str | None = again(Config, "data_dir")
@@ -52,6 +52,7 @@ class FigureOptions:
 
 
 def run(argv: list[str], program: str, started: float) -> int:
+    """Saves one figure.  Returns the exit code."""
     given = parse(argv, program, DESCRIPTION, FigureOptions)
     options = FigureOptions(**given)
     if options.save_path is not None and Path(options.save_path).suffix.lower() != ".png":
@@ -72,15 +73,14 @@ def run(argv: list[str], program: str, started: float) -> int:
 
 
 def _schedule(options: FigureOptions, name: str, shift: float):
-    if SCHEDULES[name].ends is None:
+    """The schedule of this name with the options' betas, if it has betas."""
+    ends = SCHEDULES[name].ends
+    if ends is None:
         return make_schedule(name, options.timesteps, logsnr_shift=shift)
-    schedule = make_schedule(name, options.timesteps, options.beta_start, options.beta_end, shift)
-    start, end = (
-        own if asked is None else asked
-        for own, asked in zip(SCHEDULES[name].ends, (options.beta_start, options.beta_end), strict=True)
-    )
+    given = (options.beta_start, options.beta_end)
+    start, end = (own if beta is None else beta for own, beta in zip(ends, given, strict=True))
     refuse_falling_betas(start, end)
-    return schedule
+    return make_schedule(name, options.timesteps, start, end, shift)
 
 
 def _forward(options: FigureOptions, path: Path) -> None:
@@ -100,19 +100,19 @@ def _forward(options: FigureOptions, path: Path) -> None:
     height, width = size = height_and_width(options.image_size or DATASETS[options.dataset].size)
     shift = default_shift(size) if options.logsnr_shift is None else options.logsnr_shift
     diffusion = Diffusion(_schedule(options, options.schedule, shift))
-    if (most := MAX_PIXELS // (len(TIMES) * height * width)) < options.num_images:
+    if (max_images := MAX_PIXELS // (len(TIMES) * height * width)) < options.num_images:
         raise OptionError(
             f"--num_images {options.num_images} of {height}x{width} pixels, {len(TIMES)} times each, are too large a "
-            f"picture. Use at most {most}, or a smaller --image_size."
+            f"picture. Use at most {max_images}, or a smaller --image_size."
         )
     check_writable("save_path", path)
     data = open_dataset(
         options.dataset, data_dir=options.data_dir, size=size, background=options.background or "white",
         cache_bytes=0, cache=Cache(cache_folder(path.parent)), progress=show_progress,
     )  # fmt: skip
-    draws = stream(options.seed, "figure")
-    clean = to_float(data.take(draws.permutation(len(data))[: options.num_images])).to(device)
-    noise = torch.from_numpy(draws.standard_normal(tuple(clean.shape), dtype=np.float32)).to(device)
+    random = stream(options.seed, "figure")
+    clean = to_float(data.take(random.permutation(len(data))[: options.num_images])).to(device)
+    noise = torch.from_numpy(random.standard_normal(tuple(clean.shape), dtype=np.float32)).to(device)
     last = options.timesteps - 1
     times = sorted({round(t * last / TIMES[-1]) for t in TIMES})
     noisy = [to_pictures(diffusion.add_noise(clean, noise, np.full(len(clean), float(t)))) for t in times]

@@ -1,9 +1,9 @@
-"""The size of images: how an option holds it, and the defaults of other options that follow from it."""
+"""The size of images: its form in an option, and the defaults of other options that depend on it."""
 
 import math
 from collections.abc import Sequence
 
-REFERENCE_SIDE = 32  # up to this side in pixels the schedules are those of their papers
+REFERENCE_SIDE = 32  # pixels; up to this side the schedules are those of their papers
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -17,7 +17,7 @@ def square(size: object) -> object:
 
 
 def default_shift(size: tuple[int, int]) -> float:
-    """The default of logsnr_shift: ln(32 / side), for the side of a square of as many pixels; 0 up to 32 pixels.
+    """The default of logsnr_shift: ln(32 / side), for the side of a square of equal area; 0 up to 32 pixels.
 
     The same noise hides less of a larger image, whose neighbouring pixels are alike.  Hoogeboom et al. (2023), eq. 4,
     shift by twice this, as if neighbours were equal; in minutes of training at 64 pixels less was better
@@ -28,7 +28,7 @@ def default_shift(size: tuple[int, int]) -> float:
 
 
 def default_patch_size(size: tuple[int, int]) -> int:
-    """4 from 128 pixels on, 2 below; less where that does not divide height and width, or leaves one patch."""
+    """4 from 128 pixels on, 2 below; smaller where that does not divide height and width, or leaves one patch."""
     wanted = 4 if max(size) >= 128 else 2
     return next(patch for patch in (wanted, 2, 1) if not any(side % patch or side // patch < 2 for side in size))
 

@@ -12,7 +12,7 @@ from tiny_diffusion.errors import OptionError
 
 MAX_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
 MAX_NORM_GROUPS = 8
-MAX_PATCH_SIZE, MAX_HEADS = 16, 64  # of those that an error suggests: what the options take
+MAX_PATCH_SIZE, MAX_HEADS = 16, 64  # the largest that an error suggests
 
 
 def check_network(config, sides: tuple[int, int]) -> None:
@@ -43,7 +43,7 @@ def level_widths(base_channels: int, channel_mult: Sequence[int]) -> list[int]:
 
 
 def check_tiling(size: tuple[int, int], patch_size: int, or_sizes: str = "") -> None:
-    """Patches of patch_size x patch_size pixels must tile an image of this (height, width)."""
+    """Raises OptionError unless patches of patch_size x patch_size pixels tile an image of this (height, width)."""
     if any(side % patch_size for side in size):
         fits = _patch_sizes(size)
         raise OptionError(
@@ -55,7 +55,7 @@ def check_tiling(size: tuple[int, int], patch_size: int, or_sizes: str = "") -> 
 def check_coarsest_level(
     size: tuple[int, int], patch_size: int, channel_mult: Sequence[int], or_sizes: str = ""
 ) -> None:
-    """The coarsest level must have at least 2 pixels a side.  Each level halves the one above, rounded up."""
+    """Raises OptionError if the coarsest level has a side of 1 pixel.  Each level halves the one above, rounded up."""
     patches = [side // patch_size for side in size]
     if min(patches) < 2:
         raise OptionError(
@@ -74,7 +74,7 @@ def check_coarsest_level(
 
 
 def check_attention_levels(attention_levels: Sequence[int], levels: int) -> None:
-    """Levels with attention must be among the network's `levels`."""
+    """Raises OptionError unless the levels with attention are among 0 .. levels - 1."""
     if not all(0 <= level < levels for level in attention_levels):
         raise OptionError(
             f"--attention_levels {_typed(attention_levels)}: --channel_mult makes levels 0 to {levels - 1} only. "
@@ -101,14 +101,14 @@ def head_width(widths: Sequence[int], attention_levels: Sequence[int], attention
 
 
 def norm_groups(base_channels: int) -> int:
-    """Groups of every norm.  What divides base_channels divides all widths, and the width of two joined together."""
+    """Groups of every norm.  A divisor of base_channels divides the width of each level, and the sum of any two."""
     return max(groups for groups in range(1, MAX_NORM_GROUPS + 1) if base_channels % groups == 0)
 
 
 def check_parameters(base_channels: int, channel_mult: Sequence[int], layers_per_block: int) -> None:
-    """The network must have at most MAX_PARAMETERS, estimated by its 3x3 convolutions.
+    """Raises OptionError for more than MAX_PARAMETERS, estimated by the 3x3 convolutions.
 
-    A residual block has two of them.  On the way up there is one more block a level, whose input is joined to a skip.
+    A residual block has two of them.  On the way up each level has one more block, whose input is joined to a skip.
     """
     widths = level_widths(base_channels, channel_mult)
     weights = sum(9 * width**2 * (2 * layers_per_block + 3 * (layers_per_block + 1)) for width in widths)
@@ -116,7 +116,7 @@ def check_parameters(base_channels: int, channel_mult: Sequence[int], layers_per
     if weights > MAX_PARAMETERS:
         raise OptionError(
             f"--base_channels {base_channels} with --channel_mult {_typed(channel_mult)} makes a network of "
-            f"{weights / 1e9:,.0f} billion parameters; at most {MAX_PARAMETERS / 1e9:.0f} are taken. Lower them."
+            f"{weights / 1e9:,.0f} billion parameters; the maximum is {MAX_PARAMETERS / 1e9:.0f} billion. Lower them."
         )
 
 

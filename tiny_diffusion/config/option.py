@@ -1,7 +1,7 @@
 """What an option is: its type, default, help, what it needs, and what checkpoints without it mean.
 
 An option is a field of a dataclass, made by `option`.  The command line, `--help`, configuration files, checkpoints and
-every check read that one field; which options a command has is not known here.  To add a type: a subclass of `Type`.
+every check read that one field.  Nothing here knows which options a command has.  To add a type: a subclass of `Type`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from tiny_diffusion.data.catalog import background_colour
 from tiny_diffusion.errors import printable
 
 MIN_SIDE, MAX_SIDE = 4, 1024  # of an image, in pixels
-MAX_LISTED = 8  # values of one option
+MAX_LISTED = 8  # values of a list option
 MAX_NAMED = 60  # choices in a message
 EMPTY = "'' is empty. Give it a value, or leave it out"
 REQUIRED = object()  # Spec.since of an option that every checkpoint has
@@ -24,8 +24,8 @@ REQUIRED = object()  # Spec.since of an option that every checkpoint has
 class Type:
     """The type of an option's values.
 
-    metavar: the value in --help.  choices: all values, if they are few names.  bare: whether the flag may stand without
-    a value, which then is the empty text.
+    metavar: the value in --help.  choices: all values, if they are few names.  bare: whether the flag may be given
+    without a value, which then is the empty text.
     """
 
     metavar: str = ""
@@ -33,7 +33,7 @@ class Type:
     bare: bool = False
 
     def parse(self, text: str) -> object:
-        """The value that a text on the command line stands for.  Raises ValueError with what is wrong with the text."""
+        """The value of a text on the command line.  Raises ValueError saying what is wrong with it."""
         return text
 
     def check(self, value: object) -> str | None:
@@ -45,7 +45,7 @@ class Type:
         return str(value)
 
     def read(self, text: str) -> object:
-        """The value of a text, checked.  Raises ValueError with what is wrong."""
+        """The value of a text, checked.  Raises ValueError saying what is wrong with it."""
         if not text and not self.bare:
             raise ValueError(EMPTY)
         value = self.parse(text)
@@ -61,7 +61,7 @@ class Number(Type):
     low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
-    metavar, kind, name, any_of_it = "X", float, "number", "finite number"
+    metavar, kind, name, finite_name = "X", float, "number", "finite number"
 
     def parse(self, text):
         try:
@@ -70,9 +70,9 @@ class Number(Type):
             raise ValueError(f"{text!r} is not a {self.name}") from None
 
     def check(self, value):
-        # An int will do for a float; a bool, which Python counts among them, will not.  NaN is not below infinity.
+        # An int is accepted as a float, but a bool, which is an int in Python, is not.  NaN is not below infinity.
         if isinstance(value, bool) or not isinstance(value, int | self.kind) or not abs(value) < math.inf:
-            return f"{value!r} is not a {self.any_of_it}"
+            return f"{value!r} is not a {self.finite_name}"
         if value <= self.low if self.open_low else value < self.low:
             return f"{value} is too small; it must be {'more than' if self.open_low else 'at least'} {self.low}"
         return f"{value} is too large; it must be at most {self.high}" if value > self.high else None
@@ -84,7 +84,7 @@ class Number(Type):
 class Int(Number):
     """A whole number from low to high."""
 
-    metavar, kind, name, any_of_it = "N", int, "whole number", "whole number"
+    metavar, kind, name, finite_name = "N", int, "whole number", "whole number"
 
 
 class Choice(Type):
@@ -100,7 +100,7 @@ class Choice(Type):
 
 @dataclass(frozen=True)
 class Text(Type):
-    """Any text but the empty one; that too if bare."""
+    """Any text; the empty one only if bare."""
 
     metavar: str = "PATH"
     bare: bool = False
@@ -193,8 +193,8 @@ def _first_problem(type_: Type, values: Iterable) -> str | None:
 class Need:
     """What an option needs to have an effect.
 
-    option: the other option that decides.  met: whether it does, of the values of all options by name.  why_not: what a
-    refusal says after "would be ignored", with the names of options in braces for their values.
+    option: the other option that decides.  met: called with the values of all options by name; whether the need is met.
+    why_not: what a refusal says after "would be ignored"; a name of an option in braces stands for its value.
     """
 
     option: str
@@ -204,13 +204,13 @@ class Need:
 
 @dataclass(frozen=True)
 class Spec:
-    """All that there is to say of an option besides its name and its default.
+    """Everything about an option except its name and its default.
 
     needs: what it needs to have an effect; None if it always has one.
-    follows: another option for whose value this one is chosen: a preset's no longer holds if that one is given anew.
+    follows: another option.  If the command line changes that one, a preset's value of this option is dropped.
     fill: its value where it has an effect and was not given: a value, or a function of the values of all options.
-    since: its value in checkpoints that are older than the option; without it, one that lacks the option is refused.
-    free: whether a resumed run may change it.   group: its place in --help, a key of cli.arguments.GROUPS.
+    since: its value in checkpoints that are older than the option.  Without it, such a checkpoint is refused.
+    free: whether a resumed run may change it.   group: its section of --help, a key of cli.arguments.GROUPS.
     """
 
     type: Type
@@ -223,7 +223,7 @@ class Spec:
     group: str = ""
 
     def is_of_use(self, values: Mapping[str, object]) -> bool:
-        """Whether the option has an effect beside these values of all options."""
+        """Whether the option has an effect, given the values of all options."""
         return self.needs is None or bool(self.needs.met(values))
 
 
@@ -233,7 +233,7 @@ def option(type: Type, default: object, help: str, **rest):
 
 
 def again(options: type, name: str, **changes):
-    """The option of this name that another command has, with changes of its `default` or its Spec."""
+    """Another command's option of this name, with changes to its `default` or its Spec."""
     field = options.__dataclass_fields__[name]
     default = changes.pop("default", field.default)
     spec = dataclasses.replace(field.metadata["spec"], **{"group": "", **changes})
@@ -246,14 +246,14 @@ def specs(options: type) -> dict[str, Spec]:
 
 
 def not_one_of(value: str, choices: Iterable[str]) -> str:
-    """Says that the value is none of the choices, and which of them is spelt most like it."""
+    """The message for a value that is none of the choices.  It suggests the choice that is spelt most like it."""
     near = get_close_matches(value.lower(), lowered := {choice.lower(): choice for choice in choices}, n=1, cutoff=0.5)
     hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
     return f"{value!r} is not one of {listed(choices)}.{hint}"
 
 
 def listed(choices: Iterable[str]) -> str:
-    """The choices, or the first of very many."""
+    """The choices separated by commas; of more than MAX_NAMED, the first and how many follow."""
     names = list(choices)
     rest = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
     return ", ".join(map(printable, names[:MAX_NAMED])) + rest

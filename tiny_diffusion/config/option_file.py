@@ -12,7 +12,7 @@ from tiny_diffusion.files import check_writable, write_text
 
 
 def read_options(path: Path) -> dict[str, object]:
-    """The options of a file, each of them checked by itself.
+    """The options of a file, each checked by itself.
 
     The file holds some options, or all of a configuration, as --dry_run prints it and a checkpoint holds it.  Raises
     FileError if it is not JSON, and OptionError for a name or a value that is wrong.
@@ -30,7 +30,7 @@ def read_options(path: Path) -> dict[str, object]:
             raise OptionError(f"--config {path}: {not_one_of(str(name), specs(Config))}")
     try:
         if set(values) >= {name for name, spec in specs(Config).items() if spec.since is REQUIRED}:
-            values = as_given(Config.from_dict(values))  # all of a configuration: some options have no effect in it
+            values = as_given(Config.from_dict(values))  # a whole configuration, some of whose options have no effect
         values = {name: from_json(value) for name, value in values.items() if value is not None}
         check_values(values, Config)
     except OptionError as error:
@@ -41,7 +41,7 @@ def read_options(path: Path) -> dict[str, object]:
 def save_options(config: Config, path: Path) -> None:
     """Writes the options that resolve to this configuration.
 
-    Raises OptionError if there is a file that holds anything else, and FileError if the file cannot be written.
+    Raises OptionError if the file exists with other contents, and FileError if the file cannot be written.
     """
     text = json.dumps(as_given(config), indent=2) + "\n"
     check_writable("save_config", path)

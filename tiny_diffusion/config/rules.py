@@ -1,4 +1,4 @@
-"""Which options make sense together: everything that is refused before a run costs anything.
+"""Which options make sense together: what is refused before a run begins.
 
 The rules know the catalogue and the tables of diffusion/, and open nothing.  An error names the option, the value, the
 reason and a way out.  To add a rule: a Need in the row of an option that has no effect without another; for anything
@@ -21,12 +21,12 @@ from tiny_diffusion.errors import OptionError
 LENGTHS = {"epochs", "minutes"}  # either of them sets the length of a run
 
 
-def _image_files(having: str, what: str) -> Need:
-    """The need for a data set whose row in DATASETS says so by this attribute.  what: the images that others lack."""
-    sets = " and ".join(name for name, row in DATASETS.items() if getattr(row, having))
+def _image_files(attribute: str, what: str) -> Need:
+    """A data set whose row in DATASETS has this attribute set.  what: the images that other data sets lack."""
+    sets = " and ".join(name for name, row in DATASETS.items() if getattr(row, attribute))
     return Need(
         "dataset",
-        lambda values: getattr(DATASETS[values["dataset"]], having),
+        lambda values: getattr(DATASETS[values["dataset"]], attribute),
         f": it is for {what} ({sets}), and --dataset {{dataset}} has none. Leave it out.",
     )
 
@@ -88,20 +88,20 @@ def refuse_falling_betas(start: float, end: float) -> None:
     """Raises OptionError if the first beta is larger than the last."""
     if start > end:
         raise OptionError(
-            f"--beta_start {start:g} is larger than --beta_end {end:g}, and noise grows. Swap them, or give both."
+            f"--beta_start {start:g} is larger than --beta_end {end:g}, but noise must grow. Swap them, or give both."
         )
 
 
-def refuse_drawing(
+def refuse_sampling(
     config, *, samplers: Sequence[str], steps: Sequence[int], eta: float | None, guidance: float | None
 ) -> None:
-    """Raises OptionError for what a model of this Config cannot do when it samples, and for what would be ignored.
+    """Raises OptionError for sampling options that a model of this Config cannot follow, or would ignore.
 
-    samplers, steps: all of a sweep; steps is empty and eta and guidance are None where they were not given.
+    samplers, steps: all those of a sweep.  steps is empty, and eta and guidance are None, where they were not given.
     """
-    if steps and (most := max(steps)) > config.timesteps:
+    if steps and max(steps) > config.timesteps:
         raise OptionError(
-            f"--steps {most} is more than this model's {config.timesteps} timesteps. "
+            f"--steps {max(steps)} is more than this model's {config.timesteps} timesteps. "
             f"Use at most {config.timesteps}{'; 20 are usually enough' if config.timesteps > 20 else ''}."
         )
     for name in samplers if eta is not None else ():
@@ -121,7 +121,7 @@ def refuse_drawing(
 
 
 def refuse_no_folder(data_dir: str | None, dataset: str) -> None:
-    """Raises OptionError for --dataset folder without --data_dir: it has no usual place."""
+    """Raises OptionError for --dataset folder without --data_dir, which has no default for it."""
     if dataset == "folder" and data_dir is None:
         raise OptionError(
             "--dataset folder needs --data_dir, the folder of images: --data_dir path/to/images. "
@@ -130,7 +130,7 @@ def refuse_no_folder(data_dir: str | None, dataset: str) -> None:
 
 
 def check(config):
-    """The same configuration, known to make sense.  Raises OptionError naming the option, the value and a way out."""
+    """Returns the configuration if it makes sense.  Raises OptionError naming the option, the value and a way out."""
     check_values(vars(config), type(config))
     for name, spec in specs(type(config)).items():
         if getattr(config, name) is None and spec.fill is not None and spec.needs is None:
@@ -151,7 +151,7 @@ def check(config):
 
 
 def check_values(values: Mapping[str, object], options: type) -> None:
-    """Raises OptionError for a value that its option does not take.  None is taken where the field's type says so."""
+    """Raises OptionError for a value that its option refuses.  None is accepted where the field's type says so."""
     for field in dataclasses.fields(options):
         value = values.get(field.name)
         if field.name not in values or (value is None and type(None) in get_args(field.type)):
@@ -161,7 +161,7 @@ def check_values(values: Mapping[str, object], options: type) -> None:
 
 
 def _check_splits(config) -> None:
-    """The parts of the data set that train exist, are named once, and are not none."""
+    """Raises OptionError unless the parts to train on exist, are named once each, and are at least one."""
     having = DATASETS[config.dataset].splits
     if having and not config.splits:
         raise OptionError(f"--splits none leaves nothing to train on. Use some of {', '.join(having)}.")
@@ -173,7 +173,7 @@ def _check_splits(config) -> None:
 
 
 def _check_process(config) -> None:
-    """Noise grows with every step, the image is there until the last one, and the output determines the image."""
+    """Raises OptionError unless noise grows with every step and the network's output always determines the image."""
     ends = (config.beta_start, config.beta_end)
     if any((end is None) == (SCHEDULES[config.schedule].ends is not None) for end in ends):
         raise OptionError(

@@ -1,8 +1,8 @@
 """The training configuration: every option that makes a run what it is, and how they are resolved.
 
-Options that were not given stay unset until `resolve` has filled them from the preset and the data set's own defaults,
-so that one which would be ignored can be refused.  The frozen Config is the JSON in every checkpoint.  No torch here.
-To add an option: a row in Config, with `since=` for the checkpoints that lack it, and its use.
+Options that were not given stay unset until `resolve` fills them from the preset and the data set's own defaults, so
+that an option which would be ignored can be refused.  The frozen Config is the JSON in every checkpoint.  It needs no
+torch.  To add an option: a row in Config, with `since=` for the checkpoints that lack it, and its use.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from tiny_diffusion.config import rules
 from tiny_diffusion.config.image_size import (
     default_channel_mult,
     default_patch_size,
@@ -19,18 +20,6 @@ from tiny_diffusion.config.image_size import (
 )
 from tiny_diffusion.config.option import REQUIRED, Choice, Colour, Flag, Int, ListOf, Number, Size, Text, option, specs
 from tiny_diffusion.config.presets import PRESETS
-from tiny_diffusion.config.rules import (
-    ATTENTION,
-    BETAS,
-    CLASSES,
-    IMAGE_FILES,
-    LENGTHS,
-    MEASURED,
-    TRANSPARENCY,
-    check,
-    check_values,
-    refuse_ignored,
-)
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.loss_weights import LOSS_WEIGHTS
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
@@ -51,45 +40,45 @@ class Config:
     # fmt: off
     preset: str | None = data(
         Choice(PRESETS), None, "a whole recipe, see above; options that you give replace its own", since=None)
-    dataset: str = data(Choice(DATASETS), "mnist", "what to learn")
+    dataset: str = data(Choice(DATASETS), "mnist", "the images to train on")
     data_dir: str | None = data(
-        Text(), None, "where data sets lie [$TINY_DIFFUSION_DATA, then data]; for folder, the folder of images",
+        Text(), None, "folder of the data sets [$TINY_DIFFUSION_DATA, then data]; for folder, the folder of images",
         follows="dataset", free=True)
     splits: tuple[str, ...] | None = data(
-        ListOf(Text("NAME")), None, "parts of the data set that train, such as train,val [the usual ones]",
+        ListOf(Text("NAME")), None, "parts of the data set to train on, such as train,val [the usual ones]",
         follows="dataset", fill=lambda values: DATASETS[values["dataset"]].train, since=("train",))
     image_size: int | tuple[int, int] | None = data(
         Size(), None, "side in pixels, or HEIGHTxWIDTH; images are scaled to cover it and cropped [the data set's own]",
         fill=lambda values: DATASETS[values["dataset"]].size)
     random_crop: bool = data(
-        Flag(), False, "crop another part of an image each time, instead of its centre",
-        needs=IMAGE_FILES, follows="dataset", since=False)
+        Flag(), False, "crop a random part of an image each time, instead of its centre",
+        needs=rules.IMAGE_FILES, follows="dataset", since=False)
     background: str | None = data(
-        Colour(), None, "what transparent images lie on: white, black, grey or #rrggbb",
-        needs=TRANSPARENCY, follows="dataset", fill="white", since=None)
+        Colour(), None, "background of transparent images: white, black, grey or #rrggbb",
+        needs=rules.TRANSPARENCY, follows="dataset", fill="white", since=None)
     cache_mb: int | None = data(
         Int(0, 100_000_000), None,
         "megabytes of decoded images kept in memory and cached; larger sets are decoded as they are read",
-        needs=IMAGE_FILES, follows="dataset", fill=2048, since=None, free=True)
+        needs=rules.IMAGE_FILES, follows="dataset", fill=2048, since=None, free=True)
     workers: int | None = data(
         Int(0, 256), None, "threads that decode images [as many as cores; none where all are in memory]",
-        needs=IMAGE_FILES, follows="dataset", since=None, free=True)
+        needs=rules.IMAGE_FILES, follows="dataset", since=None, free=True)
     hflip: bool = data(Flag(), False, "mirror half of the images, left to right")
 
     schedule: str = diffusion(Choice(SCHEDULES), "cosine", "how noise grows with the timestep")
     timesteps: int = diffusion(Int(2, 100_000), 1000, "T, the length of the noising process")
     beta_start: float | None = diffusion(
         Number(0, 0.999, open_low=True), None, "first beta, stated for T = 1000 [1e-4]",
-        needs=BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[0])
+        needs=rules.BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[0])
     beta_end: float | None = diffusion(
         Number(0, 0.999, open_low=True), None, "last beta, stated for T = 1000 [0.02; exponential 0.065]",
-        needs=BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[1])
+        needs=rules.BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[1])
     logsnr_shift: float | None = diffusion(
         Number(-20, 20), None,
         "added to the log-SNR of each level; large images need more noise [ln(32 / side) above 32 pixels]",
         fill=lambda values: default_shift(height_and_width(values["image_size"])), since=0.0)
     prediction: str = diffusion(Choice(PREDICTIONS), "v", "what the network outputs")
-    loss: str = diffusion(Choice(("mse", "l1", "huber")), "mse", "error measure")
+    loss: str = diffusion(Choice(("mse", "l1", "huber")), "mse", "how the error of the output is measured")
     loss_weight: str = diffusion(Choice(LOSS_WEIGHTS), "uniform", "how much each noise level counts")
     timestep_distribution: str = diffusion(
         Choice(TIMESTEP_DISTRIBUTIONS), "edm", "how often each noise level is trained")
@@ -104,49 +93,49 @@ class Config:
         "width of each level, in base_channels [1,2; 1,2,2 above 32 pixels; 1,2,2,2 above 128]",
         fill=lambda values: default_channel_mult(
             [side / values["patch_size"] for side in height_and_width(values["image_size"])]))
-    layers_per_block: int = network(Int(1, 16), 1, "residual blocks a level")
+    layers_per_block: int = network(Int(1, 16), 1, "residual blocks per level")
     time_emb_dim: int | None = network(
         Int(4, 8192), None, "width of the time embedding [4 x base_channels]",
         fill=lambda values: 4 * values["base_channels"])
     attention_levels: tuple[int, ...] | None = network(
         ListOf(Int(0, 7)), None, "levels with attention, 0 the finest: 1,2 or none [the coarsest]",
         follows="channel_mult", fill=lambda values: (max(0, len(values["channel_mult"]) - 1),))
-    attention_heads: int = network(Int(1, 64), 2, "heads of each attention", needs=ATTENTION)
+    attention_heads: int = network(Int(1, 64), 2, "attention heads of the coarsest level", needs=rules.ATTENTION)
     dropout: float = network(Number(0, 0.9), 0.0, "share of activations dropped in training")
-    class_cond: bool = network(Flag(), False, "learn the classes, so that sample.py can draw chosen ones")
+    class_cond: bool = network(Flag(), False, "learn the classes, so that sample.py can sample chosen ones")
     checkpoint_activations: bool = network(
-        Flag(), False, "compute activations again instead of keeping them: less memory, a third slower",
+        Flag(), False, "recompute activations instead of keeping them: less memory, a third slower",
         since=False, free=True)
     label_dropout: float = network(
-        Number(0, 0.9), 0.1, "share of labels hidden in training, for guidance", needs=CLASSES)
+        Number(0, 0.9), 0.1, "share of labels dropped in training, for guidance", needs=rules.CLASSES)
 
     epochs: int | None = run(Int(1, 1_000_000), 20, "length of the run, in passes over the data")
     minutes: float | None = run(
         Number(0, 100_000, open_low=True), None,
         "length of the run by the clock, instead of --epochs: start-up, samples and saves included")
     max_steps: int | None = run(
-        Int(1, 10**9), None, "stop (and save) at this optimiser step; --resume goes on", free=True)
-    batch_size: int = run(Int(1, 65_536), 64, "images a step")
+        Int(1, 10**9), None, "stop (and save) at this optimiser step; --resume continues", free=True)
+    batch_size: int = run(Int(1, 65_536), 64, "images per step")
     accumulate: int = run(Int(1, 4096), 1, "split each batch into this many parts, to save memory")
     auto_batch: bool = run(
-        Flag(), False, "when memory runs out, split batches further and go on", since=False, free=True)
+        Flag(), False, "when memory runs out, split batches further and continue", since=False, free=True)
     lr: float = run(
-        Number(0, 10, open_low=True), 2e-3, "peak learning rate of AdamW; Muon's matrices take 10 times it")
+        Number(0, 10, open_low=True), 2e-3, "peak learning rate of AdamW; Muon uses 10 times it")
     optimizer: str = run(
         Choice(("muon", "adamw", "adam")), "muon",
-        "muon (for convolutions; AdamW for the rest), adamw, or adam as its paper has it")
-    ema_decay: float = run(Number(0, 0.999999), 0.999, "longest memory of the averaged weights, a step")
-    grad_clip: float = run(Number(0, 1e9, open_low=True), 1.0, "largest gradient norm")
+        "muon (for convolutions; AdamW for the rest), adamw, or adam as in its paper")
+    ema_decay: float = run(Number(0, 0.999999), 0.999, "largest decay per step of the averaged weights (EMA)")
+    grad_clip: float = run(Number(0, 1e9, open_low=True), 1.0, "norm to which larger gradients are clipped")
     precision: str = run(Choice(("fp32", "bf16", "fp16")), "fp32", "arithmetic of the network")
     compile: bool = run(
         Flag(), False, "torch.compile the network: minutes of warm-up, then faster on a GPU", free=True)
     deterministic: bool = run(
-        Flag(), False, "the same bits each time on CUDA too, somewhat slower; on a CPU they are always the same",
+        Flag(), False, "bitwise the same results each time on CUDA too, somewhat slower; on a CPU they always are",
         since=False, free=True)
-    seed: int = run(Int(0, 2**63 - 1), 0, "what every random number derives from")
+    seed: int = run(Int(0, 2**63 - 1), 0, "seed of all random numbers")
     device: str = run(Choice(("auto", "cpu", "cuda", "mps")), "auto", "where to compute", free=True)
 
-    output_dir: str = output(Text(), "outputs", "folder that the run writes", free=True)
+    output_dir: str = output(Text(), "outputs", "folder that the run writes to", free=True)
     sample_interval: int | None = output(Int(1, 10**9), 1, "epochs between sample pictures", free=True)
     num_samples: int = output(Int(1, 4096), 64, "images in a sample picture", free=True)
     save_interval: int | None = output(Int(1, 10**9), 5, "epochs between numbered checkpoints", free=True)
@@ -155,10 +144,11 @@ class Config:
         "epochs between measurements, as `evaluate` makes them, into log.jsonl and the loss plot [none]",
         since=None, free=True)
     eval_images: int | None = output(
-        Int(100, 1_000_000), None, "images drawn for a measurement", needs=MEASURED, fill=1000, since=None, free=True)
+        Int(100, 1_000_000), None, "images sampled for each measurement",
+        needs=rules.MEASURED, fill=1000, since=None, free=True)
     keep_best: bool = output(
-        Flag(), False, "keep the checkpoint that measures best as checkpoints/best.pt",
-        needs=MEASURED, since=False, free=True)
+        Flag(), False, "keep the checkpoint with the best score as checkpoints/best.pt",
+        needs=rules.MEASURED, since=False, free=True)
     keep_last: int | None = output(Int(1, 10**9), None, "numbered checkpoints to keep [all]", free=True)
     # fmt: on
 
@@ -170,13 +160,13 @@ class Config:
     def from_dict(cls, values: Mapping) -> "Config":
         """The inverse of `to_dict`.  Raises OptionError for an unknown, missing or impossible value.
 
-        An option that is newer than the file has the value that its row in Config says by `since`.
+        An option that is newer than the values takes the `since` of its row in Config.
         """
         since = {name: spec.since for name, spec in specs(cls).items() if spec.since is not REQUIRED}
         values = {**since, **values}
         if wrong := set(values) ^ set(specs(cls)):
             raise OptionError(f"configuration keys do not match: {', '.join(sorted(wrong))}")
-        return check(cls(**{name: from_json(value) for name, value in values.items()}))
+        return rules.check(cls(**{name: from_json(value) for name, value in values.items()}))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -191,22 +181,22 @@ class Config:
 def resolve(given: Mapping[str, object], options: type = Config) -> Config:
     """The whole configuration from the options that were given: those, then the preset's, the data set's, the defaults.
 
-    options: Config, or a dataclass of more options than that.  Raises OptionError for a value out of range, for options
+    options: Config, or a dataclass with more options.  Raises OptionError for a value out of range, for options
     that contradict each other, and for one that would be ignored.
     """
-    check_values(given, options)
+    rules.check_values(given, options)
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     preset = beneath(given, PRESETS[given["preset"]].options, options) if "preset" in given else {}
     dataset = DATASETS[{**defaults, **preset, **given}["dataset"]]
     values = {**defaults, **dataset.defaults, **preset, **given}
     if values["minutes"] is not None:
         values["epochs"] = None
-    refuse_ignored(given, values, options)
-    return check(options(**filled(values, options)))
+    rules.refuse_ignored(given, values, options)
+    return rules.check(options(**filled(values, options)))
 
 
 def filled(values: Mapping[str, object], options: type = Config) -> dict[str, object]:
-    """The values of all options, with those filled in that have an effect and are not set, by each one's `fill`."""
+    """The values of all options, where each that is unset and has an effect takes its `fill`."""
     values = {**values, "image_size": square(values["image_size"])}
     for name, spec in specs(options).items():
         if values[name] is None and spec.is_of_use(values):
@@ -215,13 +205,13 @@ def filled(values: Mapping[str, object], options: type = Config) -> dict[str, ob
 
 
 def beneath(given: Mapping[str, object], lower: Mapping[str, object], options: type = Config) -> dict[str, object]:
-    """The options of a preset or a file that still hold beneath those that were given.
+    """The options of a preset or a file that stay in force when others are given on the command line.
 
-    An option no longer holds if it was given too, if the option that it follows was given another value, and if what
-    was given takes away what it needs.
+    An option is dropped if it was given too, if the option that it follows was given another value, or if it would have
+    no effect because of what was given.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    values, gone = {**defaults, **lower, **given}, set(given) | (LENGTHS if LENGTHS & set(given) else set())
+    values, gone = {**defaults, **lower, **given}, set(given) | (rules.LENGTHS if rules.LENGTHS & set(given) else set())
     for name, spec in specs(options).items():
         leads = spec.follows
         if leads in given and given[leads] != lower.get(leads, given[leads]):
@@ -233,12 +223,8 @@ def beneath(given: Mapping[str, object], lower: Mapping[str, object], options: t
 
 def as_given(config: Config) -> dict[str, object]:
     """The options that resolve to this configuration, without those that have no effect in it."""
-    values = vars(config)
-    return {
-        name: values[name]
-        for name, spec in specs(type(config)).items()
-        if values[name] is not None and spec.is_of_use(values)
-    }
+    values, rows = vars(config), specs(type(config)).items()
+    return {name: values[name] for name, spec in rows if values[name] is not None and spec.is_of_use(values)}
 
 
 def network_options(config: Config, with_data: bool) -> dict[str, object]:
@@ -250,5 +236,5 @@ def network_options(config: Config, with_data: bool) -> dict[str, object]:
 
 
 def from_json(value: object) -> object:
-    """A value of an option as it is, from what JSON makes of it: tuples are lists there."""
+    """An option's value from its JSON form, in which a tuple is a list."""
     return tuple(value) if isinstance(value, list) else value

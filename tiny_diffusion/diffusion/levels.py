@@ -22,12 +22,12 @@ class Level:
 
     @property
     def angle(self) -> float:
-        """In radians, from 0 to pi/2."""
+        """In radians, from 0 (clean) to pi/2 (pure noise)."""
         return math.atan2(self.sigma, self.alpha)
 
     @property
     def radius(self) -> float:
-        """1 on every variance-preserving schedule."""
+        """sqrt(alpha^2 + sigma^2), which is 1 on every variance-preserving schedule."""
         return math.hypot(self.alpha, self.sigma)
 
     def velocity(self, clean: Array, noise: Array) -> Array:

@@ -21,7 +21,7 @@ def target(prediction: str, alpha, sigma, clean, noise):
 
 
 def determinant(prediction: str, alpha, sigma):
-    """Of the 2x2 system.  It is 0 where the output does not determine the image: for epsilon where alpha = 0."""
+    """The determinant of the 2x2 system: 0 where the output does not determine the image, as epsilon at alpha = 0."""
     a, b = PREDICTIONS[prediction](alpha, sigma)
     return alpha * b - sigma * a
 

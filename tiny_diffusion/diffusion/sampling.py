@@ -1,4 +1,4 @@
-"""From a model and a request to images: the one place through which every command, and Python, samples.
+"""From a model and a request to images.  Every command samples through this file, and so does Python code.
 
 Image i of a seed starts from its own random stream, so it is the same picture alone, in any batch and on any rank.
 """
@@ -88,7 +88,7 @@ def request_from(
     eta: float | None = None,
     **more,
 ) -> Request:
-    """A model's default sampling with what was asked for in its place.  Another sampler brings its own grid and eta.
+    """A model's default sampling, with the given options in place of its own.  Another sampler brings its grid and eta.
 
     defaults: as `default_sampling` makes them.   timesteps: T of the model's schedule.   more: other fields of Request.
     """
@@ -134,13 +134,9 @@ def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: t
 
 
 def sample(
-    model: nn.Module,
-    diffusion: Diffusion,
-    request: Request,
-    shape: tuple[int, int, int],
-    world: World = SINGLE_PROCESS,
+    model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int], world: World = SINGLE_PROCESS
 ) -> Tensor:
-    """The sampled images, all batches together: (N, C, H, W) float32 on the CPU, about in [-1, 1].
+    """The sampled images, all batches together: (N, C, H, W) float32 on the CPU, approximately in [-1, 1].
 
     The ranks of the world share the work, and each returns all images.
     """

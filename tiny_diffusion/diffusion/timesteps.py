@@ -10,7 +10,7 @@ import numpy as np
 
 from tiny_diffusion.diffusion.schedules import Schedule
 
-MEAN, STD = 0.0, 1.0  # of ln(sigma/alpha) in `edm`: good for MNIST and Fashion-MNIST, see benchmarks/RESULTS.md
+MEAN, STD = 0.0, 1.0  # of ln(sigma/alpha) in `edm`; benchmarks/RESULTS.md compares others
 
 
 def stratified(stream: np.random.Generator, count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from tiny_diffusion.config.rules import refuse_drawing
+from tiny_diffusion.config.rules import refuse_sampling
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.sampling import Request, sample
@@ -53,7 +53,7 @@ class ModelImages:
         Raises OptionError for what this model cannot do.
         """
         usual = self.checkpoint.about["sampling"]["sampler"]
-        refuse_drawing(self.config, samplers=samplers or [usual], steps=steps, eta=eta, guidance=guidance)
+        refuse_sampling(self.config, samplers=samplers or [usual], steps=steps, eta=eta, guidance=guidance)
         return [
             self.checkpoint.request(
                 range(num_images), sampler=sampler, steps=count, grid=grid, guidance=guidance, eta=eta, seed=seed,

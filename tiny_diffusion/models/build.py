@@ -1,4 +1,4 @@
-"""From a configuration to what it describes: the network, on its device, and the diffusion process."""
+"""Builds what a configuration describes: the network, on its device, and the diffusion process."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from tiny_diffusion.models.unet import UNet
 def make_model(config: Config, channels: int, num_classes: int) -> UNet:
     """The network, its weights drawn from torch's global generator.
 
-    channels: of the images.  num_classes: counts for class-conditional configurations only.
+    channels: of the images.  num_classes: used by class-conditional configurations only.
     """
     return UNet(
         channels,

@@ -1,6 +1,6 @@
 """The parts of a U-Net: time embedding, residual block, self-attention, down- and up-sampling.
 
-A part does not know where in the network it stands, nor that the network denoises.  Each computes the same as its
+A part knows neither its position in the network nor that the network denoises.  Each computes the same as its
 counterpart in diffusers' UNet2DModel and names its parameters alike, so weights can be copied unchanged in both
 directions; tests/test_unet.py compares the two.  Every memory format works.
 """

@@ -8,11 +8,11 @@ from pathlib import Path
 SPINS_ALONE, SPINS_SHARED = "5000", "1000"  # before GNU OpenMP's threads sleep
 LOAD = Path("/proc/loadavg")  # Linux: "0.20 0.18 0.12 1/80 11206", the fourth being running/all
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MAX_KEPT = (2**30, 2**25)  # bytes; the second is the most that some versions of glibc take
+MAX_KEPT = (2**30, 2**25)  # bytes; the second is the maximum of some versions of glibc
 
 
 def tune_cpu() -> None:
-    """Sets both, unless the environment sets them already."""
+    """Sets GOMP_SPINCOUNT and the malloc thresholds, unless the environment sets them already."""
     # OpenMP's threads spin while they wait for one another.  With the default count a training step beside another busy
     # program takes twenty times as long; with a small one, waking the threads takes a fifth of a step.  `import torch`
     # reads the variable.
@@ -23,7 +23,7 @@ def tune_cpu() -> None:
 
 
 def others_running(readings: int = 5) -> bool:
-    """Whether other programs ran during all of the last 10 ms; True where the system does not say."""
+    """Whether other programs ran during all of the last 10 ms; True where the system has no /proc/loadavg."""
     try:
         for _ in range(readings):
             if int(LOAD.read_text().split()[3].split("/")[0]) <= 1:  # this process alone

@@ -1,4 +1,4 @@
-"""Memory: which errors say that it ran out, and how to go on with smaller parts of a batch."""
+"""Memory: which errors say that it ran out, and how to continue with smaller parts of a batch."""
 
 import gc
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class BatchSplitter:
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives unused memory back to the device."""
+    """Frees what is unused, and gives cached memory back to the device."""
     gc.collect()
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).empty_cache()

@@ -40,5 +40,5 @@ def only_main_prints() -> Iterator[None]:
 
 
 def should_report(message: str, because_of_another: bool) -> bool:
-    """Whether this rank is to print its error.  Ranks mostly fail for one common reason, which is printed once."""
+    """Whether this rank is to print its error.  When ranks fail for one common reason, it is printed once."""
     return not is_distributed() or first_to_report(message, because_of_another, os.environ)

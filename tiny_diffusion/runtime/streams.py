@@ -1,11 +1,11 @@
-"""Standard output and error that nobody may be reading: a closed pipe or a full disk never ends the work."""
+"""Protects standard output and error: a closed pipe or a full disk never ends the work."""
 
 import os
 import sys
 
 
 class Messages:
-    """Standard error, whose failures are ignored: a run goes on when nobody reads its messages."""
+    """Standard error, whose failures are ignored: a run continues when nobody reads its messages."""
 
     def __init__(self, stream):
         self.stream = stream

@@ -1,7 +1,7 @@
-"""torchrun's key-value store: what the ranks know of one another outside a World.
+"""torchrun's key-value store: how the ranks exchange messages without a World.
 
-It outlives the ranks: after a failure torchrun restarts them all, and what the earlier ones wrote is still there.
-Without torchrun there is no store.
+It outlives the ranks: after a failure torchrun restarts them all, and the store still holds what the earlier ones
+wrote.  Without torchrun there is no store.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def attempt_name(store, rank: int, size: int) -> str:
     others = range(1, size)
     while not all(store.check([f"here/{own}/{other}"]) for other in others):
         for other in others:
-            if store.check([f"hello/{other}"]):  # of an earlier attempt, perhaps: then nobody reads the answer
+            if store.check([f"hello/{other}"]):  # if it is of an earlier attempt, nobody reads the answer
                 store.set(f"welcome/{store.get(f'hello/{other}').decode()}", own)
         time.sleep(POLL_SECONDS)
     return own
@@ -46,7 +46,7 @@ def attempt_name(store, rank: int, size: int) -> str:
 def first_to_report(message: str, because_of_another: bool, environment: Mapping[str, str]) -> bool:
     """Whether no rank of this attempt has reported this message yet; True without a store.
 
-    because_of_another: the error only follows from that of another rank, which has perhaps been reported.
+    because_of_another: the error is a consequence of another rank's error, which may have been reported already.
     """
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT")
     try:

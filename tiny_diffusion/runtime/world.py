@@ -1,8 +1,8 @@
 """The device of this process, and how it works with the other ranks.
 
-torchrun starts several processes and names each of them in its environment.  All ranks run the same command on the same
-numbers and differ only in their share of the images.  Rank 0 does what one process can do alone, such as writing.
-A single process is a World of size 1, whose methods change nothing.
+torchrun starts several processes and gives each its rank in its environment.  All ranks run the same command with
+the same options and differ only in their share of the images.  Rank 0 also does what one process can do alone, such as
+writing.  A single process is a World of size 1, whose methods change nothing.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ TIMEOUT = timedelta(hours=6)  # for a rank that others wait for: rank 0 may be d
 
 @dataclass(frozen=True)
 class World:
-    """This process's device and rank among `size` ranks.  All ranks must call its methods, in the same order.
+    """This process's device and rank among `size` ranks.  All ranks must call its methods in the same order.
 
     Every method raises LostProcessError if another rank is gone.
     """
@@ -40,7 +40,7 @@ class World:
         return self.rank == 0
 
     def local_slice(self, count: int) -> slice:
-        """This rank's neighbouring rows of `count`: as many as any other rank has, or one less."""
+        """This rank's consecutive rows of `count`.  The ranks' numbers of rows differ by at most one."""
         return self._shares(count)[self.rank]
 
     def _shares(self, count: int) -> list[slice]:
@@ -93,7 +93,7 @@ class World:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Rank 0 runs the block first, then the others, who find what it downloaded or decoded."""
+        """Rank 0 runs the block first, then the others, which find what it downloaded or decoded."""
         if not self.is_main:
             self.barrier()
         yield
@@ -141,11 +141,8 @@ def make_world(device: str, environment: Mapping[str, str]) -> World:
     with _lost_ranks():
         if (store := open_store(environment)) is not None:
             store.set_timeout(TIMEOUT)
-            options |= {
-                "store": dist.PrefixStore(attempt_name(store, rank, size), store),
-                "rank": rank,
-                "world_size": size,
-            }
+            own_store = dist.PrefixStore(attempt_name(store, rank, size), store)
+            options |= {"store": own_store, "rank": rank, "world_size": size}
         dist.init_process_group(**options)
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return World(own_device, rank, size)
@@ -175,8 +172,8 @@ def make_deterministic(device: torch.device) -> None:
 def check_batch_size(batch_size: int, accumulate: int, processes: int) -> None:
     """Raises OptionError unless every rank gets equally many images of a batch, and one for each of its parts."""
     if batch_size % processes or batch_size < accumulate * processes:
-        unit = processes
-        below, above = (max(accumulate, n) * unit for n in (batch_size // unit, -(-batch_size // unit)))
+        quotients = batch_size // processes, -(-batch_size // processes)
+        below, above = (max(accumulate, quotient) * processes for quotient in quotients)
         below = below if below < batch_size else 0
         parts = f" in --accumulate {accumulate} parts each" if accumulate > 1 else ""
         dividing = [n for n in range(1, processes) if batch_size % n == 0 and batch_size >= accumulate * n]
@@ -195,12 +192,11 @@ def _lost_ranks() -> Iterator:
     try:
         yield dist
     except RuntimeError as error:
-        reason = (
-            re.sub(r"\[/\S*\] ", "", str(error).strip()).splitlines()[0].split(". ")[0][:160]
-        )  # without the place in torch's C++
+        first_line = str(error).strip().partition("\n")[0]
+        reason = re.sub(r"\[/\S*\] ", "", first_line).split(". ")[0][:160]  # without the position in torch's C++ code
         raise LostProcessError(
             f"another process of this run has ended or cannot be reached ({reason}). What was saved before is "
-            "untouched; --resume goes on from it."
+            "untouched; --resume continues from it."
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Everything a person looks at: image grids, animations, figures.  Arrays come in, files go out."""
+"""Everything that a person looks at: image grids, animations and figures.  Arrays come in, files go out."""

@@ -11,7 +11,7 @@ from tiny_diffusion.files import atomic_write
 def save_gif(
     path: str | os.PathLike, frames: Sequence[np.ndarray], *, seconds: float = 4.0, hold_seconds: float = 2.0
 ) -> None:
-    """Frames (H, W, 3) as an animation of this length that holds its last frame and loops for ever.
+    """Saves frames (H, W, 3) as an animation of `seconds` that holds its last frame for `hold_seconds` and repeats.
 
     Grey frames are exact; coloured ones get 256 colours each, without dithering.  Browsers slow a frame shorter than
     0.02 s down to 0.1 s, so where there are more frames than fit, evenly spread ones (both ends included) are kept.
@@ -30,10 +30,6 @@ def save_gif(
         pictures = [Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in kept]
     with atomic_write(path) as file:
         pictures[0].save(
-            file,
-            format="GIF",
-            save_all=True,
-            append_images=pictures[1:],
+            file, format="GIF", save_all=True, append_images=pictures[1:], loop=0,
             duration=durations.round().astype(int).tolist(),
-            loop=0,
-        )
+        )  # fmt: skip

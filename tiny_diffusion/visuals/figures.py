@@ -1,4 +1,4 @@
-"""Figures with axes and words: the forward process, the noise schedules, the error by noise level, quality by cost.
+"""Figures with axes and labels: the forward process, the noise schedules, the error by noise level, quality by cost.
 
 They know no diffusion: what to plot comes in as arrays.  Each function saves one PNG, whole or not at all.
 """
@@ -42,7 +42,7 @@ def save_forward_figure(
         axes.text(x, -line * (1.1 if captions else 0.2), f"t = {time:g}", ha="center", va="bottom", fontsize=points)
         if captions:
             axes.text(x, -line * 0.2, captions[i], ha="center", va="bottom", fontsize=points * 0.8, color="0.4")
-    fitting = figure.get_figwidth() * 72 / (0.6 * max(1, len(title)))  # a letter is about 0.6 of its size wide
+    fitting = figure.get_figwidth() * 72 / (0.6 * max(1, len(title)))  # a letter is about 0.6 times as wide as its size
     plotting.show_name(figure.text(0.5, 1 - 10 / height, "", ha="center", va="top", fontsize=min(11, fitting)), title)
     plotting.save_figure(path, figure)
 
@@ -50,7 +50,7 @@ def save_forward_figure(
 def _around(picture: np.ndarray, margin: int, top: float):
     """A figure with margins in pixels around a picture, axes of exactly the picture's size, and the figure's height.
 
-    So each pixel of the picture becomes one of the figure's.
+    Each pixel of the picture becomes one pixel of the figure.
     """
     height, width = picture.shape[:2]
     full_width, full_height = width + 2 * margin, math.ceil(height + top + margin)
@@ -62,11 +62,11 @@ def _around(picture: np.ndarray, margin: int, top: float):
 
 
 def save_schedules_figure(path: str | os.PathLike, curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -> None:
-    """Noise schedules, compared: what is left of image and noise, log-SNR, and where the time is spent.
+    """Compares noise schedules: alpha and sigma, log-SNR, and how much of the time is spent at each log-SNR.
 
     curves: name -> {"time": t/T in [0, 1] ascending, "alpha": array, "sigma": array}.
-    The third panel is the density of log-SNR when t is uniform: the noise levels that training sees.  But for the scale
-    of x_t, it is all that training sees of a schedule (Kingma & Gao 2023).
+    The third panel is the density of log-SNR when t is uniform: the noise levels that training sees.  Apart from the
+    scale of x_t, a schedule affects training by this density alone (Kingma & Gao 2023).
     """
     figure = plotting.new_figure(12, 4)
     levels, log_snr, density = figure.subplots(1, 3)
@@ -92,7 +92,7 @@ def save_schedules_figure(path: str | os.PathLike, curves: Mapping[str, Mapping[
 
 
 def _density_of_log_snr(time: np.ndarray, snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log-SNR, and the density of it when t is uniform.
+    """log-SNR, and its density when t is uniform.
 
     P(log-SNR > s) is t(s)/T, read from the falling curve; the density is its slope.
     """
@@ -122,7 +122,7 @@ def save_sweep(
 ) -> None:
     """Quality against evaluations of the network, a curve for each sampler; lower is better.
 
-    curves: name -> (evaluations, distance) pairs.   floor: the distance of real images.   title: of the distance.
+    curves: name -> (evaluations, distance) pairs.   floor: the distance of real images.   title: the distance's name.
     """
     figure = plotting.new_figure(6.5, 4.2)
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""A film of sampling: some of the steps, kept while batch after batch is sampled, and saved as frames or as a GIF."""
+"""A film of sampling: some steps of every batch are kept, and saved as frames or as a GIF at the end."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Frame(NamedTuple):
 class Film:
     """The noise, the last step, and evenly spread steps between them, MAX_FRAMES in all.
 
-    steps: those of the sampler; the noise is step 0.   max_images: only the first so many are kept.
+    steps: of the sampler; the noise is step 0.   max_images: how many images are kept, of all batches together.
     """
 
     def __init__(self, steps: int, max_images: int):
@@ -35,11 +35,11 @@ class Film:
         self.room = dict.fromkeys(chosen, max_images)
 
     def wants(self, step: int) -> bool:
-        """Whether this step of the next batch belongs to the film."""
+        """Whether the film needs this step of the next batch."""
         return self.room.get(step, 0) > 0
 
     def add(self, frame: Frame) -> None:
-        """Keeps a step of the next batch."""
+        """Keeps a step of the next batch, with as many of its images as there is room for."""
         kept = frame._replace(noisy=frame.noisy[: self.room[frame.step]], clean=frame.clean[: self.room[frame.step]])
         self.batches[frame.step].append(kept)
         self.room[frame.step] -= len(kept.noisy)

@@ -1,7 +1,7 @@
 """Arrays to pictures: grids, strips and frames, and the files they are saved in (PNG, GIF, npz, folders).
 
-Knows nothing of diffusion: it is given uint8 images of shape (N, H, W, C), C = 1 or 3, and numpy is all it imports.
-A file is written under a temporary name and then renamed: a reader finds the old one or the new one, never a half.
+It knows no diffusion: images are uint8 arrays of shape (N, H, W, C) with C = 1 or 3.  A file is written under a
+temporary name and then renamed, so a reader finds the old one or the new one, never a part of one.
 """
 
 import itertools
@@ -34,7 +34,7 @@ def grid(
     """Images (N, H, W, C) as one RGB picture (H', W', 3), left to right and top to bottom.
 
     scale: whole factor by which each pixel is repeated.   captions: N strings, drawn under the images.
-    Columns and scale are chosen by near_square and whole_scale unless given.
+    Columns and scale default to what near_square and whole_scale choose.
     """
     if len(images) == 0:
         raise ValueError("a grid needs at least one image")
@@ -79,13 +79,13 @@ def denoising_frame(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
 
 
 def near_square(n: int) -> int:
-    """Columns for n images: of the shapes up to 3 times wider than high, the one with fewest empty places."""
+    """Columns for n images: of the shapes up to 3 times wider than high, the one with the fewest empty cells."""
     shapes = [(c, math.ceil(n / c)) for c in range(math.isqrt(n - 1) + 1, math.isqrt(3 * n) + 3)]
     return min((c * r - n, c) for c, r in shapes if c <= 3 * r)[1]
 
 
 def whole_scale(size: tuple[int, int], n: int, columns: int, padding: int) -> int:
-    """The factor that brings an image of this (height, width) to TILE_PIXELS while the grid stays in PICTURE_PIXELS."""
+    """The factor that enlarges images of this (height, width) to TILE_PIXELS within a grid of PICTURE_PIXELS."""
     rows = math.ceil(n / columns)
     room = min((PICTURE_PIXELS - padding * (k + 1)) // (k * s) for k, s in ((rows, size[0]), (columns, size[1])))
     return max(1, min(math.ceil(TILE_PIXELS / max(size)), room))
@@ -116,12 +116,12 @@ def _widened(tiles: np.ndarray, width: int, background: int) -> np.ndarray:
 
 
 def _cell_width(tile: int, texts: Sequence[str]) -> int:
-    """Room for the longest text, but at most half as wide again as the image: names must not drive images apart."""
+    """Room for the longest text, but at most 1.5 times the image's width, or long names would spread the images."""
     return max(tile, min(tile * 3 // 2, max(text_width(t, CAPTION_POINTS) for t in texts)))
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """One uint8 image, (H, W, 3) or grey (H, W, 1), without loss."""
+    """Saves one uint8 image, (H, W, 3) or grey (H, W, 1), without loss."""
     from PIL import Image
 
     with atomic_write(path) as file:
@@ -129,14 +129,14 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def save_grid(path: str | os.PathLike, images: np.ndarray, captions: Sequence[str] | None = None) -> None:
-    """Images (N, H, W, C) as one picture, as `grid` arranges them."""
+    """Saves images (N, H, W, C) as one picture, arranged by `grid`."""
     save_png(path, grid(images, captions=captions))
 
 
 def save_npz(path: str | os.PathLike, images: Iterable[np.ndarray], count: int | None = None) -> None:
-    """Images as one array ``arr_0``, uint8 (N, H, W, C): the format that guided-diffusion's evaluations read.
+    """Saves images as one array ``arr_0``, uint8 (N, H, W, C): the format that guided-diffusion's evaluations read.
 
-    images: (H, W, C) each; they are written one by one, as they come.   count: N, unless len(images) tells it.
+    images: (H, W, C) each; they are written one by one, as they come.   count: N, by default len(images).
     """
     count, images = len(images) if count is None else count, iter(images)
     first = next(images)
@@ -152,9 +152,9 @@ def save_npz(path: str | os.PathLike, images: Iterable[np.ndarray], count: int |
 
 
 def save_folder(folder: str | os.PathLike, images: np.ndarray, indices: Sequence[int] | None = None) -> set[str]:
-    """One PNG per image, named by its index, or by its place: 00000.png and on.  Returns the names of the files.
+    """Saves one PNG per image, named by its index (by default 0, 1, ...): 00000.png.  Returns the names of the files.
 
-    Other files of the folder are left alone.
+    Other files in the folder stay as they are.
     """
     names = [f"{index:05d}.png" for index in (range(len(images)) if indices is None else indices)]
     for name, image in zip(names, images, strict=True):

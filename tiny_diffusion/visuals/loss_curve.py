@@ -1,4 +1,4 @@
-"""The plot of a run's loss, and beside it of the scores of its samples."""
+"""The plot of a run's loss, with the scores of its samples in a second panel."""
 
 import math
 import os
@@ -21,7 +21,6 @@ def save_loss_curve(
     """Saves the loss over steps as PNG: each loss light, their running average dark, held-out losses as points.
 
     scores: name -> (step, value) pairs, measured on samples of the run and plotted in a second panel.
-
     A loss that is not finite (a skipped step) leaves a gap.  The axis is logarithmic if the average falls (or rises)
     more than threefold and every loss is positive.
     """
@@ -70,7 +69,7 @@ def _plot_scores(axes, scores: Mapping[str, Sequence[tuple[int, float]]]) -> Non
 
 
 def running_average(losses: np.ndarray) -> np.ndarray:
-    """The average over about the last tenth of the run so far, at each step; NaN is passed over.
+    """The average over about the last tenth of the run so far, at each step; NaN is skipped.
 
     A window that grows with the run (much like the power-function EMA of Karras et al. 2024) follows the steep
     beginning without the lag of a fixed one, and is calm at the end.
@@ -85,7 +84,7 @@ def running_average(losses: np.ndarray) -> np.ndarray:
 
 
 def thinned(steps: np.ndarray, losses: np.ndarray, max_points: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """A line of at most so many points that looks the same: the lowest and highest loss of each stretch of steps."""
+    """A line of at most max_points points that looks the same: the lowest and highest loss of each segment of steps."""
     if len(steps) <= max_points:
         return steps, losses
     starts = np.linspace(0, len(steps), max_points // 2, endpoint=False).astype(int)

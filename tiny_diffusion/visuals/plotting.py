@@ -1,4 +1,4 @@
-"""What all figures share: a canvas, colours, names of any letters, quiet axes, and saving.
+"""What all figures share: a canvas, colours, names in any script, quiet axes, and saving.
 
 Uses matplotlib's objects and never pyplot, which keeps global state and looks for a screen.
 """
@@ -35,21 +35,17 @@ def plot_curves(axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float
 
 
 def show_name(text, name: str) -> None:
-    """Sets a matplotlib text to a name as it is, in a font that has its letters; "$" does not begin a formula."""
+    """Sets a matplotlib text to a name, in a font that has its letters; "$" does not begin a formula."""
     shown, font = in_one_font(name)
     text.set(text=shown, parse_math=False)
     if not shown.isascii():
-        text.set_fontproperties(_same_but_file(text.get_fontproperties(), font))
-
-
-def _same_but_file(properties, font: str):
-    properties = properties.copy()
-    properties.set_file(font)
-    return properties
+        properties = text.get_fontproperties().copy()
+        properties.set_file(font)
+        text.set_fontproperties(properties)
 
 
 def name_curves(axes, names: Sequence[str], **options) -> None:
-    """A legend of the first curves of the axes, in the order in which they were drawn."""
+    """A legend of the first curves of the axes, in the order in which they were plotted."""
     legend = axes.legend(axes.lines[: len(names)], [str(i) for i in range(len(names))], frameon=False, **options)
     for text, name in zip(legend.get_texts(), names, strict=True):
         show_name(text, name)

@@ -1,4 +1,4 @@
-"""Text in pictures: names in any letters, in a font that has them, shortened to the room that there is."""
+"""Text in pictures: names in any script, in a font that has their letters, shortened to fit."""
 
 import math
 from collections.abc import Set
@@ -8,7 +8,7 @@ import numpy as np
 
 from tiny_diffusion.errors import printable
 
-MAX_LETTERS = 200  # of one text; measuring the width of a longer one takes time that grows with its square
+MAX_LETTERS = 200  # of one text; the time that measuring takes grows with the square of the length
 LIGHT, DARK = 240, 15  # grey levels of text on a dark and on a light background
 MISSING = "□"  # in place of a letter that no font has
 
@@ -37,7 +37,7 @@ def text_line(text: str, width: int, points: int, background: int) -> np.ndarray
 
 
 def in_one_font(text: str) -> tuple[str, str]:
-    """The text, at most 80 letters of it, as one font shows it, and the path of that font, which has most of them."""
+    """At most 80 letters of the text, with MISSING for those that its font lacks, and the path of the font."""
     text = printable(text)
     path = _font_with(frozenset(text))
     return "".join(letter if ord(letter) in _letters_of(path) else MISSING for letter in text), path
