@@ -28,7 +28,7 @@ torch.manual_seed(0)
 rng = np.random.default_rng(0)
 
 # The data: 1,498 handwritten digits, which come with scikit-learn.  x_0 is in [-1, 1].
-images = to_float(open_dataset("digits").images)  # (N, 1, 8, 8)
+images = to_float(open_dataset("digits").images[:])  # (N, 1, 8, 8)
 
 # The process: x_t = alpha_t * x_0 + sigma_t * noise, from the image at t = 0 to noise at t = 999.  The network learns
 # to predict the noise from x_t and t.

@@ -27,7 +27,7 @@ from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.runs.checkpoint import load_checkpoint
-from tiny_diffusion.runtime.torchrun_store import meet
+from tiny_diffusion.runtime.torchrun_store import attempt_name
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World, check_batch_size, make_world
 from tiny_diffusion.training.run_length import RunLength
 from tiny_diffusion.training.trainer import Trainer
@@ -221,7 +221,7 @@ def test_the_processes_of_an_attempt_meet_whatever_earlier_ones_have_left():
 
     def arrive(attempt, rank):
         with contextlib.suppress(RuntimeError):  # the first attempt's waits are given up
-            name = meet(store, rank, 3)
+            name = attempt_name(store, rank, 3)
             with lock:
                 met[attempt, rank] = name
 

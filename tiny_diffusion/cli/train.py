@@ -147,9 +147,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
     session = Session(config, folder, started, _callbacks())
     if source is not None:
         session.take_weights(source, actions.init_from)
-    if actions.overwrite and is_main():
-        folder.clear()
-    return session.train()
+    return session.train(actions.overwrite)
 
 
 def _callbacks():

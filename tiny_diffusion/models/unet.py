@@ -34,8 +34,7 @@ class UNet(nn.Module):
     num_classes        0: no labels.  Otherwise label `num_classes`, one past the last, is guidance's null class
     checkpoint_activations  in training, keep a residual block's inputs only and run it again in the backward pass
 
-    Weights are drawn from torch's global generator.  Raises OptionError, a ValueError, for sizes that do not
-    fit together.
+    Weights are drawn from torch's global generator.  Raises OptionError (a ValueError) for sizes that do not fit.
     """
 
     def __init__(

@@ -105,12 +105,19 @@ class Session:
             )
         print(f"resuming from {path}, step {step}", file=sys.stderr)
 
-    def train(self) -> int:
-        """Trains to the end, or to a stop that saves.  Returns the exit code."""
+    def train(self, overwrite: bool = False) -> int:
+        """Trains to the end, or to a stop that saves.  Returns the exit code.
+
+        overwrite: deletes the run that the folder holds, once nothing is left to refuse.
+        """
         try:
             self._check_ranks_agree()
-            self._announce()
+            step_seconds = estimate_step_seconds(self.trainer)
+            self._reserve_time(step_seconds)
+            if overwrite and self.world.is_main:
+                self.folder.clear()
             self.writer.begin()
+            self._announce(step_seconds)
             if self.world.is_main:
                 mark_begun(os.environ)
             with self.sync, contextlib.closing(self.folder):
@@ -158,15 +165,18 @@ class Session:
                 f"{config.output_dir} holds. Give all the same command, and folders that all of them see."
             )
 
-    def _announce(self) -> None:
-        """Prints what trains and for how long, after a first estimate of the speed."""
-        trainer, config = self.trainer, self.config
-        step_seconds = estimate_step_seconds(trainer)
-        if config.minutes is not None:
+    def _reserve_time(self, step_seconds: float) -> None:
+        """Keeps time for the last picture and save back from --minutes.  Raises OptionError if no time is left."""
+        trainer, minutes = self.trainer, self.config.minutes
+        if minutes is not None:
             reserve = self._reserve_seconds(step_seconds)
             trainer.length = length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)
             if not trainer.step and self.world.maximum(self.elapsed())[0] >= length.seconds:
-                raise OptionError(f"--minutes {config.minutes:g} leaves no time for a single step. Give more minutes.")
+                raise OptionError(f"--minutes {minutes:g} leaves no time for a single step. Give more minutes.")
+
+    def _announce(self, step_seconds: float) -> None:
+        """Prints what trains and for how long."""
+        trainer, config = self.trainer, self.config
         lines = (
             describe_run(config, trainer, self.run_data.heldout_count, self.folder.path),
             describe_length(config, trainer, step_seconds, self.elapsed()),

@@ -10,8 +10,7 @@ WARM_UP_STEPS = 100
 class RunLength:
     """A run ends at step `steps`, or when its clock shows `seconds`.
 
-    from_step, from_seconds: where the current segment began.  --extend starts a new segment of an older run, with a
-    warm-up and a decay of its own.
+    from_step, from_seconds: where its current segment began; --extend starts a new one, with a warm-up of its own.
     """
 
     steps: int | None = None
@@ -28,10 +27,7 @@ class RunLength:
         return done / whole if whole > 0 else 1.0
 
     def lr_scale(self, step: int, progress: float) -> float:
-        """The learning rate over its peak: a linear warm-up, then sqrt(1 - progress) down to zero.
-
-        The warm-up takes WARM_UP_STEPS, or a tenth of the segment if that is shorter.
-        """
+        """The learning rate over its peak: linear warm-up over at most a tenth of the segment, then sqrt(1 - progress)."""
         done = step - self.from_step + 1
         if self.steps is not None:
             warm_up = done / min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))

@@ -1,8 +1,8 @@
 """The training loop: yields a report per optimiser step, and knows no files, plots or progress bars.
 
 Everything random in step k is a function of (seed, k), so a trainer with the tensors and the step of another continues
-it bit for bit (on the CPU).  Random numbers are drawn for the global batch, of which each rank takes its rows, so
-several ranks compute what one computes.  Dropout alone differs between ranks.
+it bit for bit (on the CPU).  It is drawn for the global batch, of which each rank takes its rows, so several ranks
+compute what one computes, except for dropout.
 """
 
 import math
