@@ -27,7 +27,7 @@ class RunLength:
         return done / whole if whole > 0 else 1.0
 
     def lr_scale(self, step: int, progress: float) -> float:
-        """The learning rate over its peak: linear warm-up over at most a tenth of the segment, then sqrt(1 - progress)."""
+        """The learning rate over its peak: a warm-up of at most a tenth of the segment, then sqrt(1 - progress)."""
         done = step - self.from_step + 1
         if self.steps is not None:
             warm_up = done / min(WARM_UP_STEPS, max(1, (self.steps - self.from_step) // 10))
