@@ -175,11 +175,13 @@ def test_dry_run_of_overwriting_deletes_nothing(cli, run):
     assert contents(run) == before
 
 
-def test_a_run_by_the_clock_ends_in_time_whatever_its_budget(cli, tmp_path):
-    for minutes in (1e-9, 0.01):
-        cli.works("train", *SMALLEST, "--minutes", minutes, "--output_dir", "run", "--overwrite")
-        assert load_checkpoint(tmp_path / "run/model_final.pt").about["finished"]
-        assert {"model_final.pt", "training_loss.png", "log.jsonl"} <= set(contents(tmp_path / "run"))
+def test_a_run_by_the_clock_finishes_or_is_refused_if_no_step_fits(cli, tmp_path):
+    command = ("train", *SMALLEST, "--output_dir", "run", "--minutes")
+    cli.refuses(2, [*command, 1e-9], "--minutes 1e-09 leaves no time for a single step. Give more minutes.")
+    assert not contents(tmp_path)
+    cli.works(*command, 0.03)
+    assert load_checkpoint(tmp_path / "run/model_final.pt").about["finished"]
+    assert {"model_final.pt", "training_loss.png", "log.jsonl"} <= set(contents(tmp_path / "run"))
 
 
 def test_training_prints_its_messages_and_the_path_of_the_model_on_standard_error(cli):
