@@ -564,7 +564,7 @@ def test_a_refused_command_leaves_an_existing_run_as_it_is(given, words, cli, tr
 
 
 def test_resuming_another_runs_checkpoint_does_not_overwrite_this_run(cli, trained, loud, tmp_path):
-    """Nor does resuming a copy of a run overwrite the run that it was copied from."""
+    """Resuming a copy of a run continues the copy, and leaves the run that it was copied from as it is."""
     shutil.copytree(loud.parent, tmp_path / "run")
     before = contents(tmp_path)
     argv = ["train", "--resume", trained / "model_final.pt", "--max_steps", 5]
@@ -573,9 +573,8 @@ def test_resuming_another_runs_checkpoint_does_not_overwrite_this_run(cli, train
 
     original = contents(trained)
     shutil.copytree(trained, tmp_path / "copy")
-    cli.refuses(2, ["train", "--resume", "copy/model_final.pt", "--max_steps", 5], f"--output_dir {trained}", "another")
-    assert contents(trained) == original
-    cli.works("train", "--resume", "copy/model_final.pt", "--max_steps", 5, "--output_dir", "copy")
+    cli.works("train", "--resume", "copy/model_final.pt", "--max_steps", 5)
+    assert contents(trained) == original and load_checkpoint("copy/model_final.pt").about["step"] == 5
 
 
 def test_a_run_without_a_checkpoint_is_answered_with_overwrite(cli, tmp_path):
