@@ -76,7 +76,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     world = make_world(options.device, os.environ)
     model, requests = _open_model(options, world) if options.checkpoint else (None, [])
     if not world.is_main:  # the other ranks only help to sample
-        for request in requests:
+        for request in model.count_classes(requests):
             model.sample(request)
         return 0
     images = None if model else read_images("images", options.images).subset(options.num_images)
@@ -88,6 +88,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
     real = _open_real(options, dataset, model, shape, cache, world.device)
     check_heldout(real, options.bits_per_dim, model.class_names if options.train_on_synthetic else None)
+    requests = model.count_classes(requests, real.images) if model else []
     asked = options.features or default_features(dataset, shape)
     features = make_features(asked, dataset or "these images", shape, world.device)
     reference = make_reference(real, features, cache)
@@ -106,17 +107,15 @@ def _evaluate_each(options: EvaluateOptions, model, requests, images, reference,
     from tiny_diffusion.evaluation.protocol import evaluate, floor_of
     from tiny_diffusion.evaluation.report import result_lines
 
-    floor = floor_of(reference, features, options.num_images if model else len(images.images))
+    heldout = reference.real.heldout
+    counts = model.class_counts if model and heldout and heldout.class_names == model.class_names else ()
+    floor = floor_of(reference, features, options.num_images if model else len(images.images), counts)
     classifier_seed = options.seed if options.train_on_synthetic else None
     results = []
     for request in requests or [None]:
         sampled = _sample(model, request) if model else images
         found = evaluate(reference, sampled, features, floor, classifier_seed)
-        about = (
-            model.protocol(request)
-            if model
-            else {"images": options.images, "images_sha256": images.sha256(), "images_in_all": images.total}
-        )
+        about = model.protocol(request) if model else _source(options.images, images)
         results.append({**about, **found.numbers})
         heading = [f"\n{request.describe()}, seed {request.seed}"] if model else []
         print("\n".join([*heading, *result_lines(results[-1])]))

@@ -67,6 +67,21 @@ class Request:
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
 
 
+def labels_in_shares(class_counts: Sequence[int], num_images: int, seed: int) -> tuple[int, ...]:
+    """A random label for each image, with the classes in the shares of these counts, which are not all 0.
+
+    Systematic sampling: a class gets its share of the images, rounded down or up, and on average over seeds exactly
+    its share, even where there are more classes than images.  The order is random.
+    """
+    random = stream(seed, "classes")
+    order = random.permutation(len(class_counts))
+    ends = np.cumsum(np.asarray(class_counts, dtype=np.int64)[order])
+    total = int(ends[-1])
+    positions = (np.arange(num_images) * total + random.integers(total)) // max(num_images, 1)
+    labels = order[np.searchsorted(ends, positions, side="right")]
+    return tuple(random.permutation(labels).tolist())
+
+
 def default_sampling(sampler: str, timesteps: int) -> dict[str, object]:
     """How a model samples unless a request says otherwise, as checkpoints store it under "sampling".
 
