@@ -409,6 +409,37 @@ def test_evaluate_samples_the_labels_that_training_sampled(cli, unbalanced, tmp_
     assert result["metrics"][wanted["name"]] == pytest.approx(wanted["value"], rel=1e-4)
 
 
+def test_a_class_without_training_images_is_sampled_neither_by_default_nor_by_name(cli, unbalanced):
+    checkpoint = unbalanced / "model_final.pt"
+    assert load_checkpoint(checkpoint).request(range(4)).labels() == [0, 2, 0, 2]
+    for asked in ("two", "zero,two", "0-2"):
+        cli.refuses(2, ("sample", "--checkpoint", checkpoint, "--classes", asked), f"--classes {asked}", "class two")
+
+
+@pytest.mark.parametrize(
+    "command, option",
+    [("sample", ("--guidance", 2)), ("sample", ("--guidance", 0)), ("evaluate", ("--guidance", 3)),
+     ("evaluate", ("--bits_per_dim",))],
+    ids=str,
+)  # fmt: skip
+def test_a_model_that_never_trained_without_a_class_refuses_what_needs_that(cli, unbalanced, command, option):
+    argv = (command, "--checkpoint", unbalanced / "model_final.pt", *option)
+    cli.refuses(2, argv, option[0], "--label_dropout 0")
+
+
+def test_guidance_zero_samples_no_classes_and_shows_none(cli, loud, monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        "tiny_diffusion.visuals.images.save_grid", lambda path, images, captions_of: captions.append(captions_of)
+    )
+    for guidance in (0, 2):
+        cli.works(
+            "sample", "--checkpoint", loud, "--num_images", 2, "--steps", 2, "--guidance", guidance, "--output", "x.png"
+        )
+    assert captions == [None, ["0", "1"]]
+    cli.refuses(2, ("evaluate", "--checkpoint", loud, "--guidance", 0, "--train_on_synthetic"), "--guidance 0")
+
+
 # Refusals
 
 

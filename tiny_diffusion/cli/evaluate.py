@@ -148,8 +148,12 @@ def _open_model(options: EvaluateOptions, world):
 
     model = ModelImages(options.checkpoint, world, options.weights)
     if options.train_on_synthetic and not model.config.class_cond:
+        raise OptionError("--train_on_synthetic needs a model trained with --class_cond. Leave it out.")
+    if options.train_on_synthetic and options.guidance == 0:
+        raise OptionError("--train_on_synthetic needs classes, and --guidance 0 has none. Leave one of them out.")
+    if options.bits_per_dim and not model.knows_no_class:
         raise OptionError(
-            "--train_on_synthetic needs a model trained with --class_cond; this one was not. Leave it out."
+            "--bits_per_dim needs a model trained without classes, too, not --label_dropout 0. Leave it out."
         )
     requests = model.requests(
         options.num_images, options.sampler or (), options.steps or (), grid=options.grid, guidance=options.guidance,
@@ -228,7 +232,7 @@ def _write(folder: Path, model, reference, features: str, whole: dict, last) -> 
     print(f"\nnumbers    {folder / 'evaluation.json'}")
     save_png(folder / "nearest.png", _nearest_pairs(last, reference.real.images.images))
     print(f"neighbours {folder / 'nearest.png'}")
-    if model:
+    if model and model.knows_no_class:
         curves = error_curves(model.model, model.diffusion, reference.real, model.world.device, results[0]["seed"])
         if model.config.class_cond:
             curves = {f"{name} (null class)": curve for name, curve in curves.items()}

@@ -57,6 +57,11 @@ class Request:
         """The label of each image, which depends on its index alone; None for an unconditional model."""
         return [self.classes[i % len(self.classes)] for i in self.indices] if self.classes else None
 
+    @property
+    def shows_classes(self) -> bool:
+        """Whether the images depend on their labels: guidance 0 leaves only the model without classes."""
+        return bool(self.classes) and self.guidance != 0
+
     def describe(self) -> str:
         """The sampler, its steps and its grid in words."""
         fresh = "" if self.eta is None else f", eta {self.eta:g}"

@@ -38,6 +38,11 @@ class ModelImages:
         self.shape, self.class_names = self.checkpoint.shape, self.checkpoint.class_names
         self.class_counts = self.checkpoint.class_counts if self.config.class_cond else []
 
+    @property
+    def knows_no_class(self) -> bool:
+        """Whether the model was trained without classes, too, as its likelihood and its errors by noise level need."""
+        return not self.config.class_cond or self.config.label_dropout > 0
+
     def requests(
         self,
         num_images: int,
@@ -95,8 +100,7 @@ class ModelImages:
         for batch in request.batches(self.world):
             parts.append(to_uint8(sample(self.model, self.diffusion, batch, self.shape, self.world)))
             on_batch(len(batch.indices))
-        labels = request.labels()
-        labels = None if labels is None else torch.tensor(labels)
+        labels = torch.tensor(request.labels()) if request.shows_classes else None
         return NamedImages("samples", torch.cat(parts), labels, self.class_names)
 
     def protocol(self, request: Request) -> dict[str, object]:

@@ -67,11 +67,13 @@ class Checkpoint:
     def request(self, indices: Sequence[int], *, classes: Sequence[int] | None = None, **asked) -> Request:
         """A request for these images as `sample.py` makes it: the checkpoint's own sampling, changed where asked.
 
-        classes: labels that the images take in turn [all of a class-conditional model].   asked: fields of Request.
+        classes: labels that the images take in turn [all of a class-conditional model that had
+        training images].   asked: fields of Request.
         """
         config = self.config
         if classes is None:
-            classes = range(len(self.class_names)) if config.class_cond else ()
+            labels = range(len(self.class_names)) if config.class_cond else ()
+            classes = [label for label in labels if not self.class_counts or self.class_counts[label]]
         return request_from(self.about["sampling"], config.timesteps, indices, classes=tuple(classes), **asked)
 
 

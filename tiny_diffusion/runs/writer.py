@@ -111,7 +111,8 @@ class RunWriter:
 
     def request(self, indices: Sequence[int]) -> Request:
         """How this run samples, which is also what its checkpoints say."""
-        classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
+        labels = range(len(self.class_names)) if self.config.class_cond else ()
+        classes = tuple(label for label in labels if self.class_counts[label])
         return request_from(self.sampling, self.config.timesteps, indices, seed=self.config.seed, classes=classes)
 
     def evaluation_request(self) -> Request:
