@@ -365,6 +365,29 @@ def test_likelihood_and_train_on_synthetic_are_measured_on_held_out_images(cli, 
     assert result["metrics"]["bits_per_dim[n=4, held-out, uniform dequantisation, null class]"] > 0
 
 
+def test_grey_images_saved_as_rgb_are_compared_as_grey(cli, drawn, tmp_path):
+    """Against a grey set and as the reference of grey images; one pixel of colour is refused."""
+    save_npz("rgb.npz", np.load(drawn[0])["arr_0"].repeat(3, axis=-1))
+    found = []
+    for images, reference in (
+        (drawn[0], "digits"),
+        ("rgb.npz", "digits"),
+        ("rgb.npz", drawn[0]),
+        (drawn[0], "rgb.npz"),
+    ):
+        option = "--dataset" if reference == "digits" else "--reference"
+        ended = cli.works("evaluate", "--images", images, option, reference, "--features", "pixels", "--output", "out")
+        assert ("as grey" in ended.out) == ("rgb.npz" in (images, reference))
+        found.append(report(tmp_path / "out")["results"][0]["metrics"])
+    assert found[0] == found[1] and found[2] == found[3]
+    coloured = np.load("rgb.npz")["arr_0"].copy()
+    coloured[7, 3, 3, 1] ^= 1
+    save_npz("coloured.npz", coloured)
+    cli.refuses(
+        2, ("evaluate", "--images", "coloured.npz", "--dataset", "digits"), "1x8x8", "3x8x8", "three equal channels"
+    )
+
+
 # Classes
 
 

@@ -86,15 +86,17 @@ def run(argv: list[str], program: str, started: float) -> int:
     check_writable("output", folder, folder=True)
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
-    real = _open_real(options, dataset, model, shape, cache, world.device)
+    real = _open_real(options, dataset, model, shape, cache, world.device).in_channels(shape[0])
+    images = images and images.in_channels(real.images.shape[0])
+    real.check_shape(shape := images.shape if images else model.shape)
     check_heldout(real, options.bits_per_dim, model.class_names if options.train_on_synthetic else None)
     requests = model.count_classes(requests, real.images) if model else []
     asked = options.features or default_features(dataset, shape)
     features = make_features(asked, dataset or "these images", shape, world.device)
     reference = make_reference(real, features, cache)
     print(reference_line(real, features))
-    if images is not None and len(images.images) < images.total:
-        print(f"images: a random {len(images.images):,} of {images.total:,}")
+    if images is not None:
+        print(f"images: {images.describe()}")
     results, last = _evaluate_each(options, model, requests, images, reference, features)
     if options.bits_per_dim:
         results[0]["metrics"] |= _bits(model, real.heldout, options.seed)
@@ -186,7 +188,6 @@ def _open_real(options: EvaluateOptions, dataset: str | None, model, shape: tupl
         real = open_training_set(model.training_config(options.data_dir), cache, show_progress)
     else:
         real = open_data_set(dataset, options.data_dir, shape[1:], cache, show_progress)
-    real.check_shape(shape)
     return real
 
 

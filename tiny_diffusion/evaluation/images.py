@@ -5,7 +5,7 @@ Each becomes one uint8 tensor.  Nothing in an .npz file is executed.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,18 @@ class NamedImages:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return tuple(self.images.shape[1:])
+
+    def in_channels(self, channels: int) -> "NamedImages":
+        """Grey images if one channel is wanted and all three are equal, as where grey images were saved as RGB."""
+        if channels != 1 or len(self.images) == 0 or self.shape[0] != 3 or (self.images != self.images[:, :1]).any():
+            return self
+        name = f"{self.name} (as grey, since all three channels are equal)"
+        return replace(self, name=name, images=self.images[:, :1].contiguous())
+
+    def describe(self) -> str:
+        """How many images these are, and of which set."""
+        count, of = len(self.images), f" of {self.total:,}" if self.of else ""
+        return f"{'a random ' if of else ''}{count:,}{of}, {self.name}"
 
     def subset(self, count: int, class_counts: Sequence[int] = ()) -> "NamedImages":
         """At most `count` of the images: see `random_indices`, and with class counts `indices_in_shares`."""
