@@ -15,12 +15,13 @@ from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.evaluation.classifier import make_classifier, save_classifier, train_classifier
 from tiny_diffusion.evaluation.features import make_features
+from tiny_diffusion.evaluation.generate import ModelImages
 from tiny_diffusion.evaluation.images import NamedImages, random_indices, read_images
 from tiny_diffusion.evaluation.online import OnlineEvaluation
 from tiny_diffusion.evaluation.protocol import evaluate, floor_of, nearest_training, scores, train_on_synthetic
 from tiny_diffusion.evaluation.reference import Real, make_reference
-from tiny_diffusion.runs.checkpoint import load_checkpoint
-from tiny_diffusion.runtime.world import World
+from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
+from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 from tiny_diffusion.visuals.images import save_folder, save_npz
 
 SHAPE = (1, 8, 8)
@@ -71,10 +72,16 @@ def scored(judged):
 
 
 @pytest.fixture
-def drawn(cli, loud):
-    """Sixty images of the loud model as .npz and as a folder: what `sample` writes."""
+def unconditional(trained):
+    """A model without classes: `sample` lets classes take turns, and `evaluate` takes the training set's shares."""
+    return trained / "model_final.pt"
+
+
+@pytest.fixture
+def drawn(cli, unconditional):
+    """Sixty images of a model without classes as .npz and as a folder: what `sample` writes."""
     for output in ("drawn.npz", "drawn/"):
-        cli.works("sample", "--checkpoint", loud, "--num_images", 60, "--output", output)
+        cli.works("sample", "--checkpoint", unconditional, "--num_images", 60, "--output", output)
     return "drawn.npz", "drawn"
 
 
@@ -168,6 +175,35 @@ def test_a_subset_keeps_the_shares_of_the_classes_in_whatever_order_they_come(or
     assert random_indices(3, 5).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("held", [[100, 100], [50, 500], [300, 40], [7, 0]], ids=str)
+def test_a_subset_in_shares_has_as_many_images_as_its_classes_allow(held):
+    """Nine to one.  A class without held-out images is left out of the shares."""
+    labels = torch.repeat_interleave(torch.arange(2), torch.tensor(held))
+    images = NamedImages("held out", torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+    most = min(held[0] * 10 // 9, held[1] * 10) if held[1] else held[0]
+    for count in (5, 1000):
+        chosen = images.subset(count, [900, 100])
+        found = torch.bincount(chosen.labels, minlength=2)
+        assert found.sum() == min(count, most)
+        assert abs(found[1] - min(count, most) / 10 * bool(held[1])) < 1
+
+
+def test_the_floor_of_an_unbalanced_set_has_its_shares(digits):
+    """Nine to one in training, and as many of each class held out: all of these would be far from the training set."""
+    features = make_features("pixels", "digits", SHAPE, torch.device("cpu"))
+    places = [torch.where(digits.labels == label)[0] for label in (0, 1)]
+
+    def some(zeros, ones):
+        chosen = torch.cat([places[0][zeros], places[1][ones]])
+        return NamedImages("some", digits.images[chosen], digits.labels[chosen], digits.class_names)
+
+    held = some(slice(90, 140), slice(10, 60))
+    reference = make_reference(Real(some(slice(90), slice(10)), "train", held), features)
+    floor, evenly = (floor_of(reference, features, 100, counts) for counts in ([90, 10, *[0] * 8], ()))
+    assert (floor.count, evenly.count) == (55, 100)
+    assert floor.scores["relative_frechet_distance"] < evenly.scores["relative_frechet_distance"] / 3
+
+
 def test_every_name_counts_the_images_that_its_number_is_computed_from(judged, digits_heldout, monkeypatch):
     """With at most 50 compared, the numbers of 100 images named n=50 are those of the 50 chosen ones."""
     monkeypatch.setattr("tiny_diffusion.evaluation.protocol.MAX_COMPARED", 50)
@@ -216,8 +252,8 @@ def test_an_npz_and_a_folder_of_the_same_images_are_read_alike(tmp_path, channel
     assert torch.equal(one, other) and np.array_equal(hwc(one), images)
 
 
-def test_checkpoint_npz_and_folder_score_exactly_the_same(cli, loud, drawn, tmp_path):
-    sources = [("--checkpoint", loud), *(("--images", name) for name in drawn)]
+def test_checkpoint_npz_and_folder_score_exactly_the_same(cli, unconditional, drawn, tmp_path):
+    sources = [("--checkpoint", unconditional), *(("--images", name) for name in drawn)]
     found = []
     for number, source in enumerate(sources):
         output = tmp_path / f"out{number}"
@@ -241,11 +277,11 @@ def test_every_kind_of_reference_gives_the_same_numbers(cli, drawn, digits, tmp_
     assert all(name.endswith("n=60, reference]") for name in found[0]["results"][0]["metrics"])
 
 
-def test_a_model_as_reference_is_sampled_from_the_next_seed(cli, drawn, loud, tmp_path):
-    cli.works("sample", "--checkpoint", loud, "--num_images", 40, "--seed", 8, "--output", "other.npz")
+def test_a_model_as_reference_is_sampled_from_the_next_seed(cli, drawn, unconditional, tmp_path):
+    cli.works("sample", "--checkpoint", unconditional, "--num_images", 40, "--seed", 8, "--output", "other.npz")
     argv = ("evaluate", "--images", drawn[0], "--num_images", 40, "--seed", 7)
     found = []
-    for name in (loud, "other.npz"):
+    for name in (unconditional, "other.npz"):
         cli.works(*argv, "--reference", name, "--output", "out")
         found.append(report(tmp_path / "out"))
     assert found[0]["reference"]["sha256"] == found[1]["reference"]["sha256"]
@@ -327,6 +363,104 @@ def test_likelihood_and_train_on_synthetic_are_measured_on_held_out_images(cli, 
     (result,) = report(tmp_path / "out")["results"]
     assert 0 <= result["metrics"]["train_on_synthetic_accuracy[n=20, 299 held-out]"] <= 1
     assert result["metrics"]["bits_per_dim[n=4, held-out, uniform dequantisation, null class]"] > 0
+
+
+def test_grey_images_saved_as_rgb_are_compared_as_grey(cli, drawn, tmp_path):
+    """Against a grey set and as the reference of grey images; one pixel of colour is refused."""
+    save_npz("rgb.npz", np.load(drawn[0])["arr_0"].repeat(3, axis=-1))
+    found = []
+    for images, reference in (
+        (drawn[0], "digits"),
+        ("rgb.npz", "digits"),
+        ("rgb.npz", drawn[0]),
+        (drawn[0], "rgb.npz"),
+    ):
+        option = "--dataset" if reference == "digits" else "--reference"
+        ended = cli.works("evaluate", "--images", images, option, reference, "--features", "pixels", "--output", "out")
+        assert ("as grey" in ended.out) == ("rgb.npz" in (images, reference))
+        found.append(report(tmp_path / "out")["results"][0]["metrics"])
+    assert found[0] == found[1] and found[2] == found[3]
+    coloured = np.load("rgb.npz")["arr_0"].copy()
+    coloured[7, 3, 3, 1] ^= 1
+    save_npz("coloured.npz", coloured)
+    cli.refuses(
+        2, ("evaluate", "--images", "coloured.npz", "--dataset", "digits"), "1x8x8", "3x8x8", "three equal channels"
+    )
+
+
+# Classes
+
+
+@pytest.fixture(scope="session")
+def unbalanced(tmp_path_factory):
+    """The folder of a class-conditional run on 40 ones, 10 zeros and no twos, scored once while training."""
+    folder = tmp_path_factory.mktemp("unbalanced")
+    for name, count in (("one", 40), ("zero", 10)):
+        save_folder(folder / f"set/train/{name}", noise(count, seed=count))
+    save_folder(folder / "set/test/two", noise(12))
+    argv = ["--dataset", "folder", "--data_dir", folder / "set", "--image_size", 8, "--class_cond", *TINY[2:]]
+    argv += ["--epochs", 1, "--batch_size", 8, "--device", "cpu", "--seed", 5, "--label_dropout", 0]
+    argv += ["--eval_interval", 1, "--eval_images", 100, "--keep_best"]
+    assert call("train", *argv, "--output_dir", folder / "run") == 0
+    return folder / "run"
+
+
+def test_a_class_conditional_model_is_scored_in_the_shares_of_its_training_set(unbalanced):
+    model = ModelImages(unbalanced / "model_final.pt", SINGLE_PROCESS)
+    for request in model.requests(100, ["ddim", "abm"]):
+        assert np.bincount(request.labels(), minlength=3).tolist() == [80, 0, 20]  # one, two, zero
+
+
+def test_a_checkpoint_of_before_is_scored_in_the_shares_of_the_reference(unbalanced, tmp_path):
+    checkpoint = load_checkpoint(unbalanced / "model_final.pt")
+    about = {name: value for name, value in checkpoint.about.items() if name not in ("format", "sha256", "images")}
+    save_checkpoint(tmp_path / "old.pt", about, checkpoint.tensors)
+    model = ModelImages(tmp_path / "old.pt", SINGLE_PROCESS)
+    requests, labels = model.requests(100), torch.tensor([2, 0, 0, 0])
+    names = model.class_names
+    for class_names, wanted in ((("x", "y", "z"), [34, 33, 33]), (names, [75, 0, 25])):
+        real = NamedImages("real", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), labels, class_names)
+        (request,) = model.count_classes(requests, real)
+        assert np.bincount(request.labels(), minlength=3).tolist() == wanted
+
+
+def test_evaluate_samples_the_labels_that_training_sampled(cli, unbalanced, tmp_path):
+    best = unbalanced / "checkpoints/best.pt"
+    cli.works("evaluate", "--checkpoint", best, "--num_images", 100, "--seed", 5, "--output", "out")
+    (result,) = report(tmp_path / "out")["results"]
+    wanted = load_checkpoint(best).about["best_score"]
+    assert result["metrics"][wanted["name"]] == pytest.approx(wanted["value"], rel=1e-4)
+
+
+def test_a_class_without_training_images_is_sampled_neither_by_default_nor_by_name(cli, unbalanced):
+    checkpoint = unbalanced / "model_final.pt"
+    assert load_checkpoint(checkpoint).request(range(4)).labels() == [0, 2, 0, 2]
+    for asked in ("two", "zero,two", "0-2"):
+        cli.refuses(2, ("sample", "--checkpoint", checkpoint, "--classes", asked), f"--classes {asked}", "class two")
+
+
+@pytest.mark.parametrize(
+    "command, option",
+    [("sample", ("--guidance", 2)), ("sample", ("--guidance", 0)), ("evaluate", ("--guidance", 3)),
+     ("evaluate", ("--bits_per_dim",))],
+    ids=str,
+)  # fmt: skip
+def test_a_model_that_never_trained_without_a_class_refuses_what_needs_that(cli, unbalanced, command, option):
+    argv = (command, "--checkpoint", unbalanced / "model_final.pt", *option)
+    cli.refuses(2, argv, option[0], "--label_dropout 0")
+
+
+def test_guidance_zero_samples_no_classes_and_shows_none(cli, loud, monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        "tiny_diffusion.visuals.images.save_grid", lambda path, images, captions_of: captions.append(captions_of)
+    )
+    for guidance in (0, 2):
+        cli.works(
+            "sample", "--checkpoint", loud, "--num_images", 2, "--steps", 2, "--guidance", guidance, "--output", "x.png"
+        )
+    assert captions == [None, ["0", "1"]]
+    cli.refuses(2, ("evaluate", "--checkpoint", loud, "--guidance", 0, "--train_on_synthetic"), "--guidance 0")
 
 
 # Refusals

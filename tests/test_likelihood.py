@@ -9,7 +9,7 @@ from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.evaluation.error_by_noise import error_by_level, log_snrs_of
-from tiny_diffusion.evaluation.likelihood import bits_per_dimension, log_likelihood
+from tiny_diffusion.evaluation.likelihood import MAX_CHANGE, STEPS, bits_per_dimension, heldout_bits, log_likelihood
 
 MEAN, STD = 0.2, 0.4  # of every pixel, independently
 
@@ -33,23 +33,49 @@ def singular(schedule, prediction):
     return prediction == "epsilon" and schedule.alpha[-1] == 0
 
 
+def closed_form(schedule, images, std):
+    """(B,) log-density at the cleanest level, where a pixel is N(alpha mean, alpha^2 std^2 + sigma^2) / radius."""
+    first = schedule.level(0)
+    noisy = math.hypot(first.alpha * std, first.sigma) / first.radius
+    return torch.distributions.Normal(MEAN * first.alpha / first.radius, noisy).log_prob(images).flatten(1).sum(1)
+
+
+def pixels_of(std, count=5):
+    """Gaussian images (count, 1, 4, 4) and as many Rademacher vectors."""
+    generator = torch.Generator().manual_seed(0)
+    images = MEAN + std * torch.randn(count, 1, 4, 4, generator=generator, dtype=torch.float64)
+    return images, torch.randint(0, 2, images.shape, generator=generator).double() * 2 - 1
+
+
+@pytest.mark.parametrize("std", [0.5, 0.1, 0.02, 0.01, 0.005])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_likelihood_of_pixels_of_any_deviation_is_within_a_hundredth_of_a_bit(name, std):
+    schedule, (images, probe) = make_schedule(name), pixels_of(std)
+    found = log_likelihood(ideal(schedule, "v", std=std), Diffusion(schedule, "v"), images, probe, STEPS)
+    torch.testing.assert_close(found, closed_form(schedule, images, std), rtol=0, atol=0.01 * 16 * math.log(2))
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_likelihood_of_gaussian_pixels_is_exact(name, prediction):
-    """At the cleanest level, where the process begins, a pixel is N(alpha mean, alpha^2 std^2 + sigma^2)."""
-    schedule = make_schedule(name)
+def test_the_likelihood_is_that_of_every_prediction(name, prediction):
+    schedule, (images, probe) = make_schedule(name), pixels_of(STD)
     if singular(schedule, prediction):
         pytest.skip("the one pair that cannot be inverted")
-    generator = torch.Generator().manual_seed(0)
-    images = MEAN + STD * torch.randn(5, 1, 4, 4, generator=generator, dtype=torch.float64)
-    probe = torch.randint(0, 2, images.shape, generator=generator).double() * 2 - 1
-    diffusion = Diffusion(schedule, prediction)
-    found = log_likelihood(ideal(schedule, prediction), diffusion, images, probe, steps=200)
-    first = schedule.level(0)
-    radius = math.hypot(first.alpha, first.sigma)
-    std = math.hypot(first.alpha * STD, first.sigma) / radius
-    wanted = torch.distributions.Normal(MEAN * first.alpha / radius, std).log_prob(images).flatten(1).sum(1)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02 * 16)
+    found = log_likelihood(ideal(schedule, prediction), Diffusion(schedule, prediction), images, probe, STEPS)
+    torch.testing.assert_close(found, closed_form(schedule, images, STD), rtol=0, atol=0.01 * 16 * math.log(2))
+
+
+def test_the_steps_are_doubled_until_that_changes_nothing(monkeypatch):
+    """From two steps, which are far off, the bits of sharp pixels come to those of hundreds."""
+    schedule, std = make_schedule("cosine"), 0.01
+    images = ((pixels_of(std, 16)[0] + 1) * 127.5).round().to(torch.uint8)
+    model, diffusion = ideal(schedule, "v", std=std), Diffusion(schedule, "v")
+    coarse, wanted = (bits_per_dimension(model, diffusion, images, steps=steps).mean() for steps in (2, 400))
+    assert abs(coarse - wanted) > 0.5
+    monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.STEPS", 2)
+    plain = {"seed": 0, "progress": lambda items, count, doing: items}
+    bits, _ = heldout_bits(model, diffusion, images, torch.device("cpu"), **plain)
+    assert bits == pytest.approx(float(wanted), abs=MAX_CHANGE)
 
 
 def test_images_of_noise_take_eight_bits_at_least():

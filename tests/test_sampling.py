@@ -13,7 +13,14 @@ from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
 from tiny_diffusion.diffusion.samplers import SAMPLERS
-from tiny_diffusion.diffusion.sampling import Request, default_sampling, denoising, request_from, sample
+from tiny_diffusion.diffusion.sampling import (
+    Request,
+    default_sampling,
+    denoising,
+    labels_in_shares,
+    request_from,
+    sample,
+)
 from tiny_diffusion.models.build import make_diffusion, make_model
 from tiny_diffusion.randomness import stream
 
@@ -224,6 +231,26 @@ def test_guidance_zero_is_no_label_and_guidance_one_is_the_label(model):
     torch.testing.assert_close(draw(model, range(4), classes=(3,), guidance=0.0), draw(model, range(4)))
     nearly = draw(model, range(4), classes=(3,), guidance=1.0 + 1e-6)
     torch.testing.assert_close(nearly, draw(model, range(4), classes=(3,)), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 100, 1003])
+@pytest.mark.parametrize("counts", [[900, 100], [5, 0, 1, 0], [10] * 102, [0, 3], [1]], ids=len)
+def test_classes_get_their_shares_of_the_images_rounded_down_or_up(counts, num_images):
+    found = np.bincount(labels_in_shares(counts, num_images, seed=3), minlength=len(counts))
+    wanted = num_images * np.array(counts) / sum(counts)
+    assert found.sum() == num_images and ((np.floor(wanted) <= found) & (found <= np.ceil(wanted))).all()
+
+
+def test_no_class_is_left_out_where_there_are_more_classes_than_images():
+    """Over 600 seeds each of 30 equal classes gets 6 of 30 images: 120 expected, within five deviations, 9.8."""
+    found = np.bincount(np.concatenate([labels_in_shares([2] * 30, 6, seed) for seed in range(600)]), minlength=30)
+    assert abs(found - 120).max() < 49
+
+
+def test_the_first_images_have_about_the_shares_of_all():
+    """A hundred of a thousand labels: 90 of the larger class expected, hypergeometric with a deviation of 2.8."""
+    first = np.bincount(labels_in_shares([900, 100], 1000, seed=0)[:100], minlength=2)
+    assert abs(first[0] - 90) < 12
 
 
 # Requests

@@ -43,4 +43,5 @@ PURPOSES = {
     "crops": 10,
     "likelihood": 11,
     "subset": 12,
+    "classes": 13,
 }

@@ -76,7 +76,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     world = make_world(options.device, os.environ)
     model, requests = _open_model(options, world) if options.checkpoint else (None, [])
     if not world.is_main:  # the other ranks only help to sample
-        for request in requests:
+        for request in model.count_classes(requests):
             model.sample(request)
         return 0
     images = None if model else read_images("images", options.images).subset(options.num_images)
@@ -86,14 +86,17 @@ def run(argv: list[str], program: str, started: float) -> int:
     check_writable("output", folder, folder=True)
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
-    real = _open_real(options, dataset, model, shape, cache, world.device)
+    real = _open_real(options, dataset, model, shape, cache, world.device).in_channels(shape[0])
+    images = images and images.in_channels(real.images.shape[0])
+    real.check_shape(shape := images.shape if images else model.shape)
     check_heldout(real, options.bits_per_dim, model.class_names if options.train_on_synthetic else None)
+    requests = model.count_classes(requests, real.images) if model else []
     asked = options.features or default_features(dataset, shape)
     features = make_features(asked, dataset or "these images", shape, world.device)
     reference = make_reference(real, features, cache)
     print(reference_line(real, features))
-    if images is not None and len(images.images) < images.total:
-        print(f"images: a random {len(images.images):,} of {images.total:,}")
+    if images is not None:
+        print(f"images: {images.describe()}")
     results, last = _evaluate_each(options, model, requests, images, reference, features)
     if options.bits_per_dim:
         results[0]["metrics"] |= _bits(model, real.heldout, options.seed)
@@ -106,17 +109,15 @@ def _evaluate_each(options: EvaluateOptions, model, requests, images, reference,
     from tiny_diffusion.evaluation.protocol import evaluate, floor_of
     from tiny_diffusion.evaluation.report import result_lines
 
-    floor = floor_of(reference, features, options.num_images if model else len(images.images))
+    heldout = reference.real.heldout
+    counts = model.class_counts if model and heldout and heldout.class_names == model.class_names else ()
+    floor = floor_of(reference, features, options.num_images if model else len(images.images), counts)
     classifier_seed = options.seed if options.train_on_synthetic else None
     results = []
     for request in requests or [None]:
         sampled = _sample(model, request) if model else images
         found = evaluate(reference, sampled, features, floor, classifier_seed)
-        about = (
-            model.protocol(request)
-            if model
-            else {"images": options.images, "images_sha256": images.sha256(), "images_in_all": images.total}
-        )
+        about = model.protocol(request) if model else _source(options.images, images)
         results.append({**about, **found.numbers})
         heading = [f"\n{request.describe()}, seed {request.seed}"] if model else []
         print("\n".join([*heading, *result_lines(results[-1])]))
@@ -149,8 +150,12 @@ def _open_model(options: EvaluateOptions, world):
 
     model = ModelImages(options.checkpoint, world, options.weights)
     if options.train_on_synthetic and not model.config.class_cond:
+        raise OptionError("--train_on_synthetic needs a model trained with --class_cond. Leave it out.")
+    if options.train_on_synthetic and options.guidance == 0:
+        raise OptionError("--train_on_synthetic needs classes, and --guidance 0 has none. Leave one of them out.")
+    if options.bits_per_dim and not model.knows_no_class:
         raise OptionError(
-            "--train_on_synthetic needs a model trained with --class_cond; this one was not. Leave it out."
+            "--bits_per_dim needs a model trained without classes, too, not --label_dropout 0. Leave it out."
         )
     requests = model.requests(
         options.num_images, options.sampler or (), options.steps or (), grid=options.grid, guidance=options.guidance,
@@ -183,7 +188,6 @@ def _open_real(options: EvaluateOptions, dataset: str | None, model, shape: tupl
         real = open_training_set(model.training_config(options.data_dir), cache, show_progress)
     else:
         real = open_data_set(dataset, options.data_dir, shape[1:], cache, show_progress)
-    real.check_shape(shape)
     return real
 
 
@@ -229,7 +233,7 @@ def _write(folder: Path, model, reference, features: str, whole: dict, last) -> 
     print(f"\nnumbers    {folder / 'evaluation.json'}")
     save_png(folder / "nearest.png", _nearest_pairs(last, reference.real.images.images))
     print(f"neighbours {folder / 'nearest.png'}")
-    if model:
+    if model and model.knows_no_class:
         curves = error_curves(model.model, model.diffusion, reference.real, model.world.device, results[0]["seed"])
         if model.config.class_cond:
             curves = {f"{name} (null class)": curve for name, curve in curves.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.selection import labels_of, number_list
-from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option
+from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, listed, option
 from tiny_diffusion.config.rules import refuse_sampling
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
@@ -86,7 +86,7 @@ def run(argv: list[str], program: str, started: float) -> int:
         deque(batches, maxlen=0)
         return 0
     names = checkpoint.about["class_names"]
-    captions = [names[label] for label in request.labels()] if request.classes else None
+    captions = [names[label] for label in request.labels()] if request.shows_classes else None
     try:
         _write(output, ending, batches, len(indices), film, captions)
         if options.show_intermediate:
@@ -139,6 +139,10 @@ def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
         asked["batch_size"] = options.batch_size
     if options.classes is not None:
         asked["classes"] = labels_of(options.classes, config.class_cond, checkpoint.class_names)
+        for label in asked["classes"] if checkpoint.class_counts else ():
+            if not checkpoint.class_counts[label]:
+                name = listed(checkpoint.class_names[label : label + 1])
+                raise OptionError(f"--classes {options.classes}: the model was trained on no image of class {name}.")
     return checkpoint.request(indices, **asked)
 
 

@@ -118,6 +118,11 @@ def refuse_sampling(
         raise OptionError(
             f"--guidance {guidance:g} needs a model trained with --class_cond; this one was not. Leave it out."
         )
+    if guidance not in (None, 1) and not config.label_dropout:
+        raise OptionError(
+            f"--guidance {guidance:g} needs a model that was trained without classes, too; this one was trained with "
+            "--label_dropout 0. Leave it out."
+        )
 
 
 def refuse_no_folder(data_dir: str | None, dataset: str) -> None:

@@ -47,6 +47,11 @@ class ImageSet:
     def channels(self) -> int:
         return self.images.shape[1]
 
+    @property
+    def class_counts(self) -> list[int]:
+        """How many images each class has; empty if there are no classes."""
+        return torch.bincount(self.labels, minlength=len(self.class_names)).tolist() if self.class_names else []
+
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on this device, as far as its pixels are in memory."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))

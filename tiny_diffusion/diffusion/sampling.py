@@ -57,6 +57,11 @@ class Request:
         """The label of each image, which depends on its index alone; None for an unconditional model."""
         return [self.classes[i % len(self.classes)] for i in self.indices] if self.classes else None
 
+    @property
+    def shows_classes(self) -> bool:
+        """Whether the images depend on their labels: guidance 0 leaves only the model without classes."""
+        return bool(self.classes) and self.guidance != 0
+
     def describe(self) -> str:
         """The sampler, its steps and its grid in words."""
         fresh = "" if self.eta is None else f", eta {self.eta:g}"
@@ -65,6 +70,21 @@ class Request:
     def evaluations(self) -> int:
         """How often the network is evaluated for each image."""
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
+
+
+def labels_in_shares(class_counts: Sequence[int], num_images: int, seed: int) -> tuple[int, ...]:
+    """A random label for each image, with the classes in the shares of these counts, which are not all 0.
+
+    Systematic sampling: a class gets its share of the images, rounded down or up, and on average over seeds exactly
+    its share, even where there are more classes than images.  The order is random.
+    """
+    random = stream(seed, "classes")
+    order = random.permutation(len(class_counts))
+    ends = np.cumsum(np.asarray(class_counts, dtype=np.int64)[order])
+    total = int(ends[-1])
+    positions = (np.arange(num_images) * total + random.integers(total)) // max(num_images, 1)
+    labels = order[np.searchsorted(ends, positions, side="right")]
+    return tuple(random.permutation(labels).tolist())
 
 
 def default_sampling(sampler: str, timesteps: int) -> dict[str, object]:

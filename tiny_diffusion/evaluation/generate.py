@@ -12,7 +12,7 @@ import torch
 from tiny_diffusion.config.rules import refuse_sampling
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.pixels import to_uint8
-from tiny_diffusion.diffusion.sampling import Request, sample
+from tiny_diffusion.diffusion.sampling import Request, labels_in_shares, sample
 from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.models.build import make_diffusion, to_device
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
@@ -25,7 +25,8 @@ class ModelImages:
     """The model of a checkpoint, ready to sample.
 
     path: of the checkpoint.  weights: "ema" or "raw".  shape: (C, H, W) of the images.  The ranks of the world share
-    the sampling, and each of them returns all images.  Raises FileError for an unreadable checkpoint.
+    the sampling, and each of them returns all images.  class_counts: the training images of each class, in whose shares
+    a class-conditional model is sampled; empty if unknown.  Raises FileError for an unreadable checkpoint.
     """
 
     def __init__(self, path: str, world: World, weights: str = "ema"):
@@ -35,6 +36,12 @@ class ModelImages:
         self.model = to_device(load_model(self.checkpoint, weights), world.device)
         self.diffusion = make_diffusion(self.config)
         self.shape, self.class_names = self.checkpoint.shape, self.checkpoint.class_names
+        self.class_counts = self.checkpoint.class_counts if self.config.class_cond else []
+
+    @property
+    def knows_no_class(self) -> bool:
+        """Whether the model was trained without classes, too, as its likelihood and its errors by noise level need."""
+        return not self.config.class_cond or self.config.label_dropout > 0
 
     def requests(
         self,
@@ -54,13 +61,35 @@ class ModelImages:
         """
         usual = self.checkpoint.about["sampling"]["sampler"]
         refuse_sampling(self.config, samplers=samplers or [usual], steps=steps, eta=eta, guidance=guidance)
-        return [
+        requests = [
             self.checkpoint.request(
                 range(num_images), sampler=sampler, steps=count, grid=grid, guidance=guidance, eta=eta, seed=seed,
                 batch_size=batch_size,
             )
             for sampler, count in product(samplers or (None,), steps or (None,))
         ]  # fmt: skip
+        return self._in_shares(requests)
+
+    def count_classes(self, requests: Sequence[Request], images: NamedImages | None = None) -> list[Request]:
+        """The requests with the classes in the shares of these images, if the checkpoint is too old to hold its own.
+
+        All ranks call it, rank 0 with images.  If these have other classes, the model's are sampled equally often.
+        """
+        if self.config.class_cond and not self.class_counts:
+            counts = [0] * len(self.class_names)
+            if images is not None and images.class_names == self.class_names:
+                counts = torch.bincount(images.labels, minlength=len(counts)).tolist()
+            counts = [int(count) for count in self.world.maximum(*counts)]
+            self.class_counts = counts if any(counts) else []
+        return self._in_shares(requests)
+
+    def _in_shares(self, requests: Sequence[Request]) -> list[Request]:
+        if not self.class_counts:
+            return list(requests)
+        return [
+            dataclasses.replace(each, classes=labels_in_shares(self.class_counts, len(each.indices), each.seed))
+            for each in requests
+        ]
 
     def sample(self, request: Request, on_batch: Callable[[int], object] = lambda count: None) -> NamedImages:
         """The images as they would be saved.
@@ -71,8 +100,7 @@ class ModelImages:
         for batch in request.batches(self.world):
             parts.append(to_uint8(sample(self.model, self.diffusion, batch, self.shape, self.world)))
             on_batch(len(batch.indices))
-        labels = request.labels()
-        labels = None if labels is None else torch.tensor(labels)
+        labels = torch.tensor(request.labels()) if request.shows_classes else None
         return NamedImages("samples", torch.cat(parts), labels, self.class_names)
 
     def protocol(self, request: Request) -> dict[str, object]:

@@ -4,7 +4,8 @@ Each becomes one uint8 tensor.  Nothing in an .npz file is executed.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import OpenRequest
+from tiny_diffusion.diffusion.sampling import labels_in_shares
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.randomness import stream
 
@@ -40,11 +42,26 @@ class NamedImages:
         """(C, H, W)."""
         return tuple(self.images.shape[1:])
 
-    def subset(self, count: int) -> "NamedImages":
-        """At most `count` of the images: see `random_indices`."""
-        if len(self.images) <= count:
+    def in_channels(self, channels: int) -> "NamedImages":
+        """Grey images if one channel is wanted and all three are equal, as where grey images were saved as RGB."""
+        if channels != 1 or len(self.images) == 0 or self.shape[0] != 3 or (self.images != self.images[:, :1]).any():
             return self
-        chosen = random_indices(len(self.images), count)
+        name = f"{self.name} (as grey, since all three channels are equal)"
+        return replace(self, name=name, images=self.images[:, :1].contiguous())
+
+    def describe(self) -> str:
+        """How many images these are, and of which set."""
+        count, of = len(self.images), f" of {self.total:,}" if self.of else ""
+        return f"{'a random ' if of else ''}{count:,}{of}, {self.name}"
+
+    def subset(self, count: int, class_counts: Sequence[int] = ()) -> "NamedImages":
+        """At most `count` of the images: see `random_indices`, and with class counts `indices_in_shares`."""
+        if class_counts:
+            chosen = indices_in_shares(self.labels, class_counts, count)
+        else:
+            chosen = random_indices(len(self.images), count)
+        if len(chosen) == len(self.images):
+            return self
         labels = None if self.labels is None else self.labels[chosen]
         return NamedImages(self.name, self.images[chosen], labels, self.class_names, self.total)
 
@@ -63,6 +80,22 @@ def random_indices(length: int, count: int) -> Tensor:
     if length <= count:
         return torch.arange(length)
     return torch.from_numpy(np.sort(stream(0, "subset").permutation(length)[:count]))
+
+
+def indices_in_shares(labels: Tensor, class_counts: Sequence[int], count: int) -> Tensor:
+    """At most `count` indices of these labels, ascending and always the same, whose classes have the counts' shares.
+
+    There are fewer if a class would run out.  Classes that no label names are left out.
+    """
+    held = np.bincount(labels.numpy(), minlength=len(class_counts))
+    wanted = np.where(held > 0, class_counts, 0)
+    if not (having := wanted > 0).any():
+        return random_indices(len(labels), count)
+    count = min(count, int((held[having] * wanted.sum() // wanted[having]).min()))
+    quota = np.bincount(labels_in_shares(wanted, count, seed=0), minlength=len(held))
+    order = stream(0, "subset").permutation(len(labels))
+    by_class = (order[labels.numpy()[order] == label][:number] for label, number in enumerate(quota))
+    return torch.from_numpy(np.sort(np.concatenate(list(by_class))))
 
 
 def read_images(option: str, text: str) -> NamedImages:

@@ -6,6 +6,7 @@ floor: what as many held-out real images score.
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
@@ -30,12 +31,14 @@ class Floor:
     """What held-out real images score in the place of the images to score; empty if none are held out.
 
     count: how many held-out images.  scores: by their short names.  near: the distance to the nearest training
-    image that 99 % of the held-out images exceed, in grey levels (root mean square).
+    image that 99 % of the held-out images exceed, in grey levels (root mean square).  in_shares: whether they have the
+    training set's shares of the classes.
     """
 
     count: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     near: float | None = None
+    in_shares: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +68,19 @@ class Evaluated:
     numbers: dict
 
 
-def floor_of(reference: Reference, features: Features, n: int) -> Floor:
-    """The floor of n images."""
+def floor_of(reference: Reference, features: Features, n: int, class_counts: Sequence[int] = ()) -> Floor:
+    """The floor of n images.  class_counts: take the held-out images with the classes in the shares of these counts."""
     heldout = reference.real.heldout
     if heldout is None or len(heldout.images) < MIN_HELDOUT:
         return Floor()
-    real, near = heldout.subset(n), None
-    if len(heldout.images) >= 100:
-        distances, _ = _nearest_training(reference, heldout.subset(MAX_NEAREST).images)
+    real, near = heldout.subset(n, class_counts), None
+    if len(real.images) < min(n, MIN_HELDOUT):
+        return Floor()
+    nearby = heldout.subset(MAX_NEAREST, class_counts).images
+    if len(nearby) >= 100:
+        distances, _ = _nearest_training(reference, nearby)
         near = float(distances.quantile(0.01))
-    return Floor(len(real.images), scores(reference, real, features), near)
+    return Floor(len(real.images), scores(reference, real, features), near, bool(class_counts))
 
 
 def evaluate(
@@ -175,7 +181,8 @@ def _warnings(n: int, reference: Reference, floor: Floor) -> list[str]:
             f"or take {IMAGES_PER_FEATURE * dimension:,}"
         )
     if 0 < floor.count < n:
-        found.append(f"the floor is that of {floor.count:,} images, all that are held out, not of {n:,}")
+        shares = " in the shares of the training set's classes" if floor.in_shares else ""
+        found.append(f"the floor is that of {floor.count:,} images, all that are held out{shares}, not of {n:,}")
     return found
 
 

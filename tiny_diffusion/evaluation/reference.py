@@ -41,13 +41,20 @@ class Real:
     heldout: NamedImages | None = None
     option: str = "dataset"
 
+    def in_channels(self, channels: int) -> "Real":
+        """See NamedImages.in_channels."""
+        images, heldout = self.images.in_channels(channels), self.heldout
+        if images is self.images:
+            return self
+        return dataclasses.replace(self, images=images, heldout=heldout and heldout.in_channels(channels))
+
     def check_shape(self, shape: tuple[int, int, int]) -> None:
         """Raises OptionError unless the images have this shape, which is (C, H, W) of the images to score."""
         if self.images.shape != shape:
             wanted, given = ("x".join(map(str, sides)) for sides in (self.images.shape, shape))
             raise OptionError(
                 f"--{self.option} {self.images.name} has images of {wanted}, and those to score are {given}. "
-                "Compare images of one shape."
+                "Compare images of one shape. Those of three equal channels are compared as grey."
             )
 
 

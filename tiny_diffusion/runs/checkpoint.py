@@ -51,6 +51,11 @@ class Checkpoint:
         return tuple(self.about["class_names"])
 
     @property
+    def class_counts(self) -> list[int]:
+        """How many training images each class had; empty without classes, and in the files of earlier versions."""
+        return self.about.get("images", {}).get("class_counts", [])
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
         return (self.about["channels"], *self.about["image_size"])
@@ -62,11 +67,13 @@ class Checkpoint:
     def request(self, indices: Sequence[int], *, classes: Sequence[int] | None = None, **asked) -> Request:
         """A request for these images as `sample.py` makes it: the checkpoint's own sampling, changed where asked.
 
-        classes: labels that the images take in turn [all of a class-conditional model].   asked: fields of Request.
+        classes: labels that the images take in turn [all of a class-conditional model that had
+        training images].   asked: fields of Request.
         """
         config = self.config
         if classes is None:
-            classes = range(len(self.class_names)) if config.class_cond else ()
+            labels = range(len(self.class_names)) if config.class_cond else ()
+            classes = [label for label in labels if not self.class_counts or self.class_counts[label]]
         return request_from(self.about["sampling"], config.timesteps, indices, classes=tuple(classes), **asked)
 
 
@@ -199,6 +206,14 @@ def _invalid_keys(about: Mapping, config: Config) -> list[str]:
             for pair in values
         )
 
+    def counts(values: object) -> bool:
+        return (
+            isinstance(values, list)
+            and len(values) == len(names)
+            and all(number(x, int) for x in values)
+            and any(values)
+        )
+
     def valid_eta(eta: object, row: Sampler) -> bool:
         return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.max_eta)
 
@@ -213,7 +228,10 @@ def _invalid_keys(about: Mapping, config: Config) -> list[str]:
         "heldout_history": pairs(about["heldout_history"], float),
         "channels": type(about["channels"]) is int and 1 <= about["channels"] <= 4,
         "images": isinstance(images := about.get("images", {}), dict)
-        and all(number(value, int) if key == "count" else isinstance(value, str) for key, value in images.items()),
+        and all(
+            counts(value) if key == "class_counts" else number(value, int) if key == "count" else isinstance(value, str)
+            for key, value in images.items()
+        ),
         "image_size": about["image_size"] == list(config.size),
         "best_score": best is None
         or (isinstance(best, dict) and isinstance(best.get("name"), str) and number(best.get("value"), int, float)),

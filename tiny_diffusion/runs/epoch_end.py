@@ -50,8 +50,7 @@ class EpochEnd:
         every = self.config.eval_interval
         if not every or epoch // every == before // every:
             return {}
-        request = self.writer.request(range(self.config.eval_images))
-        scores = self.evaluator(self.trainer.ema.model, self.trainer.diffusion, request)
+        scores = self.evaluator(self.trainer.ema.model, self.trainer.diffusion, self.writer.evaluation_request())
         for name, value in scores.items():
             bar.write(f"epoch {epoch}: {name} {value:.4f}", file=sys.stderr)
             self.writer.add_score(name, value, self.elapsed())

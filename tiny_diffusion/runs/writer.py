@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_pictures
-from tiny_diffusion.diffusion.sampling import Request, default_sampling, request_from, sample
+from tiny_diffusion.diffusion.sampling import Request, default_sampling, labels_in_shares, request_from, sample
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.runs.checkpoint import save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
@@ -48,7 +48,10 @@ class RunWriter:
         self.config, self.folder, self.trainer, self.world = config, folder, trainer, trainer.world
         self.callbacks = callbacks
         self.class_names, self.channels = data.class_names, data.channels
+        self.class_counts = data.class_counts
         self.images = {"count": len(data), **data.fingerprint}
+        if self.class_names:
+            self.images["class_counts"] = self.class_counts
         self.sampling = default_sampling(DATASETS[config.dataset].sampler, config.timesteps)
         self.heldout_history: list[list[float]] = []
         self.best_score: dict | None = None
@@ -108,8 +111,16 @@ class RunWriter:
 
     def request(self, indices: Sequence[int]) -> Request:
         """How this run samples, which is also what its checkpoints say."""
-        classes = tuple(range(len(self.class_names))) if self.config.class_cond else ()
+        labels = range(len(self.class_names)) if self.config.class_cond else ()
+        classes = tuple(label for label in labels if self.class_counts[label])
         return request_from(self.sampling, self.config.timesteps, indices, seed=self.config.seed, classes=classes)
+
+    def evaluation_request(self) -> Request:
+        """The samples of --eval_interval: the classes of a class-conditional model in the training set's shares."""
+        num_images, classes = self.config.eval_images, ()
+        if self.config.class_cond:
+            classes = labels_in_shares(self.class_counts, num_images, self.config.seed)
+        return replace(self.request(range(num_images)), classes=classes)
 
     def plot_losses(self) -> None:
         """Draws the loss curve of the run so far."""
