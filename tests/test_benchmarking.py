@@ -15,7 +15,7 @@ from tiny_diffusion.benchmarking.profile import ROWS, count_convolutions, profil
 from tiny_diffusion.benchmarking.rates import forward_gflop, matrix_rate, seconds_of
 from tiny_diffusion.benchmarking.speed import data_speed, make_trainer, network_gflop, sampling_speed, training_speed
 from tiny_diffusion.config.training import resolve
-from tiny_diffusion.diffusion.sampling import Request
+from tiny_diffusion.diffusion.request import Request
 from tiny_diffusion.runtime import cpu
 
 CPU = torch.device("cpu")

@@ -21,7 +21,8 @@ import torch
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.models.build import to_device
-from tiny_diffusion.runs.checkpoint import FORMAT, KEYS, digest, load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.checkpoint import FORMAT, digest, load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.checkpoint_keys import KEYS
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.training.trainer import Trainer

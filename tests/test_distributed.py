@@ -22,7 +22,7 @@ from process_helpers import ended, environment, free_port, run_together, started
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.sources import open_dataset
-from tiny_diffusion.diffusion.sampling import Request
+from tiny_diffusion.diffusion.request import Request
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.build import make_model, to_device
 from tiny_diffusion.randomness import seed_torch

@@ -24,7 +24,13 @@ ORDER = (
 RANKS = [[name.strip() for name in group.split(",")] for group in ORDER.split("<")]
 RANK_OF = {name: rank for rank, group in enumerate(RANKS) for name in group}
 NO_TORCH = ("errors", "files", "config", "cli", "data.catalog", "runtime.cpu", "runtime.ranks", "runs.lock")
-ON_TENSORS = ("process", "guidance", "editing", "sampling")  # the files of diffusion/ that work on torch tensors
+ON_TENSORS = (
+    "process",
+    "guidance",
+    "editing",
+    "request",
+    "sampling",
+)  # the files of diffusion/ that work on torch tensors
 HEAVY = {"torchvision", "matplotlib", "imageio", "sklearn", "PIL", "diffusers", "safetensors", "scipy", "onnx"}
 
 

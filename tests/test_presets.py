@@ -16,7 +16,7 @@ from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.presets import PRESETS
 from tiny_diffusion.config.training import Config, as_given, resolve
 from tiny_diffusion.data.catalog import DATASETS
-from tiny_diffusion.diffusion.sampling import default_sampling
+from tiny_diffusion.diffusion.request import default_sampling
 from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.build import make_model

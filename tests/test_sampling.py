@@ -12,15 +12,9 @@ from torch import nn
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
+from tiny_diffusion.diffusion.request import Request, default_sampling, labels_in_shares, request_from
 from tiny_diffusion.diffusion.samplers import SAMPLERS
-from tiny_diffusion.diffusion.sampling import (
-    Request,
-    default_sampling,
-    denoising,
-    labels_in_shares,
-    request_from,
-    sample,
-)
+from tiny_diffusion.diffusion.sampling import denoising, sample
 from tiny_diffusion.models.build import make_diffusion, make_model
 from tiny_diffusion.randomness import stream
 

@@ -19,7 +19,7 @@ _PUBLIC = {
     "open_dataset": "tiny_diffusion.data.sources",
     "load_checkpoint": "tiny_diffusion.runs.checkpoint",
     "load_model": "tiny_diffusion.runs.checkpoint",
-    "Request": "tiny_diffusion.diffusion.sampling",
+    "Request": "tiny_diffusion.diffusion.request",
     "sample": "tiny_diffusion.diffusion.sampling",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -16,7 +16,8 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
-from tiny_diffusion.diffusion.sampling import Request, sample
+from tiny_diffusion.diffusion.request import Request
+from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.models.build import make_diffusion, make_model, to_device
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.training.run_length import RunLength

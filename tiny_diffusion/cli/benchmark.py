@@ -77,7 +77,7 @@ def _measure_all(config: Config, options: BenchmarkOptions) -> dict:
     from tiny_diffusion.benchmarking import speed
     from tiny_diffusion.benchmarking.profile import profile_step
     from tiny_diffusion.benchmarking.rates import matrix_rate
-    from tiny_diffusion.diffusion.sampling import default_sampling, request_from
+    from tiny_diffusion.diffusion.request import default_sampling, request_from
     from tiny_diffusion.runs.images import check_device
     from tiny_diffusion.runtime.world import choose_device
 

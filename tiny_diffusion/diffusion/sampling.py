@@ -4,8 +4,7 @@ Image i of a seed starts from its own random stream, so it is the same picture a
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,118 +13,11 @@ from torch import Tensor, nn
 from tiny_diffusion.diffusion.grids import make_levels
 from tiny_diffusion.diffusion.levels import Step
 from tiny_diffusion.diffusion.process import Diffusion
+from tiny_diffusion.diffusion.request import Request
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runtime.memory import SplitBatches
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
-
-DEFAULT_STEPS = 20  # benchmarks/RESULTS.md has the quality by steps
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which images to sample, and how.
-
-    indices: which images of the seed.   classes: labels that the images take in turn; empty for unconditional models.
-    eta: the amount of fresh noise, for samplers that let it be chosen.   clip: keep estimates of x_0 in [-1, 1].
-    batch_size: images sampled together, on each rank.
-    """
-
-    indices: Sequence[int]
-    sampler: str
-    steps: int
-    grid: str
-    seed: int = 0
-    classes: tuple[int, ...] = ()
-    guidance: float = 1.0
-    eta: float | None = None
-    clip: bool = True
-    batch_size: int = 64
-
-    def batches(self, world: World = SINGLE_PROCESS) -> Iterator["Request"]:
-        """The request in batches, each of the images that all ranks sample together."""
-        together = self.batch_size * world.size
-        for start in range(0, len(self.indices), together):
-            yield replace(self, indices=self.indices[start : start + together])
-
-    def local(self, world: World = SINGLE_PROCESS) -> "Request":
-        """This rank's part of a batch.  A rank without a part takes the first image, which `World.gather` drops."""
-        share = self.indices[world.local_slice(len(self.indices))]
-        return replace(self, indices=share if len(share) else self.indices[:1])
-
-    def labels(self) -> list[int] | None:
-        """The label of each image, which depends on its index alone; None for an unconditional model."""
-        return [self.classes[i % len(self.classes)] for i in self.indices] if self.classes else None
-
-    @property
-    def shows_classes(self) -> bool:
-        """Whether the images depend on their labels: guidance 0 leaves only the model without classes."""
-        return bool(self.classes) and self.guidance != 0
-
-    def describe(self) -> str:
-        """The sampler, its steps and its grid in words."""
-        fresh = "" if self.eta is None else f", eta {self.eta:g}"
-        return f"{self.sampler}{fresh}, {self.steps} steps on the {self.grid} grid"
-
-    def evaluations(self) -> int:
-        """How often the network is evaluated for each image."""
-        return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
-
-
-def labels_in_shares(class_counts: Sequence[int], num_images: int, seed: int) -> tuple[int, ...]:
-    """A random label for each image, with the classes in the shares of these counts, which are not all 0.
-
-    Systematic sampling: a class gets its share of the images, rounded down or up, and on average over seeds exactly
-    its share, even where there are more classes than images.  The order is random.
-    """
-    random = stream(seed, "classes")
-    order = random.permutation(len(class_counts))
-    ends = np.cumsum(np.asarray(class_counts, dtype=np.int64)[order])
-    total = int(ends[-1])
-    positions = (np.arange(num_images) * total + random.integers(total)) // max(num_images, 1)
-    labels = order[np.searchsorted(ends, positions, side="right")]
-    return tuple(random.permutation(labels).tolist())
-
-
-def default_sampling(sampler: str, timesteps: int) -> dict[str, object]:
-    """How a model samples unless a request says otherwise, as checkpoints store it under "sampling".
-
-    sampler: the one that suits the model's images.   timesteps: T of its schedule.
-    """
-    row, steps = SAMPLERS[sampler], min(DEFAULT_STEPS, timesteps)
-    return {"sampler": sampler, "steps": steps, "grid": row.grid, "guidance": 1.0, "eta": row.eta, "clip": True}
-
-
-def request_from(
-    defaults: Mapping[str, object],
-    timesteps: int,
-    indices: Sequence[int],
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    grid: str | None = None,
-    guidance: float | None = None,
-    eta: float | None = None,
-    **more,
-) -> Request:
-    """A model's default sampling, with the given options in place of its own.  Another sampler brings its grid and eta.
-
-    defaults: as `default_sampling` makes them.   timesteps: T of the model's schedule.   more: other fields of Request.
-    """
-    sampler = sampler or defaults["sampler"]
-    other, row = sampler != defaults["sampler"], SAMPLERS[sampler]
-    if eta is None:
-        eta = row.eta if other else defaults.get("eta", row.eta)  # the first checkpoints do not hold it
-    return Request(
-        indices=indices,
-        sampler=sampler,
-        steps=steps or (defaults["steps"] if row.few or not other else timesteps),
-        grid=grid or (row.grid if other else defaults["grid"]),
-        guidance=defaults["guidance"] if guidance is None else guidance,
-        eta=eta,
-        clip=defaults["clip"],
-        **more,
-    )
 
 
 def denoising(model: nn.Module, diffusion: Diffusion, request: Request, shape: tuple[int, int, int]) -> Iterator[Step]:

@@ -104,12 +104,8 @@ def make_schedule(
         with np.errstate(divide="ignore"):
             log_snr = 2 * (np.log(1 - sigma) - np.log(sigma)) + logsnr_shift
         return Schedule(name, log_snr, straight=True, shift=logsnr_shift)
-    if row.ends is None:
-        betas = row.betas(timesteps)
-    else:
-        start = (row.ends[0] if beta_start is None else beta_start) * 1000 / timesteps
-        end = (row.ends[1] if beta_end is None else beta_end) * 1000 / timesteps
-        betas = row.betas(timesteps, start, end)
+    ends = zip(row.ends or (), (beta_start, beta_end), strict=False)
+    betas = row.betas(timesteps, *((own if given is None else given) * 1000 / timesteps for own, given in ends))
     # alphas_cumprod = np.cumprod(1 - betas) = alpha^2; its logarithm, a sum, keeps its digits far into the noise.
     log_alphas_cumprod = np.cumsum(np.log1p(-np.clip(betas, 0, MAX_BETA)))
     log_snr = log_alphas_cumprod - np.log(-np.expm1(log_alphas_cumprod)) + logsnr_shift
@@ -128,11 +124,7 @@ def exponential(timesteps: int, start: float, end: float) -> np.ndarray:
 
 def cosine(timesteps: int) -> np.ndarray:
     """alphas_cumprod falls as a squared cosine.  Nichol & Dhariwal (2021), eq. 17, offset 0.008."""
-
-    def alphas_cumprod(s: np.ndarray) -> np.ndarray:
-        return np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    return _betas_from(alphas_cumprod, timesteps)
+    return _betas_from(lambda s: np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, timesteps)
 
 
 def sigmoid(timesteps: int) -> np.ndarray:

@@ -12,7 +12,8 @@ import torch
 from tiny_diffusion.config.rules import refuse_sampling
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.pixels import to_uint8
-from tiny_diffusion.diffusion.sampling import Request, labels_in_shares, sample
+from tiny_diffusion.diffusion.request import Request, labels_in_shares
+from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.models.build import make_diffusion, to_device
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model

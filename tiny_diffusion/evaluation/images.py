@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import OpenRequest
-from tiny_diffusion.diffusion.sampling import labels_in_shares
+from tiny_diffusion.diffusion.request import labels_in_shares
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.randomness import stream
 

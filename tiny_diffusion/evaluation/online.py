@@ -5,7 +5,8 @@ from torch import nn
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_uint8
 from tiny_diffusion.diffusion.process import Diffusion
-from tiny_diffusion.diffusion.sampling import Request, sample
+from tiny_diffusion.diffusion.request import Request
+from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.errors import DivergenceError, OptionError
 from tiny_diffusion.evaluation.distances import Moments, relative_frechet_distance
 from tiny_diffusion.evaluation.features import default_features, make_features

@@ -18,20 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from tiny_diffusion.config.training import Config
-from tiny_diffusion.diffusion.grids import GRIDS
-from tiny_diffusion.diffusion.samplers import SAMPLERS, Sampler
-from tiny_diffusion.diffusion.sampling import Request, request_from
+from tiny_diffusion.diffusion.request import Request, request_from
 from tiny_diffusion.errors import FileError, OptionError, printable
 from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
 from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
+from tiny_diffusion.runs.checkpoint_keys import KEYS, invalid_keys
 
 FORMAT = 1
 MAX_REASON_LENGTH = 300  # characters: a file may hold names and values of any length
-KEYS = {
-    "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names",
-    "image_size", "images", "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +117,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (OptionError, TypeError, AttributeError) as error:
         reason = printable(" ".join(str(error).split()), MAX_REASON_LENGTH)
         raise FileError(f"{path} holds a configuration that this version cannot use: {reason}") from error
-    if invalid := _invalid_keys(about, config):
+    if invalid := invalid_keys(about, config):
         raise FileError(f"{path} is not a checkpoint of this program: its {invalid[0]} cannot be.")
     return Checkpoint(about, tensors)
 
@@ -192,61 +187,6 @@ def _tensors(stored: Mapping[str, object], files: Mapping[str, memoryview]) -> d
             raise ValueError(f"{name!r} holds NaN or infinity")
         tensors[name] = tensor
     return tensors
-
-
-def _invalid_keys(about: Mapping, config: Config) -> list[str]:
-    """The keys whose values no run can have written.  Commands rely on all of them once the file is loaded."""
-
-    def number(value: object, *kinds: type) -> bool:
-        return type(value) in kinds and 0 <= value < 2**63
-
-    def pairs(values: object, *losses: type) -> bool:
-        return isinstance(values, list) and all(
-            isinstance(pair, list) and len(pair) == 2 and number(pair[0], int) and type(pair[1]) in losses
-            for pair in values
-        )
-
-    def counts(values: object) -> bool:
-        return (
-            isinstance(values, list)
-            and len(values) == len(names)
-            and all(number(x, int) for x in values)
-            and any(values)
-        )
-
-    def valid_eta(eta: object, row: Sampler) -> bool:
-        return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.max_eta)
-
-    names, segment, sampling = about["class_names"], about["stretch"], about["sampling"]
-    best = about["best_score"]
-    valid = {
-        "step": number(about["step"], int),
-        "elapsed_seconds": number(about["elapsed_seconds"], int, float),
-        "finished": type(about["finished"]) is bool,
-        "stretch": isinstance(segment, list) and len(segment) == 2 and all(number(x, int, float) for x in segment),
-        "loss_history": pairs(about["loss_history"], float, type(None)),
-        "heldout_history": pairs(about["heldout_history"], float),
-        "channels": type(about["channels"]) is int and 1 <= about["channels"] <= 4,
-        "images": isinstance(images := about.get("images", {}), dict)
-        and all(
-            counts(value) if key == "class_counts" else number(value, int) if key == "count" else isinstance(value, str)
-            for key, value in images.items()
-        ),
-        "image_size": about["image_size"] == list(config.size),
-        "best_score": best is None
-        or (isinstance(best, dict) and isinstance(best.get("name"), str) and number(best.get("value"), int, float)),
-        "background": about["background"] == config.background,
-        "class_names": isinstance(names, list) and len(names) <= 100_000 and all(isinstance(n, str) for n in names),
-        "sampling": isinstance(sampling, dict)
-        and sampling.get("sampler") in list(SAMPLERS)
-        and sampling.get("grid") in list(GRIDS)
-        and number(sampling.get("steps"), int)
-        and 1 <= sampling["steps"] <= config.timesteps
-        and number(sampling.get("guidance"), int, float)
-        and valid_eta(sampling.get("eta"), SAMPLERS[sampling["sampler"]])
-        and type(sampling.get("clip")) is bool,
-    }
-    return [key for key, is_valid in valid.items() if not is_valid]
 
 
 def digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:

@@ -18,7 +18,8 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.pixels import to_pictures
-from tiny_diffusion.diffusion.sampling import Request, default_sampling, labels_in_shares, request_from, sample
+from tiny_diffusion.diffusion.request import Request, default_sampling, labels_in_shares, request_from
+from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.runs.checkpoint import save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
