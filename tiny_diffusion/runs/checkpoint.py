@@ -207,12 +207,8 @@ def _invalid_keys(about: Mapping, config: Config) -> list[str]:
         )
 
     def counts(values: object) -> bool:
-        return (
-            isinstance(values, list)
-            and len(values) == len(names)
-            and all(number(x, int) for x in values)
-            and any(values)
-        )
+        fits = isinstance(values, list) and isinstance(names, list) and len(values) == len(names)
+        return fits and all(number(x, int) for x in values) and 0 < sum(values) < 2**40
 
     def valid_eta(eta: object, row: Sampler) -> bool:
         return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.max_eta)
