@@ -23,7 +23,7 @@ def _valid_images(images: object, classes: int) -> bool:
     def valid(key: str, value: object) -> bool:
         if key == "class_counts":
             numbers = isinstance(value, list) and all(number(count, int) for count in value)
-            return numbers and len(value) == classes and any(value)
+            return numbers and len(value) == classes and 0 < sum(value) < 2**40
         return number(value, int) if key == "count" else isinstance(value, str)
 
     return isinstance(images, dict) and all(valid(key, value) for key, value in images.items())
