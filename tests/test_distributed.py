@@ -157,6 +157,7 @@ def test_what_processes_do_not_share_the_first_does_alone(command, cli, monkeypa
     assert ended == (0, "", "") and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_first_measures_speed_alone_and_waits_for_no_other(cli, monkeypatch):
     for name, value in environment(0, 2, 12345).items():
         monkeypatch.setenv(name, value)

@@ -247,6 +247,7 @@ def test_a_time_budget_without_a_single_step_is_refused_and_saves_nothing(cli, t
     assert not (tmp_path / "run" / "model_final.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2> >(head -1 >/dev/null)"])
 def test_a_run_goes_on_when_nobody_reads_its_messages(stderr, tmp_path):
     """Standard error that is closed, on a full disk, or a pipe whose reader has gone."""
