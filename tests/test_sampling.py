@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+import tiny_diffusion
 from tiny_diffusion.config.training import resolve
-from tiny_diffusion.data.pixels import to_uint8
+from tiny_diffusion.data.pixels import to_pictures, to_uint8
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
 from tiny_diffusion.diffusion.request import Request, default_sampling, labels_in_shares, request_from
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.sampling import denoising, sample
 from tiny_diffusion.models.build import make_diffusion, make_model
 from tiny_diffusion.randomness import stream
+from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.writer import Callbacks, RunWriter
 
 SHAPE = (1, 8, 8)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
@@ -67,7 +70,7 @@ class Recorder(nn.Module):
 
 def assert_same_pictures(first, second):
     torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
-    first, second = (to_uint8(images).int() for images in (first, second))
+    first, second = (to_uint8(images).int().numpy() for images in (first, second))
     assert np.abs(first - second).max() <= 1
 
 
@@ -333,3 +336,15 @@ def test_one_image_that_does_not_fit_is_an_error_and_so_is_any_other_error(model
     with pytest.raises(RuntimeError, match="shapes"):
         draw(broken, range(5))
     assert broken.sizes == [5]
+
+
+def test_a_request_made_from_a_checkpoint_is_the_commands(cli, make_trainer, digits, tmp_path):
+    """The README's lines: the pixels of `sample.py` with the same words."""
+    trainer = make_trainer(steps=2, class_cond=True)
+    list(trainer.run())
+    RunWriter(trainer.config, RunFolder(tmp_path), trainer, digits, Callbacks()).save(tmp_path / "model.pt", 1.0)
+    cli.works("sample", "--checkpoint", "model.pt", "--seed", 7, "--indices", "0-3", "--output", "drawn.npz")
+    checkpoint = tiny_diffusion.load_checkpoint(tmp_path / "model.pt")
+    model, diffusion = tiny_diffusion.load_model(checkpoint), tiny_diffusion.make_diffusion(checkpoint.config)
+    images = tiny_diffusion.sample(model, diffusion, checkpoint.request(range(4), seed=7), checkpoint.shape)
+    assert np.array_equal(to_pictures(images), np.load(tmp_path / "drawn.npz")["arr_0"])

@@ -16,6 +16,8 @@ _PUBLIC = {
     "SAMPLERS": "tiny_diffusion.diffusion.samplers",
     "Diffusion": "tiny_diffusion.diffusion.process",
     "UNet": "tiny_diffusion.models.unet",
+    "make_diffusion": "tiny_diffusion.models.build",
+    "make_model": "tiny_diffusion.models.build",
     "open_dataset": "tiny_diffusion.data.sources",
     "load_checkpoint": "tiny_diffusion.runs.checkpoint",
     "load_model": "tiny_diffusion.runs.checkpoint",
