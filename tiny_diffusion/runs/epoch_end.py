@@ -63,14 +63,15 @@ class EpochEnd:
             return
         started = time.monotonic()
         loss = self.validation_loss()
-        if epoch // self.save_every > before // self.save_every:
-            self.writer.save_epoch(epoch, self.elapsed())
         if epoch // self.sample_every > before // self.sample_every:
             self.writer.save_samples(epoch)
             self.writer.plot_losses()
             what = f"held-out {loss:.4f}" if self.data.heldout_count else f"averaged weights {loss:.4f}"
             spent_so_far = duration(self.elapsed())
             bar.write(f"epoch {epoch}: loss {self.writer.loss:.4f}, {what}, {spent_so_far} so far", file=sys.stderr)
+        # After the pictures, so that a run that is killed in one draws it again.
+        if epoch // self.save_every > before // self.save_every:
+            self.writer.save_epoch(epoch, self.elapsed())
         self.spent += time.monotonic() - started
 
     def validation_loss(self) -> float:

@@ -171,7 +171,8 @@ class Session:
         if minutes is not None:
             reserve = self._reserve_seconds(step_seconds)
             trainer.length = length = self._length(trainer.length.from_step, trainer.length.from_seconds, reserve)
-            if not trainer.step and self.world.maximum(self.elapsed())[0] >= length.seconds:
+            self.sync.update()  # rank 0's clock decides
+            if not trainer.step and self.sync.seconds >= length.seconds:
                 raise OptionError(f"--minutes {minutes:g} leaves no time for a single step. Give more minutes.")
 
     def _announce(self, step_seconds: float) -> None:
@@ -236,17 +237,18 @@ class Session:
         return 128 + number
 
     def _finish(self) -> int:
-        """Saves the last checkpoint and then the last pictures."""
+        """Saves before the last pictures, and once more, as the final model, after them."""
         finished, epoch = self.trainer.finished(), self.trainer.current_epoch
         if lost := self.data.images.unreadable:
             print(f"{len(lost)} images could not be read while training, others took their place", file=sys.stderr)
         history = self.writer.heldout_history
         is_measured = history and history[-1][0] == self.trainer.step
         loss = history[-1][1] if is_measured else self.epoch_end.validation_loss()
-        if not self.writer.save_final(self.elapsed(), finished):
-            raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")
+        self.writer.save(self.folder.latest, self.elapsed())  # what a crash or a kill in a picture leaves behind
         picture = self.writer.save_samples(epoch)
         self.writer.plot_losses()
+        if not self.writer.save_final(self.elapsed(), finished):
+            raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")
         done = "finished" if finished else f"stopped at --max_steps {self.config.max_steps}, --resume continues;"
         print(
             f"{done} after {duration(self.elapsed())}, step {self.trainer.step}, "
