@@ -28,6 +28,7 @@ ON_TENSORS = (
     "process",
     "guidance",
     "editing",
+    "edits",
     "request",
     "sampling",
 )  # the files of diffusion/ that work on torch tensors

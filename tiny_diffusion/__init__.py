@@ -23,6 +23,11 @@ _PUBLIC = {
     "load_model": "tiny_diffusion.runs.checkpoint",
     "Request": "tiny_diffusion.diffusion.request",
     "sample": "tiny_diffusion.diffusion.sampling",
+    "SDEdit": "tiny_diffusion.diffusion.edits",
+    "Inpaint": "tiny_diffusion.diffusion.edits",
+    "Interpolate": "tiny_diffusion.diffusion.edits",
+    "Invert": "tiny_diffusion.diffusion.edits",
+    "FromNoise": "tiny_diffusion.diffusion.edits",
 }
 __all__ = [*_PUBLIC, "__version__"]
 
