@@ -209,7 +209,8 @@ def test_a_file_that_is_not_a_checkpoint_is_refused_by_name_and_none_of_its_code
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 def test_a_missing_checkpoint_is_answered_with_how_to_train_one(reader, cli):
-    cli.refuses(1, [*reader, "no/such/model.pt"], "no/such/model.pt does not exist", "python train.py --dataset digits")
+    train = "python -m tiny_diffusion train --dataset digits"
+    cli.refuses(1, [*reader, "no/such/model.pt"], "no/such/model.pt does not exist", train)
 
 
 @pytest.mark.parametrize("command", ["sample", "info"])

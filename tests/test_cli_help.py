@@ -4,9 +4,11 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli_helpers import OPTIONS
+from run_helpers import RUN
 
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
@@ -78,7 +80,7 @@ def test_help_lists_every_option_with_its_description_and_its_default(flag, comm
 def test_help_begins_with_commands_to_try_that_name_real_options(command, cli):
     text = cli(command, "--help").out
     description = text.split("options:")[0] if command == "info" else text[text.index("\n\n") :].split("\n\n  -h")[0]
-    begins = rf"  (\w+\.py|python -m tiny_diffusion {command}) --"
+    begins = rf"  python -m tiny_diffusion {command} --"
     examples = [line for line in description.splitlines() if re.match(begins, line)]
     assert examples or command == "info"
     for example in examples:
@@ -183,7 +185,30 @@ def test_the_last_of_two_values_counts(cli):
     assert given == {"lr": 2.0}
 
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "visualize_diffusion.py"])
+SCRIPTS = ["train.py", "sample.py", "visualize_diffusion.py"]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, None])
+def test_hints_name_commands_as_the_program_was_started(script, cli, monkeypatch, tmp_path):
+    """An installed package has no scripts."""
+    if script:
+        monkeypatch.setattr(sys, "argv", [str(Path("somewhere", script))])
+    start = f"python {Path('somewhere', 'train.py')}" if script else "python -m tiny_diffusion train"
+    assert f"Train one first: {start} --dataset digits" in cli("info", "--checkpoint", "none.pt").err
+    for name in SCRIPTS:
+        command = name.split(".")[0].split("_")[0]
+        text, others = cli(command, "--help").out, {*SCRIPTS} - {script}
+        assert not [other for other in others if other in text]
+        assert f"  python {script or f'-m tiny_diffusion {command}'} --" in text or (script and name != script)
+
+
+def test_a_run_ends_with_how_to_sample_from_it(cli, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    ended = cli.works(*RUN, "--max_steps", 1, "--output_dir", "run")
+    assert f"python sample.py --checkpoint {Path('run', 'model_final.pt')}" in ended.err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_errors_begin_with_the_script_that_was_started(script, cli, monkeypatch):
     command = script.split(".")[0].split("_")[0]
     monkeypatch.setattr(sys, "argv", [f"somewhere/{script}"])

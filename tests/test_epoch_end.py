@@ -37,6 +37,15 @@ def test_a_run_of_short_epochs_leaves_out_pictures_and_still_ends_with_one(cli, 
     assert "samples/epoch_002.png" not in contents(tmp_path / "run")
 
 
+@pytest.mark.parametrize("batch_size, epochs, last", [(1498, 1, 1), (3000, 1, 2), (3000, 5, 6), (500, 3, 3)])
+def test_the_last_picture_is_named_by_the_last_epoch_that_ended(batch_size, epochs, last, cli, tmp_path):
+    """Of 1,498 images a step of 3,000 ends two epochs; 9 steps of 500 end with the third, and 2 images more."""
+    cli.works(*RUN, "--batch_size", batch_size, "--epochs", epochs, "--output_dir", "run")
+    pictures = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert pictures[-1] == f"epoch_{last:03d}.png"
+    assert int(log_of(tmp_path / "run")[-1]["epoch"]) == last
+
+
 def test_a_resumed_run_keeps_its_best_checkpoint_from_a_worse_one(cli, tmp_path, monkeypatch):
     """Scores of 1, then 3 | 2: the two after the resume is better than the epoch before, and not the best."""
     scores = iter([1.0, 3.0, 2.0])

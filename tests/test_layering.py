@@ -23,7 +23,8 @@ ORDER = (
 )
 RANKS = [[name.strip() for name in group.split(",")] for group in ORDER.split("<")]
 RANK_OF = {name: rank for rank, group in enumerate(RANKS) for name in group}
-NO_TORCH = ("errors", "files", "config", "cli", "data.catalog", "runtime.cpu", "runtime.ranks", "runs.lock")
+NO_TORCH = ("errors", "files", "config", "cli", "data.catalog", "runs.lock")
+NO_TORCH += ("runtime.cpu", "runtime.program", "runtime.ranks")
 ON_TENSORS = (
     "process",
     "guidance",

@@ -306,7 +306,7 @@ def test_the_faster_command_can_be_typed_and_trains_on_the_same_data(name, given
     import shlex
 
     err = cli.works("train", "--preset", name, *(given or typed(NEEDED[name])), "--dry_run").err
-    faster = shlex.split(err.partition("faster: train.py ")[2])
+    faster = shlex.split(err.partition("faster: python -m tiny_diffusion train ")[2])
     config = Config.from_dict(json.loads(cli.works("train", *faster, "--dry_run").out))
     wanted = preset(name, **({"dataset": "folder", "data_dir": "my photos"} if given else {}))
     assert (config.dataset, config.data_dir) == (wanted.dataset, wanted.data_dir)

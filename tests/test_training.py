@@ -156,7 +156,7 @@ def test_a_run_that_is_stopped_and_run_again_goes_on_bit_for_bit(make_trainer):
         (16, 95, 1520 / 1498, 2),
         (1498, 1, 1, 1),
         (1498, 2, 2, 2),
-        (3000, 2, 6000 / 1498, 3),
+        (3000, 2, 6000 / 1498, 4),  # it began in the third and ended the fourth
         (749, 2, 1, 1),
         (749, 3, 1.5, 2),
     ],

@@ -8,10 +8,10 @@ import os
 import sys
 import time
 from difflib import get_close_matches
-from pathlib import Path
 
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError, printable
 from tiny_diffusion.runtime import cpu
+from tiny_diffusion.runtime.program import started_script
 from tiny_diffusion.runtime.ranks import DISTRIBUTED_COMMANDS, is_main, only_main_prints, run_alone, should_report
 from tiny_diffusion.runtime.streams import protect_streams
 
@@ -25,7 +25,6 @@ COMMANDS = {
     "info": ("tiny_diffusion.cli.info", "show what a checkpoint holds"),
 }
 MAX_MESSAGE = 5000  # characters
-SCRIPTS = ("train.py", "sample.py", "visualize_diffusion.py")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,9 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _program(argv: list[str]) -> str:
     """The name of the command in its messages."""
-    script = Path(sys.argv[0]).name
-    if script in SCRIPTS:
-        return script
+    if script := started_script():
+        return script.name
     return f"tiny_diffusion {argv[0]}" if argv and argv[0] in COMMANDS else "tiny_diffusion"
 
 

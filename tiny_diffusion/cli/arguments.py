@@ -21,12 +21,14 @@ GROUPS = {
 def parse(argv: list[str], program: str, description: str, *option_sets: type, aliases=None) -> dict[str, object]:
     """The options that were given, by name; those that were not are absent.
 
-    option_sets: dataclasses whose fields were made by config.option.option.  aliases: name of an option -> its other
-    names.  Ends the process with one line and exit code 2 for an option that is unknown or out of range.
+    description: PROGRAM in it becomes the words that start this command.  option_sets: dataclasses whose fields were
+    made by config.option.option.  aliases: name of an option -> its other names.  Ends the process with one line and
+    exit code 2 for an option that is unknown or out of range.
     """
+    as_typed = f"python {program}" if program.endswith(".py") else f"python -m {program}"
     parser = _Parser(
         prog=program,
-        description=textwrap.dedent(description).strip(),
+        description=textwrap.dedent(description).replace("PROGRAM", as_typed).strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

@@ -20,9 +20,9 @@ from tiny_diffusion.files import check_writable
 DESCRIPTION = """
 Sample images from a trained model.  The checkpoint says how; the options change it.
 
-  sample.py --checkpoint outputs/mnist/model_final.pt --num_images 64
-  sample.py --checkpoint outputs/mnist/model_final.pt --output outputs/mnist/denoising.gif
-  sample.py --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples/
+  PROGRAM --checkpoint outputs/mnist/model_final.pt --num_images 64
+  PROGRAM --checkpoint outputs/mnist/model_final.pt --output outputs/mnist/denoising.gif
+  PROGRAM --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples/
 """
 ENDINGS = (".png", ".gif", ".npz")
 IMAGES_IN_FRAMES = 256  # of --show_intermediate; they stay in memory, with all their steps

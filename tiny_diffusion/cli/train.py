@@ -17,17 +17,18 @@ from tiny_diffusion.config.training import Config, beneath, filled, network_opti
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.runs.lock import locked
+from tiny_diffusion.runtime.program import typed
 from tiny_diffusion.runtime.ranks import is_main
 from tiny_diffusion.runtime.torchrun_store import has_begun
 
 DESCRIPTION = """
 Train a diffusion model.  No option is required but --data_dir for --dataset folder; defaults are in brackets.
 
-  train.py --dataset digits --output_dir outputs/digits        a minute or two on two cores, no download
-  train.py --dataset mnist --minutes 10                        digits to read after ten minutes
-  train.py --dataset mnist --minutes 10 --resume               go on with a run that was stopped
-  train.py --dataset folder --data_dir photos --minutes 30     your own images, in sub-folders for classes or flat
-  train.py --preset flowers --dry_run                          what a whole recipe resolves to
+  PROGRAM --dataset digits --output_dir outputs/digits        a minute or two on two cores, no download
+  PROGRAM --dataset mnist --minutes 10                        digits to read after ten minutes
+  PROGRAM --dataset mnist --minutes 10 --resume               go on with a run that was stopped
+  PROGRAM --dataset folder --data_dir photos --minutes 30     your own images, in sub-folders for classes or flat
+  PROGRAM --preset flowers --dry_run                          what a whole recipe resolves to
 
 Recipes; an option that you give replaces the recipe's own:
 """
@@ -242,6 +243,6 @@ def _print_options(config: Config) -> int:
     if config.preset:
         preset = PRESETS[config.preset]
         faster = preset.faster_on(config.dataset, config.data_dir)
-        slow = f". Without a GPU this is slow; faster: train.py {faster}" if preset.faster else ""
+        slow = f". Without a GPU this is slow; faster: python {typed('train')} {faster}" if preset.faster else ""
         print(f"{preset.title}{slow}", file=sys.stderr)
     return 0

@@ -17,8 +17,8 @@ from tiny_diffusion.files import check_writable
 DESCRIPTION = """
 Show how noise covers images, or the noise schedules side by side.
 
-  visualize_diffusion.py --dataset digits --num_images 6 --save_path outputs/forward_diffusion.png
-  visualize_diffusion.py --what schedules
+  PROGRAM --dataset digits --num_images 6 --save_path outputs/forward_diffusion.png
+  PROGRAM --what schedules
 """
 TIMES = (0, 50, 100, 200, 400, 600, 800, 999)  # at T = 1000
 MAX_PIXELS = 32_000_000  # of all images in a figure, which takes about 120 bytes of memory per pixel

@@ -13,7 +13,7 @@ from shlex import quote
 class Preset:
     """title: one line for --help.   options: by name.
 
-    faster: options of train.py that reach better images in the same time; empty where the preset is fast.
+    faster: options of train that reach better images in the same time; empty where the preset is fast.
     """
 
     title: str

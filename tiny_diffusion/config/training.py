@@ -102,7 +102,7 @@ class Config:
         follows="channel_mult", fill=lambda values: (max(0, len(values["channel_mult"]) - 1),))
     attention_heads: int = network(Int(1, 64), 2, "attention heads of the coarsest level", needs=rules.ATTENTION)
     dropout: float = network(Number(0, 0.9), 0.0, "share of activations dropped in training")
-    class_cond: bool = network(Flag(), False, "learn the classes, so that sample.py can sample chosen ones")
+    class_cond: bool = network(Flag(), False, "learn the classes, so that chosen ones can be sampled")
     checkpoint_activations: bool = network(
         Flag(), False, "recompute activations instead of keeping them: less memory, a third slower",
         since=False, free=True)

@@ -24,6 +24,7 @@ from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
 from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
 from tiny_diffusion.runs.checkpoint_keys import KEYS, invalid_keys
+from tiny_diffusion.runtime.program import typed
 
 FORMAT = 1
 MAX_REASON_LENGTH = 300  # characters: a file may hold names and values of any length
@@ -60,7 +61,7 @@ class Checkpoint:
         return part_of(self.tensors, name)
 
     def request(self, indices: Sequence[int], *, classes: Sequence[int] | None = None, **asked) -> Request:
-        """A request for these images as `sample.py` makes it: the checkpoint's own sampling, changed where asked.
+        """A request for these images as `sample` makes it: the checkpoint's own sampling, changed where asked.
 
         classes: labels that the images take in turn [all of a class-conditional model that had
         training images].   asked: fields of Request.
@@ -93,8 +94,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         if path.is_dir():
             raise FileError(f"{path} is a folder. Name a checkpoint in it, such as {path / 'model_final.pt'}")
-        what = "is not a file" if path.exists() else "does not exist"
-        raise FileError(f"{path} {what}. Train one first: python train.py --dataset digits --output_dir outputs/digits")
+        what, train = "is not a file" if path.exists() else "does not exist", f"python {typed('train')}"
+        raise FileError(f"{path} {what}. Train one first: {train} --dataset digits --output_dir outputs/digits")
     try:
         about, tensors = _unpack(members(_read(path)))
         whole = about["sha256"] == digest(about, tensors)

@@ -29,6 +29,7 @@ from tiny_diffusion.runs.messages import describe_length, describe_run, duration
 from tiny_diffusion.runs.restore import restore, take_weights
 from tiny_diffusion.runs.sync import Sync
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
+from tiny_diffusion.runtime.program import typed
 from tiny_diffusion.runtime.torchrun_store import mark_begun
 from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world
 from tiny_diffusion.training.run_length import RunLength
@@ -213,8 +214,7 @@ class Session:
             return
         speed, scores = images_per_second(self.pending, self.config.batch_size), measure()
         for report in self.pending:
-            is_last = report is self.pending[-1]
-            if self.writer.write_report(report, speed, scores if is_last else {}) >= MAX_SKIPPED:
+            if self.writer.write_report(report, speed, scores if report is self.pending[-1] else {}) >= MAX_SKIPPED:
                 raise DivergenceError(
                     f"the loss was not finite for {MAX_SKIPPED} steps in a row, up to step {report.step}. "
                     "What was saved before is untouched. "
@@ -254,7 +254,7 @@ class Session:
             f"{done} after {duration(self.elapsed())}, step {self.trainer.step}, "
             f"{'held-out loss' if self.run_data.heldout_count else 'loss of the averaged weights'} {loss:.4f}\n"
             f"samples    {picture}\nlosses     {self.folder.loss_plot}\nmodel      {self.folder.final}\n"
-            f"sample     python sample.py --checkpoint {self.folder.final}",
+            f"sample     python {typed('sample')} --checkpoint {self.folder.final}",
             file=sys.stderr,
         )
         return 0

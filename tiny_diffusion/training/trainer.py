@@ -91,8 +91,8 @@ class Trainer:
 
     @property
     def current_epoch(self) -> int:
-        """The epoch, counted from 1, in which the last step began."""
-        return max(0, self.step - 1) * self.config.batch_size // len(self.batches) + 1
+        """The epoch, counted from 1, in which the last step began; the last that it ended, if it ended several."""
+        return max(max(0, self.step - 1) * self.config.batch_size // len(self.batches) + 1, int(self.epoch))
 
     @property
     def parts(self) -> int:
