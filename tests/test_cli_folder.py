@@ -14,6 +14,7 @@ from cli_helpers import call, contents
 from image_helpers import plain, png, smooth, write
 from PIL import Image, ImageSequence
 
+from tiny_diffusion.cli.selection import labels_of
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
 from tiny_diffusion.runs.writer import RunWriter
@@ -180,6 +181,16 @@ def test_classes_are_sampled_by_name_and_by_number(text, wide, cli, monkeypatch)
     argv = ["sample", "--checkpoint", wide[0] / "model_final.pt", "--num_images", 5, "--steps", 1, "--output", "x.png"]
     cli.works(*argv, *([f"--classes={text}"] if text else []))
     assert captions == [[BY_NAME[text][i % len(BY_NAME[text])] for i in range(5)]]
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        (" a", [0]), ("a", [1]), ("b ", [2]), ("a,b , a,1", [1, 2, 0, 1]), ("c, d,  c, d", [4, 4]), ("1 , 4 ", [1, 4]),
+    ],
+)  # fmt: skip
+def test_a_class_may_begin_and_end_with_white_space(text, labels):
+    assert labels_of(text, True, [" a", "a", "b ", "x", "c, d"]) == tuple(labels)
 
 
 @pytest.mark.parametrize(

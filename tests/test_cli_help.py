@@ -12,7 +12,7 @@ from run_helpers import RUN
 
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import Colour, Flag, Int, ListOf, Number, Size, specs
+from tiny_diffusion.config.option import Colour, Flag, Int, ListOf, Number, Size, Text, specs
 from tiny_diffusion.config.presets import PRESETS
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
@@ -144,6 +144,15 @@ def test_help_describes_every_preset(cli):
 def test_hyphens_in_a_value_are_kept():
     given = parse(["--output-dir", "my-run", "--data-dir=a-b"], "test", "", *OPTIONS["train"])
     assert given == {"output_dir": "my-run", "data_dir": "a-b"}
+
+
+@pytest.mark.parametrize("command, name", [c for c in EVERY_OPTION if type_of(*c) in (Text(), Text(bare=True))])
+def test_a_path_may_begin_with_the_home_folder(command, name, monkeypatch):
+    """A shell leaves the ~ of --output_dir=~/runs as it is."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("USERPROFILE", "/home/ada")
+    for text, path in {"~/a b/": "/home/ada/a b/", "~": "/home/ada", "a~": "a~", "./~/a": "./~/a"}.items():
+        assert parse([f"--{name}={text}"], "test", "", *OPTIONS[command]) == {name: path}
 
 
 def test_resume_takes_a_checkpoint_or_none():

@@ -191,6 +191,20 @@ def test_a_file_may_begin_with_the_mark_that_windows_writes(write, resolved):
     assert resolved("--config", write("\ufeff" + json.dumps({"lr": 0.5}))).lr == 0.5
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_in_whatever_encoding_a_shell_writes(encoding, resolved, tmp_path):
+    """`train.py --dry_run > run.json` in Windows' PowerShell makes a file of UTF-16."""
+    (tmp_path / "run.json").write_bytes(json.dumps({"output_dir": "猫"}, ensure_ascii=False).encode(encoding))
+    assert resolved("--config", "run.json").output_dir == "猫"
+
+
+def test_a_path_in_a_file_may_begin_with_the_home_folder(write, resolved, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "ada"))
+    config = resolved("--config", write({"output_dir": "~/runs", "dataset": "folder", "data_dir": "~/photos"}))
+    assert (config.output_dir, config.data_dir) == (str(tmp_path / "ada" / "runs"), str(tmp_path / "ada" / "photos"))
+
+
 # Refused
 
 
@@ -240,6 +254,7 @@ NO_JSON = {
     "half a file": b'{"lr": 1, "sch',
     "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
     "too deep": b"[" * 100_000,
+    "half a letter of UTF-16": b"\xff\xfe{\x00}",
     "two": b'{"lr": 1} {"lr": 2}',
 }
 

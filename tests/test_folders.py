@@ -14,6 +14,7 @@ from image_helpers import encoded, means, open_folder, plain, smooth, write
 from PIL import Image
 
 from tiny_diffusion.data.batches import Batches
+from tiny_diffusion.data.files import scan
 from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.files.folders import list_images
 from tiny_diffusion.data.files.stores import LazyImages, TensorImages, VariableSizeImages
@@ -501,6 +502,17 @@ def test_data_of_few_bits_in_images_of_16_get_a_warning(ending, bits, narrow, ca
     for _ in range(2):  # from the files, then from the cache
         report = open_folder(tmp_path / "set", cache=Cache(tmp_path / "cache"), cache_bytes=cache_bytes).report
         assert any("16 bits" in line and "multiply" in line for line in report) == narrow
+
+
+def test_whether_images_use_their_16_bits_is_not_asked_of_huge_ones(tmp_path, monkeypatch):
+    """Each is decoded at its full size, which took 2.6 GB for a file of 350 kB."""
+    sizes, decode_ = [], scan.decode
+    monkeypatch.setattr(scan, "decode", lambda path, spec: sizes.append(spec.size) or decode_(path, spec))
+    monkeypatch.setattr(scan, "MAX_DEEP_PIXELS", 1000)
+    for name, side in {"a": 31, "b": 32}.items():
+        write(tmp_path / f"{name}.png", np.full((side, side), 60, np.uint16))
+    assert any("16 bits" in line for line in open_folder(tmp_path).report)
+    assert sizes == [(31, 31)]
 
 
 def test_dark_images_of_8_bits_get_no_warning(tmp_path):

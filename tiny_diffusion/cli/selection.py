@@ -49,10 +49,12 @@ def labels_of(text: str, class_cond: bool, names: list[str]) -> tuple[int, ...]:
 
 
 def _at_commas(text: str, names: list[str]) -> Iterator[str]:
-    """The words of a list of class names, which may hold commas themselves."""
+    """The words of a list of class names, which may hold commas, and white space at their ends, themselves."""
     rest = f"{text},"
     while rest:
-        named = [name for name in names if "," in name and rest.startswith(f"{name},")]
+        if not (named := [name for name in names if rest.startswith(f"{name},")]):
+            rest = rest.lstrip()
+            named = [name for name in names if rest.startswith(f"{name},")]
         word = max(named, key=len, default=rest.partition(",")[0])
-        yield word.strip()
-        rest = rest[len(word) + 1 :].lstrip()
+        yield word if named else word.strip()
+        rest = rest[len(word) + 1 :]

@@ -6,6 +6,7 @@ every check read that one field.  Nothing here knows which options a command has
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,8 +16,7 @@ from tiny_diffusion.data.catalog import background_colour
 from tiny_diffusion.errors import printable
 
 MIN_SIDE, MAX_SIDE = 4, 1024  # of an image, in pixels
-MAX_LISTED = 8  # values of a list option
-MAX_NAMED = 60  # choices in a message
+MAX_LISTED, MAX_NAMED = 8, 60  # values of a list option; choices in a message
 EMPTY = "'' is empty. Give it a value, or leave it out"
 REQUIRED = object()  # Spec.since of an option that every checkpoint has
 
@@ -69,8 +69,7 @@ class Number(Type):
         except ValueError:
             raise ValueError(f"{text!r} is not a {self.name}") from None
 
-    def check(self, value):
-        # An int is accepted as a float, but a bool, which is an int in Python, is not.  NaN is not below infinity.
+    def check(self, value):  # a bool is an int in Python; NaN is not below infinity
         if isinstance(value, bool) or not isinstance(value, int | self.kind) or not abs(value) < math.inf:
             return f"{value!r} is not a {self.finite_name}"
         if value <= self.low if self.open_low else value < self.low:
@@ -100,10 +99,13 @@ class Choice(Type):
 
 @dataclass(frozen=True)
 class Text(Type):
-    """Any text; the empty one only if bare."""
+    """Any text; the empty one only if bare.  If it is a path, ~ at its beginning is the user's home."""
 
     metavar: str = "PATH"
     bare: bool = False
+
+    def parse(self, text):
+        return os.path.expanduser(text) if self.metavar == "PATH" else text
 
     def check(self, value):
         if not isinstance(value, str):
@@ -141,8 +143,7 @@ class Size(Type):
         try:
             sides = tuple(int(side) for side in text.lower().split("x"))
         except ValueError:
-            what = "is not a whole number of pixels such as 64, nor a size such as 96x64"
-            raise ValueError(f"{text!r} {what}") from None
+            raise ValueError(f"{text!r} is not a whole number of pixels such as 64, nor a size such as 96x64") from None
         return sides[0] if len(sides) == 1 else square(sides)
 
     def check(self, value):

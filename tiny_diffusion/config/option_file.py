@@ -1,10 +1,11 @@
 """Options in a file: one JSON object of names and values, which --config reads and --save_config writes."""
 
+import codecs
 import json
 from pathlib import Path
 
 from tiny_diffusion.config.image_size import square
-from tiny_diffusion.config.option import REQUIRED, not_one_of, specs
+from tiny_diffusion.config.option import REQUIRED, Text, not_one_of, specs
 from tiny_diffusion.config.rules import check_values
 from tiny_diffusion.config.training import Config, as_given, from_json
 from tiny_diffusion.errors import FileError, OptionError
@@ -18,7 +19,9 @@ def read_options(path: Path) -> dict[str, object]:
     FileError if it is not JSON, and OptionError for a name or a value that is wrong.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what > of PowerShell writes
+        values = json.loads(content.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except OSError as error:
         raise FileError(f"--config {path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
@@ -33,6 +36,8 @@ def read_options(path: Path) -> dict[str, object]:
             values = as_given(Config.from_dict(values))  # a whole configuration, some of whose options have no effect
         values = {name: from_json(value) for name, value in values.items() if value is not None}
         check_values(values, Config)
+        kinds = {name: spec.type for name, spec in specs(Config).items() if isinstance(spec.type, Text)}
+        values |= {name: kinds[name].parse(values[name]) for name in kinds.keys() & values.keys()}  # ~ in paths
     except OptionError as error:
         raise OptionError(f"--config {path}: {error}") from error
     return values | ({"image_size": square(values["image_size"])} if "image_size" in values else {})

@@ -42,7 +42,7 @@ def open_dataset(
 
 def data_folder(data_dir: str | None) -> Path:
     """--data_dir, then $TINY_DIFFUSION_DATA, then data."""
-    return Path(data_dir or os.environ.get("TINY_DIFFUSION_DATA") or "data")
+    return Path(data_dir or os.path.expanduser(os.environ.get("TINY_DIFFUSION_DATA", "")) or "data")
 
 
 OPENERS = {

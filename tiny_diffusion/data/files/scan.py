@@ -19,6 +19,7 @@ from tiny_diffusion.errors import FileError, printable
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 10, 0.1  # files that may be skipped: the larger of the two
 MAX_BYTES = 1 << 30  # of one file
 MAX_DEEP_READ, MAX_NARROW_LEVELS = 16, 65  # 16-bit images whose pixels are looked at; 14 bits span 65 of 256 levels
+MAX_DEEP_PIXELS = 1 << 25  # of each of those, which is decoded at its full size
 MAX_NAMED_FILES, MAX_NAMED_CLASSES = 3, 12  # in one line
 
 Progress = Callable[[Iterable, int, str], Iterable]  # wraps a loop: (items, how many, what is done with them)
@@ -87,7 +88,7 @@ def scan(files: ImageFiles, workers: int, *, whole: bool, background: tuple[int,
         formats[header.format] += 1
         sizes[header.size] += 1
         all_grey = all_grey and header.grey and not (header.transparent and coloured_background)
-        deep += [index] if header.deep else []
+        deep += [index] if header.deep and math.prod(header.size) <= MAX_DEEP_PIXELS else []
     reasons = {index: str(failure) for index, failure in failures.items()}
     refuse_unreadable(files, reasons)
     return Scan(
