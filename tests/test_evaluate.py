@@ -264,6 +264,41 @@ def test_checkpoint_npz_and_folder_score_exactly_the_same(cli, unconditional, dr
     assert found[0] == found[1] == found[2]
 
 
+def test_earlier_numbers_are_kept_and_said(cli, drawn, tmp_path):
+    argv = ["evaluate", "--images", drawn[0], "--dataset", "digits", "--num_images", 20]
+    assert "earlier" not in cli.works(*argv).out
+    first = (tmp_path / "outputs" / "evaluation" / "evaluation.json").read_bytes()  # and not beside the images
+    assert "(earlier ones: evaluation-1.json)" in cli.works(*argv, "--features", "pixels").out
+    assert (tmp_path / "outputs" / "evaluation" / "evaluation-1.json").read_bytes() == first
+    assert report(tmp_path / "outputs" / "evaluation")["features"]["name"] == "pixels"
+
+
+@pytest.mark.parametrize("name", ["images", "reference"])
+def test_figures_are_not_written_among_the_images(name, cli, tmp_path):
+    """There they would count as more of them, or as another class."""
+    for folder in ("outputs", "others"):
+        save_folder(tmp_path / folder, noise(4))
+    given = ["--images", "outputs", "--reference", "others"] if name == "images" else []
+    given = given or ["--images", "others", "--reference", "outputs"]
+    before = contents(tmp_path)
+    for where in ([], ["--output", "outputs"], ["--output", tmp_path / "others" / ".." / "outputs" / "a" / "b"]):
+        cli.refuses(2, ["evaluate", *given, *where], "--output", f"--{name} outputs")
+    assert contents(tmp_path) == before
+
+
+def test_an_ending_may_be_in_capitals(cli, unconditional, tmp_path):
+    for output in ("A.NPZ", "b.npz"):
+        cli.works("sample", "--checkpoint", unconditional, "--num_images", 5, "--steps", 1, "--output", output)
+    shutil.copy(unconditional, tmp_path / "MODEL.PT")
+    argv = ("evaluate", "--images", "A.NPZ", "--features", "pixels", "--num_images", 5)
+    cli.works(*argv, "--reference", "b.npz", "--output", "one")
+    cli.works(*argv, "--reference", "MODEL.PT", "--output", "other")
+    assert report(tmp_path / "one")["reference"]["images"] == report(tmp_path / "other")["reference"]["images"] == 5
+    network = make_classifier((8, 8), 10).eval()
+    save_classifier(tmp_path / "C.SAFETENSORS", network, {"size": [8, 8], "classes": list("0123456789")})
+    assert make_features("C.SAFETENSORS", "digits", SHAPE, torch.device("cpu")).classify is not None
+
+
 def test_every_kind_of_reference_gives_the_same_numbers(cli, drawn, digits, tmp_path):
     save_npz(tmp_path / "real.npz", hwc(digits.images[:100]))
     save_folder(tmp_path / "real", hwc(digits.images[:100]))

@@ -7,13 +7,18 @@ one, never a part of one.
 import json
 import math
 import os
+import platform
+import re
 import uuid
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from tiny_diffusion.errors import FileError
+
+PARTIAL = re.compile(r"\..+\.([0-9a-f]{4})-(\d{1,9})-[0-9a-f]{8}\.part", re.DOTALL)  # computer, process, attempt
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def make_folder(path: Path) -> None:
 
 def partial_path(path: Path) -> Path:
     """A temporary name beside the file, used by this process for this one attempt to write it."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    return path.with_name(f".{path.name}.{_computer()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
 def partials_of(folder: Path, pattern: str) -> list[Path]:
@@ -82,8 +87,49 @@ def partials_of(folder: Path, pattern: str) -> list[Path]:
     return list(folder.glob(f".{pattern}.*.part"))
 
 
+def clear_partials(folder: Path) -> None:
+    """Deletes the temporary files in a folder whose writers were killed: processes of this computer that are gone."""
+    for path in partials_of(folder, "*"):
+        name = PARTIAL.fullmatch(path.name)
+        if name and name[1] == _computer() and not _is_alive(int(name[2])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _computer() -> str:
+    """Four hexadecimal digits of this computer's name: another that shares its folders has other processes."""
+    return f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this number may be running."""
+    if os.name == "nt":
+        return True  # there os.kill would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
+
+
+def keep_earlier(path: Path) -> Path | None:
+    """Renames a file that is about to be written again, from name.json to name-1.json, -2, ...; returns the new path.
+
+    None if there is no such file.
+    """
+    if not path.is_file():
+        return None
+    number = 1
+    while (kept := path.with_stem(f"{path.stem}-{number}")).exists():
+        number += 1
+    os.replace(path, kept)
+    return kept
+
+
 def check_writable(option: str, path: Path, folder: bool = False) -> None:
-    """Raises FileError now rather than after the work if the file cannot be written.
+    """Raises FileError now rather than after the work if the file cannot be written; clears up after killed writers.
 
     option: the option that named it.  folder: the path is a folder that files will be written into.
     """
@@ -95,6 +141,7 @@ def check_writable(option: str, path: Path, folder: bool = False) -> None:
         probe = partial_path(parent / (path.name or "probe"))
         probe.touch()
         probe.unlink()
+        clear_partials(parent)
     except OSError as error:
         reason = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
         raise FileError(f"--{option} {path} cannot be written: {reason}. Name another path.") from error

@@ -38,7 +38,7 @@ def run(argv: list[str], program: str, started: float) -> int:
         grey = ", ".join(name for name, row in DATASETS.items() if row.channels == 1)
         raise OptionError(f"--dataset {options.dataset} is in colour, and the classifier takes grey images: {grey}.")
     path = Path(options.output or f"{options.dataset}-classifier.safetensors")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise OptionError(f"--output {path}: a classifier is a .safetensors file. End the name in .safetensors.")
     check_writable("output", path)
 

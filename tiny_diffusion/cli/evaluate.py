@@ -11,7 +11,7 @@ from tiny_diffusion.config.option import Choice, Flag, Int, ListOf, Text, again,
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.files import check_writable, write_json
+from tiny_diffusion.files import check_writable, keep_earlier, write_json
 
 DESCRIPTION = """
 Measure how good a model's images are.  Each number says its features, its number of images and the reference split;
@@ -57,7 +57,9 @@ class EvaluateOptions:
     batch_size: int | None = again(SampleOptions, "batch_size")
     seed: int = again(Config, "seed", help="of the samples")
     device: str = again(Config, "device")
-    output: str | None = option(Text(), None, "folder for evaluation.json and the figures [evaluation/ of the run]")
+    output: str | None = option(
+        Text(), None,
+        "folder for evaluation.json and the figures [evaluation/ of the run; outputs/evaluation with --images]")
     # fmt: on
 
 
@@ -65,6 +67,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     given = parse(argv, program, DESCRIPTION, EvaluateOptions)
     options = EvaluateOptions(**given)
     _check(options, given)
+    folder = _output(options)
 
     from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.evaluation.features import default_features, make_features
@@ -82,7 +85,6 @@ def run(argv: list[str], program: str, started: float) -> int:
     images = None if model else read_images("images", options.images).subset(options.num_images)
     if images is not None and len(images.images) < 2:
         raise OptionError(f"--images {options.images} holds one image, which has no spread. Name a larger set.")
-    folder = _output(options)
     check_writable("output", folder, folder=True)
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
@@ -165,14 +167,20 @@ def _open_model(options: EvaluateOptions, world):
 
 
 def _output(options: EvaluateOptions) -> Path:
-    """The folder that evaluation.json and the figures go to."""
-    if options.output is not None:
-        return Path(options.output)
-    if options.checkpoint is not None:
+    """The folder that evaluation.json and the figures go to.  Raises OptionError if it lies among images to read."""
+    folder = Path(options.output or "outputs/evaluation")
+    if options.output is None and options.checkpoint is not None:
         from tiny_diffusion.runs.folder import run_of
 
-        return run_of(Path(options.checkpoint)) / "evaluation"
-    return Path(options.images).resolve().parent / "evaluation"
+        folder = run_of(Path(options.checkpoint)) / "evaluation"
+    for name in ("images", "reference"):
+        path = getattr(options, name)
+        if path is not None and Path(path).is_dir() and folder.resolve().is_relative_to(Path(path).resolve()):
+            raise OptionError(
+                f"--output {folder} lies inside --{name} {path}, whose images the figures would join. "
+                "Name another folder by --output."
+            )
+    return folder
 
 
 def _open_real(options: EvaluateOptions, dataset: str | None, model, shape: tuple[int, int, int], cache, device):
@@ -180,7 +188,7 @@ def _open_real(options: EvaluateOptions, dataset: str | None, model, shape: tupl
     from tiny_diffusion.evaluation.reference import open_data_set, open_training_set, read_reference, sample_reference
     from tiny_diffusion.runs.messages import show_progress
 
-    if options.reference is not None and options.reference.endswith(".pt"):
+    if options.reference is not None and options.reference.lower().endswith(".pt"):
         real = sample_reference(options.reference, options.num_images, options.seed + 1, options.weights, device)
     elif options.reference is not None:
         real = read_reference(options.reference)
@@ -222,16 +230,21 @@ def _write(folder: Path, model, reference, features: str, whole: dict, last) -> 
     from tiny_diffusion.evaluation.error_by_noise import error_curves, log_snrs_of
     from tiny_diffusion.evaluation.report import relative_distance, sweep_curves, sweep_lines
     from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep
-    from tiny_diffusion.visuals.images import save_png
+    from tiny_diffusion.visuals.images import neighbour_grid, save_png
 
     results = whole["results"]
     if len(results) > 1:
         print("", *sweep_lines(results), sep="\n")
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"warning: {warning}.", file=sys.stderr)
+    earlier = keep_earlier(folder / "evaluation.json")
     write_json(folder / "evaluation.json", whole)
-    print(f"\nnumbers    {folder / 'evaluation.json'}")
-    save_png(folder / "nearest.png", _nearest_pairs(last, reference.real.images.images))
+    print(f"\nnumbers    {folder / 'evaluation.json'}" + (f" (earlier ones: {earlier.name})" if earlier else ""))
+    nearest, training = last.nearest, reference.real.images.images
+    closest = nearest.distances.argsort()[:16]
+    pairs = last.images.images[nearest.indices[closest]], training[nearest.nearest[closest]]
+    pairs = [images.permute(0, 2, 3, 1).numpy() for images in pairs]
+    save_png(folder / "nearest.png", neighbour_grid(*pairs, nearest.distances[closest].tolist()))
     print(f"neighbours {folder / 'nearest.png'}")
     if model and model.knows_no_class:
         curves = error_curves(model.model, model.diffusion, reference.real, model.world.device, results[0]["seed"])
@@ -243,18 +256,3 @@ def _write(folder: Path, model, reference, features: str, whole: dict, last) -> 
         floor, title = relative_distance(results[0]["floor"]), f"relative Fréchet distance, {features}"
         save_sweep(folder / "sweep.png", sweep_curves(results), floor, title)
         print(f"sweep      {folder / 'sweep.png'}")
-
-
-def _nearest_pairs(found, training):
-    """A grid of the 16 images that are nearest to a training image, each above that training image."""
-    import torch
-
-    from tiny_diffusion.visuals.images import grid
-
-    images, nearest = found.images.images, found.nearest
-    rows = nearest.distances.argsort()[:16].split(8)
-    tiles = [part for row in rows for part in (images[nearest.indices[row]], training[nearest.nearest[row]])]
-    captions = []
-    for row in rows:
-        captions += ["sample"] * len(row) + [f"{distance:.0f} away" for distance in nearest.distances[row].tolist()]
-    return grid(torch.cat(tiles).permute(0, 2, 3, 1).numpy(), columns=len(rows[0]), captions=captions)

@@ -15,7 +15,7 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError, OptionError
-from tiny_diffusion.files import check_writable
+from tiny_diffusion.files import check_writable, clear_partials
 
 DESCRIPTION = """
 Sample images from a trained model.  The checkpoint says how; the options change it.
@@ -209,6 +209,7 @@ def _images_in(folder: Path) -> set[str]:
 def _write_frames(output: Path, film, count: int) -> None:
     """Writes intermediate/ beside the output: in a folder of images it would be taken for more of them."""
     parent = output.parent if output.name not in ("", "..") else output.resolve().parent
+    clear_partials(parent / "intermediate")
     frames = film.save_frames(parent / "intermediate")
     of = f", of the first {IMAGES_IN_FRAMES} images" if count > IMAGES_IN_FRAMES else ""
     print(f"{frames} frames of the denoising{of}: {parent / 'intermediate'}", file=sys.stderr)

@@ -62,14 +62,14 @@ def make_features(asked: str, dataset: str, shape: tuple[int, int, int], device:
         features = _classifier_file(WEIGHTS / f"{asked}.safetensors", device)
     else:
         path = Path(asked)
-        if path.suffix not in OF_FILES:
+        if path.suffix.lower() not in OF_FILES:
             raise OptionError(
                 f"--features {asked} is none of {', '.join([*FEATURES, *shipped])}, "
                 f"nor a file that ends in {', '.join(OF_FILES)}. Name one of these."
             )
         if not path.is_file():
             raise FileError(f"--features {asked} does not exist. Use one of {', '.join(FEATURES)}.")
-        features = OF_FILES[path.suffix](path, device)
+        features = OF_FILES[path.suffix.lower()](path, device)
     if features.shape is not None and features.shape != shape:
         wanted, given = ("x".join(map(str, sides)) for sides in (features.shape, shape))
         raise OptionError(f"--features {asked} takes images of {wanted}, and these are {given}. Use pixels, or others.")

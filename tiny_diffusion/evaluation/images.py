@@ -101,7 +101,7 @@ def indices_in_shares(labels: Tensor, class_counts: Sequence[int], count: int) -
 def read_images(option: str, text: str) -> NamedImages:
     """The images of an .npz file or a folder.  option: the option that named it.  Raises FileError or OptionError."""
     path = Path(text)
-    if path.suffix == ".npz" and not path.is_dir():
+    if path.suffix.lower() == ".npz" and not path.is_dir():
         return NamedImages(path.name, _npz(option, path))
     if path.is_dir():
         return NamedImages(path.name or text, _folder(option, path))

@@ -48,6 +48,16 @@ def grid(
     return _assembled(tiles, columns, padding, background)
 
 
+def neighbour_grid(samples: np.ndarray, neighbours: np.ndarray, distances: Sequence[float]) -> np.ndarray:
+    """Samples (N, H, W, C) in rows of 8, and below each row the training images nearest to them, as `grid` does."""
+    tiles, captions = [], []
+    for start in range(0, len(samples), 8):
+        row = slice(start, start + 8)
+        tiles += [samples[row], neighbours[row]]
+        captions += ["sample"] * len(samples[row]) + [f"{distance:.0f} away" for distance in distances[row]]
+    return grid(np.concatenate(tiles), columns=min(8, len(samples)), captions=captions)
+
+
 def strip(rows: Sequence[np.ndarray], headings: Sequence[str] | None = None) -> np.ndarray:
     """Denoising as one RGB picture: each step (n, H, W, C) becomes a column, each image a row followed through time.
 
