@@ -96,6 +96,16 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def unlabelled(tmp_path_factory):
+    """A checkpoint of a model without classes, of one step on the digits."""
+    from cli_helpers import TINY, call
+
+    folder = tmp_path_factory.mktemp("runs") / "unlabelled"
+    assert call("train", *TINY, "--no_class_cond", "--max_steps", 1, "--output_dir", folder) == 0
+    return folder / "model_final.pt"
+
+
+@pytest.fixture(scope="session")
 def loud(tmp_path_factory):
     """A class-conditional checkpoint of random weights, T = 30: whatever is asked of it shows in its images."""
     from cli_helpers import TINY, call, change_tensors
@@ -105,7 +115,6 @@ def loud(tmp_path_factory):
         call(
             "train",
             *TINY,
-            "--class_cond",
             "--channel_mult",
             1,
             "--timesteps",

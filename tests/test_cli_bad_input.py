@@ -240,8 +240,6 @@ def test_a_model_that_outputs_nan_has_diverged(cli, trained, tmp_path):
         ("--sampler ddim --eta 1.5", ["--eta 1.5", "--sampler ddim", "0 to 1"]),
         ("--eta 1.6", ["--eta", "1.6", "1.5"]),
         ("--sampler ddpm --eta 0", ["--eta 0", "--sampler ddpm", "--sampler ddim"]),
-        ("--guidance 2", ["--guidance 2", "--class_cond"]),
-        ("--classes 3", ["--classes 3", "--class_cond"]),
         ("--indices 0-3 --num_images 4", ["--num_images 4", "--indices"]),
         ("--output picture.jpg", ["--output picture.jpg", ".png, .gif, .npz", "trailing slash"]),
         ("--output picture", ["--output picture", ".png, .gif, .npz", "trailing slash"]),
@@ -250,6 +248,12 @@ def test_a_model_that_outputs_nan_has_diverged(cli, trained, tmp_path):
 )
 def test_sample_refuses_what_this_model_cannot_do_or_would_ignore(given, words, cli, trained, tmp_path):
     cli.refuses(2, ["sample", "--checkpoint", trained / "model_final.pt", *given.split()], *words)
+    assert not contents(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["--guidance 2", "--classes 3"])
+def test_a_model_without_classes_refuses_what_needs_them(given, cli, unlabelled, tmp_path):
+    cli.refuses(2, ["sample", "--checkpoint", unlabelled, *given.split()], given, "--class_cond")
     assert not contents(tmp_path)
 
 
@@ -385,7 +389,7 @@ def test_a_disk_that_fills_up_ends_training_with_one_line_and_leaves_the_saved_f
         ("--schedule linear --beta_start 0.1 --beta_end 0.01", ["--beta_start 0.1", "--beta_end 0.01", "Swap"]),
         ("--schedule linear --beta_start 0.1", ["--beta_start 0.1", "--beta_end 0.02", "give both"]),
         ("--epochs 2 --minutes 3", ["--epochs 2", "--minutes 3", "one of them"]),
-        ("--label_dropout 0.2", ["--label_dropout", "--class_cond"]),
+        ("--no_class_cond --label_dropout 0.2", ["--label_dropout", "--class_cond"]),
         ("--attention_levels none --attention_heads 4", ["--attention_heads", "--attention_levels none"]),
         ("--batch_size 64 --accumulate 7", ["--accumulate 7", "--batch_size 64", "1, 2, 4, 8, 16, 32, 64"]),
         ("--dataset digits --device cpu --precision fp16", ["--precision fp16", "cpu", "bf16 or fp32"]),
@@ -587,7 +591,7 @@ def test_a_run_without_a_checkpoint_is_answered_with_overwrite(cli, tmp_path):
     cli.works("train", *TINY, "--output_dir", "run", "--overwrite", "--max_steps", 1)
 
 
-@pytest.mark.parametrize("given", [["--channel_mult", "1,2,2"], ["--base_channels", 16], ["--class_cond"]])
+@pytest.mark.parametrize("given", [["--channel_mult", "1,2,2"], ["--base_channels", 16]])
 def test_weights_of_another_network_are_refused(given, cli, trained, tmp_path):
     argv = ["train", "--dataset", "digits", "--output_dir", "new", "--init_from", trained / "model_final.pt", *given]
     cli.refuses(2, argv, "--init_from", "model_final.pt", "network", "Leave out")

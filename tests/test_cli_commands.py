@@ -28,6 +28,7 @@ from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
 ROOT = Path(__file__).parent.parent
 SMALLEST = [
     *TINY,
+    "--no_class_cond",
     "--base_channels",
     4,
     "--channel_mult",

@@ -35,7 +35,7 @@ SMALL = [
     "cpu",
 ]
 FOLDER = ["train", "--dataset", "folder", "--data_dir", "photos", *SMALL]
-WIDE = [*FOLDER, "--image_size", "16x24", "--class_cond", "--batch_size", 8]
+WIDE = [*FOLDER, "--image_size", "16x24", "--batch_size", 8]
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ def test_grids_of_a_run_are_labelled_with_the_names(photos, cli, monkeypatch):
 
 def test_grids_of_a_run_without_classes_are_not_labelled(photos, cli, monkeypatch):
     captions = captions_of(monkeypatch)
-    cli.works(*FOLDER, "--image_size", 8, "--max_steps", 1, "--output_dir", "run")
+    cli.works(*FOLDER, "--image_size", 8, "--no_class_cond", "--max_steps", 1, "--output_dir", "run")
     assert captions == [None]
     assert load_checkpoint("run/model_final.pt").about["class_names"] == NAMES
 
@@ -355,6 +355,7 @@ def test_a_model_is_the_start_for_another_folder(photos, cli, tmp_path):
     cli.works(*argv, "--data_dir", "other", "--output_dir", "second")
     about = load_checkpoint("second/model_final.pt").about
     assert about["class_names"] == ["a", "b"] and about["config"]["base_channels"] == 4
+    assert about["config"]["class_cond"]  # the two new classes started as the null class of the first run
     cli.works(*argv, "--preset", "folder", "--data_dir", "other", "--image_size", 12, "--output_dir", "third")
     config = load_checkpoint("third/model_final.pt").config
     assert (config.preset, config.data_dir, config.image_size) == ("folder", "other", 12)
@@ -367,6 +368,18 @@ def test_a_model_of_other_images_cannot_be_the_start(words, photos, grey, cli):
     cli.works(*FOLDER, "--image_size", 8, "--max_steps", 1, "--output_dir", "first")
     argv = ["train", "--init_from", "first/model_final.pt", *words, "--output_dir", "second"]
     refuses_at_the_end(cli, 2, argv, "--init_from first/model_final.pt", "3 channels", "Name images of the same kind")
+
+
+def test_a_folder_decides_whether_there_are_classes_to_learn(photos, cli, tmp_path):
+    """Sub-folders are classes, a flat folder has none, and one class is none; an option for classes is then refused."""
+    for name, folder, learnt in (("five", "photos", True), ("flat", "photos/猫", False), ("one", "single", False)):
+        make_photos(tmp_path / "single", ["only"])
+        argv = ["train", "--dataset", "folder", "--data_dir", folder, *SMALL, "--image_size", 8, "--max_steps", 1]
+        cli.works(*argv, "--output_dir", name)
+        assert load_checkpoint(f"{name}/model_final.pt").config.class_cond is learnt
+        if not learnt:
+            again = [*argv, "--output_dir", "again", "--label_dropout", 0.3]
+            refuses_at_the_end(cli, 2, again, "--label_dropout 0.3", folder, "sub-folder")
 
 
 # Faulty folders

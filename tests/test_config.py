@@ -15,7 +15,6 @@ from tiny_diffusion.cli import main
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.train import TrainActions
 from tiny_diffusion.config.option import (
-    MAX_NAMED,
     REQUIRED,
     Choice,
     Colour,
@@ -35,7 +34,7 @@ from tiny_diffusion.config.training import Config, as_given, beneath, resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
-from tiny_diffusion.errors import OptionError
+from tiny_diffusion.errors import MAX_NAMED, OptionError
 from tiny_diffusion.models.build import make_model
 
 every_dataset = pytest.mark.parametrize("dataset", DATASETS)
@@ -70,6 +69,7 @@ def test_every_default_resolves_and_leaves_nothing_open(dataset):
     config = resolve(given)
     filled = {
         "image_size": row.size,
+        "class_cond": True if row.classes else None,
         "splits": row.train,
         "cache_mb": 2048 if row.image_files else None,
         "background": "white" if row.transparent else None,
@@ -173,7 +173,10 @@ REFUSED = {  # options, and what the message must say: the option, the value, a 
         {"beta_end": 0.02, "schedule": "flow"},
         ["--beta_end 0.02", "--schedule flow", "linear, exponential"],
     ),
-    "label_dropout": ({"label_dropout": 0.2}, ["--label_dropout", "--class_cond", "leave it out"]),
+    "label_dropout": (
+        {"label_dropout": 0.2, "class_cond": False},
+        ["--label_dropout", "--class_cond", "Leave one"],
+    ),
     "heads of nothing": (
         {"attention_heads": 4, "attention_levels": ()},
         ["--attention_heads", "--attention_levels none", "Leave one"],
@@ -467,12 +470,12 @@ def test_a_value_of_another_type_is_refused_by_the_options_name(name):
 
 @every_option
 def test_unset_is_refused_where_every_resolved_configuration_has_a_value(name):
-    values = {**resolve({}).to_dict(), name: None}
-    if any(getattr(resolve(given), name) is None for given in ({}, {"dataset": "folder", "data_dir": "x"})):
-        assert getattr(Config.from_dict(values), name) is None
-    else:
+    configs = [resolve(given).to_dict() for given in ({}, {"dataset": "folder", "data_dir": "x"})]
+    unset = [values for values in configs if values[name] is None]
+    assert all(getattr(Config.from_dict(values), name) is None for values in unset)
+    if not unset:
         with pytest.raises(OptionError, match=f"--{name}"):
-            Config.from_dict(values)
+            Config.from_dict({**configs[0], name: None})
 
 
 @pytest.mark.parametrize("name", ["epochs", "base_channels", "seed", "lr", "minutes", "channel_mult"])
@@ -613,9 +616,26 @@ def test_every_option_is_explained_in_a_few_words(options):
 @pytest.fixture
 def longer():
     """A Config with one more option, which is this field and nothing else."""
-    mixing = Need("class_cond", lambda values: values["class_cond"], " without --class_cond. Leave it out.")
+    mixing = Need(
+        "class_cond", lambda values: values["class_cond"] is not False, " without --class_cond. Leave it out."
+    )
     field = option(Number(0, 1), 0.5, "how much of a second image is mixed in", needs=mixing, since=0.0, group="run")
     return dataclasses.make_dataclass("Longer", [("mixup", float, field)], bases=(Config,), frozen=True)
+
+
+@pytest.mark.parametrize("words, value", [([], None), (["--class_cond"], True), (["--no-class-cond"], False)])
+def test_a_flag_whose_default_is_not_off_can_be_turned_off(words, value):
+    assert parse(words, "train.py", "", Config).get("class_cond") is value
+
+
+def test_labelled_sets_learn_their_classes_unless_an_option_or_a_known_systems_recipe_says_not_to():
+    labelled = [name for name, row in DATASETS.items() if row.classes]
+    assert [resolve({"dataset": name}).class_cond for name in labelled] == [True] * len(labelled)
+    assert [resolve({"dataset": name, "class_cond": False}).class_cond for name in labelled] == [False] * len(labelled)
+    assert (
+        resolve({"dataset": "folder", "data_dir": "x"}).class_cond is None
+    )  # only opening it shows whether it has any
+    assert resolve({"preset": "tiny"}).class_cond is False and resolve({"preset": "quick"}).class_cond is True
 
 
 def test_one_field_puts_an_option_on_the_command_line_and_in_its_help(longer, capsys):
@@ -646,8 +666,9 @@ def test_one_field_says_what_checkpoints_without_the_option_mean(longer):
 def test_one_field_states_where_the_option_would_be_ignored(longer):
     """There it is refused if given, left out by `as_given`, and dropped from a preset or a file."""
     with pytest.raises(OptionError, match="--mixup 0.25 would be ignored without --class_cond. Leave it out."):
-        resolve({"mixup": 0.25}, longer)
-    assert "mixup" not in as_given(resolve({}, longer)) and "mixup" in as_given(resolve({"class_cond": True}, longer))
+        resolve({"mixup": 0.25, "class_cond": False}, longer)
+    assert "mixup" not in as_given(resolve({"class_cond": False}, longer))
+    assert "mixup" in as_given(resolve({"class_cond": True}, longer))
     lower = {"mixup": 0.25, "class_cond": True}
     assert beneath({"class_cond": False}, lower, longer) == {} and beneath({}, lower, longer) == lower
 

@@ -128,7 +128,8 @@ PARTIAL = {
     "a preset": ({"preset": "tiny", "epochs": 3}, [], {"preset": "tiny", "epochs": 3}),
     "a preset said twice": ({"preset": "tiny", "epochs": 3}, ["--preset", "tiny"], {"preset": "tiny", "epochs": 3}),
     "what is off has no use anywhere": ({"random_crop": False, "keep_best": False}, [], {}),
-    "switches": ({"hflip": True, "class_cond": False}, [], {"hflip": True}),
+    "switches": ({"hflip": True, "class_cond": False}, [], {"hflip": True, "class_cond": False}),
+    "a switch that is off unless turned on": ({"auto_batch": False}, [], {}),
     "a switch that a preset turns on": (
         {"preset": "flowers", "hflip": False},
         [],

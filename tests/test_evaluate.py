@@ -72,9 +72,9 @@ def scored(judged):
 
 
 @pytest.fixture
-def unconditional(trained):
-    """A model without classes: `sample` lets classes take turns, and `evaluate` takes the training set's shares."""
-    return trained / "model_final.pt"
+def unconditional(unlabelled):
+    """A model without classes: `sample` and `evaluate` choose classes in different orders."""
+    return unlabelled
 
 
 @pytest.fixture
@@ -602,8 +602,8 @@ def test_requests_that_a_model_cannot_fulfil_are_refused_in_one_line(cli, loud, 
 
 
 @pytest.mark.parametrize("argv", [("--guidance", 2), ("--train_on_synthetic",)], ids=str)
-def test_a_model_without_classes_refuses_what_needs_them(cli, trained, argv):
-    cli.refuses(2, ("evaluate", "--checkpoint", trained / "model_final.pt", *argv), argv[0], "--class_cond")
+def test_a_model_without_classes_refuses_what_needs_them(cli, unlabelled, argv):
+    cli.refuses(2, ("evaluate", "--checkpoint", unlabelled, *argv), argv[0], "--class_cond")
 
 
 class Trap:

@@ -165,7 +165,7 @@ def test_models_sample_in_a_tenth_of_their_timesteps_and_runs_save_numbered_chec
 # Parameters
 
 
-def diffusers_shapes(config, channels):
+def diffusers_shapes(config, channels, classes):
     """The weights of diffusers' UNet2DModel with the options of a configuration, by name."""
     diffusers = pytest.importorskip("diffusers")
     widths = [config.base_channels * multiplier for multiplier in config.channel_mult]
@@ -184,6 +184,7 @@ def diffusers_shapes(config, channels):
             norm_num_groups=8,
             attn_norm_num_groups=8,
             resnet_time_scale_shift="scale_shift",
+            num_class_embeds=classes + 1 if config.class_cond else None,
         )
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
@@ -192,7 +193,7 @@ def diffusers_shapes(config, channels):
 def test_the_network_has_weight_for_weight_the_shapes_of_diffusers(name):
     config = preset(name)
     ours = {key: tuple(tensor.shape) for key, tensor in network(config).state_dict().items()}
-    assert ours == diffusers_shapes(config, DATASETS[config.dataset].channels)
+    assert ours == diffusers_shapes(config, DATASETS[config.dataset].channels, len(DATASETS[config.dataset].classes))
     assert parameters(network(config)) == sum(map(math.prod, ours.values()))
 
 
@@ -200,8 +201,8 @@ def test_the_network_has_weight_for_weight_the_shapes_of_diffusers(name):
 
 
 FOLLOWS = {  # from an option, where a preset does not say it
-    "dataset": {"splits", "background", "cache_mb", "image_size", "patch_size", "epochs", "sample_interval",
-                "save_interval", "channel_mult", "attention_levels", "logsnr_shift"},
+    "dataset": {"class_cond", "splits", "background", "cache_mb", "image_size", "patch_size", "epochs",
+                "sample_interval", "save_interval", "channel_mult", "attention_levels", "logsnr_shift"},
     "image_size": {"patch_size", "channel_mult", "attention_levels", "logsnr_shift"},
     "patch_size": {"channel_mult", "attention_levels"},
     "base_channels": {"time_emb_dim"},

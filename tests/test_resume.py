@@ -23,6 +23,7 @@ from tiny_diffusion.diffusion.schedules import SCHEDULES
 from tiny_diffusion.runs import session
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model, save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.restore import with_classes_of
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
 
 ROOT = Path(__file__).parent.parent
@@ -381,7 +382,7 @@ REFUSED = {  # another value as typed, and the run's own as it is printed; nothi
     "attention_heads": ("1", "2"),
     "patch_size": ("2", "1"),
     "dropout": ("0.5", "0"),
-    "class_cond": (None, "False"),
+    "class_cond": ("False", "True"),  # by --no_class_cond
     "label_dropout": ("0.2", "0.1"),
     "epochs": ("3", "2"),
     "minutes": ("1", "(not set)"),
@@ -423,6 +424,7 @@ def test_an_option_that_would_change_the_result_is_refused_with_both_values(name
     copy_run(runs("--max_steps", 4), folder)
     before, (value, own) = snapshot(folder), REFUSED[name]
     words = [f"--{name}"] if value is None else [f"--{name}", value]
+    words = ["--no_class_cond"] if name == "class_cond" else words
     argv = ["train", "--resume", "--output_dir", folder, *words]
     cli.refuses(2, argv, f"--{name} {value or 'True'} differs from this run's {own} ")
     assert snapshot(folder) == before
@@ -437,7 +439,7 @@ def test_an_option_that_does_not_change_the_result_is_taken(words, cli, folder, 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if REFUSED[name][1] != "(not set)"])
 def test_an_option_with_the_runs_own_value_is_no_change(name, cli, folder, runs):
-    if REFUSED[name][0] is None or name in ("label_dropout", "random_crop"):
+    if REFUSED[name][0] is None or name in ("class_cond", "label_dropout", "random_crop"):
         pytest.skip("it would be ignored, or has no way to say no")
     copy_run(runs(), folder)
     ended = cli.works("train", "--resume", "--output_dir", folder, f"--{name}", REFUSED[name][1])
@@ -542,6 +544,21 @@ def test_a_run_from_another_models_weights_starts_with_its_average_and_counts_fr
     assert_bitwise_equal(final.part("ema"), wanted)
     assert [line["step"] for line in lines_of(folder)] == [1, 2]
     assert (final.config.base_channels, final.config.image_size, final.config.dataset) == (4, 4, "digits")
+
+
+@pytest.mark.parametrize("before, after", [(True, False), (False, True), (True, True)])
+def test_weights_start_with_the_output_for_the_null_class_where_other_classes_are_learnt(before, after, make_trainer):
+    """Whatever the first run learnt of classes, for each class of the second it is what was learnt without a class."""
+    source, trainer = make_trainer(steps=3, class_cond=before), make_trainer(class_cond=after)
+    for parameter in source.ema.model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)  # the embeddings begin at 0, and so does the last layer
+    state = source.ema.model.state_dict()
+    trainer.model.load_state_dict(with_classes_of(state, trainer, same=False))
+    x, time = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 500.0, 900.0])
+    with torch.no_grad():
+        wanted = source.ema.model(x, time)
+        for label in (None, torch.tensor([0, 5, 9])) if after else (None,):
+            torch.testing.assert_close(trainer.model(x, time, label), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_of_other_sizes_cannot_start_from_those_weights(cli, folder, runs):

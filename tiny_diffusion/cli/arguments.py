@@ -42,6 +42,10 @@ def parse(argv: list[str], program: str, description: str, *option_sets: type, a
         value = {"type": _reader(spec.type), "metavar": spec.type.metavar}
         if isinstance(spec.type, Flag):
             value = {"action": "store_true"}
+            if spec.type.can_be_off:
+                groups[spec.group].add_argument(
+                    f"--no_{field.name}", action="store_false", dest=field.name, help=f"turn off --{field.name}"
+                )
         elif spec.type.bare:
             value |= {"nargs": "?", "const": ""}
         groups[spec.group].add_argument(*flags, help=_help(spec, field.default), **value)

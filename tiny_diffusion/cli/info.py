@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.config.option import Text, listed, option, specs
-from tiny_diffusion.errors import OptionError, printable
+from tiny_diffusion.config.option import Text, option, specs
+from tiny_diffusion.errors import OptionError, listed, printable
 
 DESCRIPTION = "Show what a checkpoint holds: the network, the data, the run, its sampling.  Nothing in it is executed."
 MAX_VALUE = 1000  # characters of an option's value

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.selection import labels_of, number_list
-from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, listed, option
+from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option
 from tiny_diffusion.config.rules import refuse_sampling
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS
-from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.errors import FileError, OptionError, listed
 from tiny_diffusion.files import check_writable, clear_partials
 
 DESCRIPTION = """

@@ -3,8 +3,7 @@
 import unicodedata
 from collections.abc import Iterator
 
-from tiny_diffusion.config.option import listed, not_one_of
-from tiny_diffusion.errors import OptionError
+from tiny_diffusion.errors import OptionError, listed, not_one_of
 
 MAX_NUMBERS = 10_000_000
 

@@ -9,14 +9,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from tiny_diffusion.config.image_size import square
 from tiny_diffusion.data.catalog import background_colour
-from tiny_diffusion.errors import printable
+from tiny_diffusion.errors import not_one_of
 
 MIN_SIDE, MAX_SIDE = 4, 1024  # of an image, in pixels
-MAX_LISTED, MAX_NAMED = 8, 60  # values of a list option; choices in a message
+MAX_LISTED = 8  # values of a list option
 EMPTY = "'' is empty. Give it a value, or leave it out"
 REQUIRED = object()  # Spec.since of an option that every checkpoint has
 
@@ -115,8 +114,11 @@ class Text(Type):
         return None if value or self.bare else EMPTY
 
 
+@dataclass(frozen=True)
 class Flag(Type):
-    """Whether something is done: a flag without a value."""
+    """Whether something is done: a flag without a value.   can_be_off: whether --no_NAME turns it off."""
+
+    can_be_off: bool = False
 
     def check(self, value):
         return None if isinstance(value, bool) else f"{value!r} is not true or false"
@@ -227,6 +229,10 @@ class Spec:
         """Whether the option has an effect, given the values of all options."""
         return self.needs is None or bool(self.needs.met(values))
 
+    def filling(self, values: Mapping[str, object]) -> object:
+        """The value that the option takes where it was not given, by the values of all options."""
+        return self.fill(values) if callable(self.fill) else self.fill
+
 
 def option(type: Type, default: object, help: str, **rest):
     """A dataclass field that is also a command-line option.  rest: see Spec."""
@@ -244,17 +250,3 @@ def again(options: type, name: str, **changes):
 def specs(options: type) -> dict[str, Spec]:
     """The options of a dataclass by name."""
     return {field.name: field.metadata["spec"] for field in dataclasses.fields(options)}
-
-
-def not_one_of(value: str, choices: Iterable[str]) -> str:
-    """The message for a value that is none of the choices.  It suggests the choice that is spelt most like it."""
-    near = get_close_matches(value.lower(), lowered := {choice.lower(): choice for choice in choices}, n=1, cutoff=0.5)
-    hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
-    return f"{value!r} is not one of {listed(choices)}.{hint}"
-
-
-def listed(choices: Iterable[str]) -> str:
-    """The choices separated by commas; of more than MAX_NAMED, the first and how many follow."""
-    names = list(choices)
-    rest = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(map(printable, names[:MAX_NAMED])) + rest

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 from tiny_diffusion.config.image_size import square
-from tiny_diffusion.config.option import REQUIRED, Text, not_one_of, specs
+from tiny_diffusion.config.option import REQUIRED, Text, specs
 from tiny_diffusion.config.rules import check_values
 from tiny_diffusion.config.training import Config, as_given, from_json
-from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.errors import FileError, OptionError, not_one_of
 from tiny_diffusion.files import check_writable, write_text
 
 

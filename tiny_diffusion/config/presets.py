@@ -38,6 +38,7 @@ PRESETS = {
     "cifar10": Preset(
         title="CIFAR-10 at 32x32 in colour: two down blocks, bottleneck, skips; a 2x2 grid every 5 epochs",
         options={
+            "class_cond": False,
             "dataset": "cifar10", "image_size": 32, "hflip": True,
             "base_channels": 64, "channel_mult": (1, 2, 2),  # the first two halve the image, the third does not
             "epochs": 100, "sample_interval": 5, "num_samples": 4, "save_interval": 10,
@@ -47,6 +48,7 @@ PRESETS = {
     "flowers": Preset(
         title="Flowers-102 in pixel space at 64x64, 300 epochs, a picture every 30",
         options={
+            "class_cond": False,
             "dataset": "flowers102", "image_size": 64, "hflip": True, "timesteps": 1000,
             "base_channels": 64, "time_emb_dim": 128,
             "batch_size": 64, "epochs": 300, "sample_interval": 30, "num_samples": 16, "save_interval": 30,
@@ -56,6 +58,7 @@ PRESETS = {
     "fashion": Preset(
         title="Fashion-MNIST by the book: linear betas, epsilon, Adam, 64 to 512 channels at 28, 14, 7 and 4 pixels",
         options={
+            "class_cond": False,
             "dataset": "fashion_mnist", "image_size": 28, "timesteps": 1000,
             "schedule": "linear", "prediction": "epsilon", "timestep_distribution": "uniform",
             "batch_size": 32, "optimizer": "adam", "lr": 1e-4, "epochs": 50, "sample_interval": 10, "save_interval": 10,
@@ -67,6 +70,7 @@ PRESETS = {
     "folder": Preset(
         title="any folder of images, with class sub-folders or flat: --data_dir, and --image_size 128 or 96x64",
         options={
+            "class_cond": False,
             "dataset": "folder", "hflip": True, "schedule": "linear", "base_channels": 64, "ema_decay": 0.999,
             "epochs": 100, "sample_interval": 5, "num_samples": 16, "save_interval": 5,
         },
@@ -75,6 +79,7 @@ PRESETS = {
     "tiny": Preset(
         title="MNIST by the book in three scripts: about 2 M parameters, base 64, time embedding 256, 20 epochs",
         options={
+            "class_cond": False,
             "dataset": "mnist", "image_size": 28,
             "schedule": "linear", "prediction": "epsilon", "timestep_distribution": "uniform",
             "batch_size": 128, "optimizer": "adam", "lr": 2e-4, "epochs": 20,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import get_args
 
 from tiny_diffusion.config.network_shape import check_network
-from tiny_diffusion.config.option import MAX_SIDE, MIN_SIDE, Need, not_one_of, specs
+from tiny_diffusion.config.option import MAX_SIDE, MIN_SIDE, Need, specs
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import determinant
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES
-from tiny_diffusion.errors import OptionError
+from tiny_diffusion.errors import OptionError, not_one_of
 
 LENGTHS = {"epochs", "minutes"}  # either of them sets the length of a run
 
@@ -45,13 +45,18 @@ ATTENTION = Need(
     " with --attention_levels none. Leave one of them out.",
 )
 CLASSES = Need(
-    "class_cond", lambda values: values["class_cond"], " without --class_cond. Add --class_cond, or leave it out."
+    "class_cond", lambda values: values["class_cond"] is not False, " without --class_cond. Leave one of them out."
 )
 MEASURED = Need(
     "eval_interval",
     lambda values: values["eval_interval"] is not None,
     " without --eval_interval. Add --eval_interval 1, for example.",
 )
+
+
+def has_classes(dataset: str) -> bool | None:
+    """Whether the images of this data set have classes; None for a folder, where only opening it shows that."""
+    return bool(DATASETS[dataset].classes) if DATASETS[dataset].splits else None
 
 
 def refuse_nested_folders(config) -> None:
@@ -138,7 +143,7 @@ def check(config):
     """Returns the configuration if it makes sense.  Raises OptionError naming the option, the value and a way out."""
     check_values(vars(config), type(config))
     for name, spec in specs(type(config)).items():
-        if getattr(config, name) is None and spec.fill is not None and spec.needs is None:
+        if getattr(config, name) is None and spec.needs is None and spec.filling(vars(config)) is not None:
             raise OptionError(f"argument --{name}: not set; `resolve` fills it in")
     if (config.epochs is None) == (config.minutes is None):
         raise OptionError("the length of a run is set by one of --epochs and --minutes. Give one of them.")

@@ -102,7 +102,10 @@ class Config:
         follows="channel_mult", fill=lambda values: (max(0, len(values["channel_mult"]) - 1),))
     attention_heads: int = network(Int(1, 64), 2, "attention heads of the coarsest level", needs=rules.ATTENTION)
     dropout: float = network(Number(0, 0.9), 0.0, "share of activations dropped in training")
-    class_cond: bool = network(Flag(), False, "learn the classes, so that chosen ones can be sampled")
+    class_cond: bool | None = network(
+        Flag(can_be_off=True), None,
+        "learn the classes: better images, and chosen classes can be sampled [if there are classes]",
+        fill=lambda values: rules.has_classes(values["dataset"]))
     checkpoint_activations: bool = network(
         Flag(), False, "recompute activations instead of keeping them: less memory, a third slower",
         since=False, free=True)
@@ -200,7 +203,7 @@ def filled(values: Mapping[str, object], options: type = Config) -> dict[str, ob
     values = {**values, "image_size": square(values["image_size"])}
     for name, spec in specs(options).items():
         if values[name] is None and spec.is_of_use(values):
-            values[name] = spec.fill(values) if callable(spec.fill) else spec.fill
+            values[name] = spec.filling(values)
     return values
 
 
@@ -228,8 +231,12 @@ def as_given(config: Config) -> dict[str, object]:
 
 
 def network_options(config: Config, with_data: bool) -> dict[str, object]:
-    """The options that decide the network and the meaning of its output; with_data: and those of its images."""
+    """The options that decide the network and the meaning of its output, apart from its classes.
+
+    with_data: and those of its images.
+    """
     wanted = {name for name, spec in specs(type(config)).items() if spec.group == "network"}
+    wanted -= {"class_cond", "label_dropout"}
     wanted |= {"schedule", "timesteps", "beta_start", "beta_end", "logsnr_shift", "prediction"}
     wanted |= {"dataset", "data_dir", "image_size"} if with_data else set()
     return {name: value for name, value in as_given(config).items() if name in wanted}

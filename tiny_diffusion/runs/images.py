@@ -1,5 +1,6 @@
 """The images of a run: those that train, and the few on which the loss is measured after each epoch."""
 
+import dataclasses
 import os
 import sys
 from typing import NamedTuple
@@ -23,8 +24,12 @@ WEIGHT_COPIES = 4  # at least, in training: the weights, their gradients, their 
 
 
 class RunData(NamedTuple):
-    """images: those that train.   validation: images (N, C, H, W) in [-1, 1] and labels, held out if any are."""
+    """config: with `class_cond` as these images decide it.   images: those that train.
 
+    validation: images (N, C, H, W) in [-1, 1] and labels, held out if any are.
+    """
+
+    config: Config
     images: ImageSet
     validation: tuple[Tensor, Tensor]
     heldout_count: int
@@ -33,11 +38,7 @@ class RunData(NamedTuple):
 def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> RunData:
     """Opens the images of a configuration and prints what was found."""
     data = open_images(config, cache=Cache(cache_folder(folder.path)), progress=show_progress)
-    if config.class_cond and not data.class_names:
-        raise OptionError(
-            f"--class_cond needs classes, and {config.data_dir} has no sub-folders that hold all of its images. "
-            "Leave it out, or sort the images into a sub-folder for each class."
-        )
+    config = with_classes(config, data)
     heldout = open_images(config, heldout=True, channels=data.channels)
     # Without held-out images the loss is measured on training images: it shows divergence, but no overfitting.
     source = heldout if len(heldout) else data
@@ -45,7 +46,27 @@ def open_run_data(config: Config, folder: RunFolder, device: torch.device) -> Ru
     validation = to_float(source.take(chosen.numpy()).to(device)), source.labels[chosen].to(device)
     for line in data.report:
         print(line, file=sys.stderr)
-    return RunData(data, validation, len(heldout))
+    return RunData(config, data, validation, len(heldout))
+
+
+def with_classes(config: Config, data: ImageSet) -> Config:
+    """The configuration with `class_cond` set by these images, where neither an option nor the data set has set it.
+
+    One class is none: there is nothing to tell apart.  Raises OptionError for options that need classes.
+    """
+    if config.class_cond is None:
+        config = dataclasses.replace(config, class_cond=len(data.class_names) > 1)
+        if not config.class_cond and config.label_dropout != Config.label_dropout:
+            raise OptionError(
+                f"--label_dropout {config.label_dropout:g} would be ignored: {config.data_dir} has no sub-folders for "
+                "classes. Leave it out, or sort the images into a sub-folder for each class."
+            )
+    if config.class_cond and not data.class_names:
+        raise OptionError(
+            f"--class_cond needs classes, and {config.data_dir} has no sub-folders that hold all of its images. "
+            "Leave it out, or sort the images into a sub-folder for each class."
+        )
+    return config
 
 
 def open_images(config: Config, heldout: bool = False, **options) -> ImageSet:

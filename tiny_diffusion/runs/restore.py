@@ -3,10 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
 from tiny_diffusion.training.trainer import Trainer
+
+# Tensors of models.unet.UNet.  The last row of CLASSES is the null class.
+CLASSES, TIME_BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
 
 
 def restore(trainer: Trainer, data: ImageSet, checkpoint: Checkpoint, path: Path) -> None:
@@ -44,18 +50,17 @@ def _change_of_images(data: ImageSet, before: Mapping[str, object]) -> str:
 
 
 def take_weights(trainer: Trainer, data: ImageSet, source: Checkpoint, path: str) -> None:
-    """Starts from the averaged weights of another run.
+    """Starts from the averaged weights of another run.   Classes that it did not learn start as its null class.
 
-    Raises OptionError if its images have other channels or classes, or its network other sizes.
+    Raises OptionError if its images have other channels, or its network other sizes.
     """
-    config, channels, classes = trainer.config, source.about["channels"], len(source.class_names)
-    if data.channels != channels or config.class_cond and len(data.class_names) != classes:
+    config, channels = trainer.config, source.about["channels"]
+    if data.channels != channels:
         raise OptionError(
-            f"--init_from {path} samples images of {channels} channels and {classes} classes, and those of --dataset "
-            f"{config.dataset} have {data.channels} and {len(data.class_names)}. Name images of the same kind, or "
-            "leave out --init_from."
+            f"--init_from {path} samples images of {channels} channels, and those of --dataset {config.dataset} have "
+            f"{data.channels}. Name images of the same kind, or leave out --init_from."
         )
-    state = load_model(source).state_dict()
+    state = with_classes_of(load_model(source).state_dict(), trainer, data.class_names == source.class_names)
     wanted = {name: tensor.shape for name, tensor in trainer.model.state_dict().items()}
     if wanted != {name: tensor.shape for name, tensor in state.items()}:
         raise OptionError(
@@ -64,3 +69,18 @@ def take_weights(trainer: Trainer, data: ImageSet, source: Checkpoint, path: str
         )
     trainer.model.load_state_dict(state)
     trainer.ema.model.load_state_dict(state)
+
+
+def with_classes_of(state: dict[str, Tensor], trainer: Trainer, same: bool) -> dict[str, Tensor]:
+    """The weights of a network of this trainer's classes, which computes what the given one does for its null class.
+
+    same: whether both have the same classes; their embeddings are then kept.
+    """
+    wanted, null = trainer.model.class_embedding, state[CLASSES][-1] if CLASSES in state else None
+    if wanted is None and null is not None:  # the embedding is added to that of the time, so its bias can hold it
+        del state[CLASSES]
+        state[TIME_BIAS] = state[TIME_BIAS] + null
+    elif wanted is not None and not (same and null is not None):
+        null = torch.zeros_like(state[TIME_BIAS]) if null is None else null
+        state[CLASSES] = null.expand(len(wanted.weight), -1).clone()
+    return state

@@ -47,7 +47,7 @@ class Session:
     """Trains one run to its end, or to a stop that saves.   started: time.monotonic() when the process began."""
 
     def __init__(self, config: Config, folder: RunFolder, started: float, callbacks: Callbacks):
-        self.config, self.folder, self.started = config, folder, started
+        self.folder, self.started = folder, started
         self.elapsed_before = 0.0
         self.world = world = make_world(config.device, os.environ)
         self.device = world.device
@@ -58,6 +58,7 @@ class Session:
         with world.main_process_first():
             self.run_data = open_run_data(config, folder, self.device)
         self.data = self.run_data.images
+        self.config = config = self.run_data.config
         seed_torch(config.seed, "weights")
         classes = len(self.data.class_names)
         model = to_device(make_model(config, self.data.channels, classes), self.device)
@@ -67,9 +68,8 @@ class Session:
         self.sync = sync = Sync(world, self.elapsed)
         self.trainer = Trainer(model, config, self.batches, self._length(), lambda: sync.seconds, classes)
         self.writer = RunWriter(config, folder, self.trainer, self.data, callbacks)
-        evaluator = None
-        if config.eval_interval:
-            evaluator = callbacks.make_evaluator(config.dataset, self.data, world, config.splits)
+        asked = config.eval_interval is not None
+        evaluator = callbacks.make_evaluator(config.dataset, self.data, world, config.splits) if asked else None
         self.epoch_end = EpochEnd(config, self.trainer, self.writer, self.run_data, evaluator, self.elapsed)
         self.pending: list[StepReport] = []
 
