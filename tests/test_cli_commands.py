@@ -176,6 +176,7 @@ def test_dry_run_of_overwriting_deletes_nothing(cli, run):
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_a_run_by_the_clock_ends_in_time_with_a_trained_model(cli, tmp_path):
     cli.works("train", *SMALLEST, "--minutes", 0.2, "--output_dir", "run")
     about = load_checkpoint(tmp_path / "run/model_final.pt").about

@@ -81,6 +81,7 @@ def test_the_options_in_a_checkpoint_are_a_file_too(trained, write, resolved):
     assert resolved("--config", write(about["config"])).to_dict() == about["config"]
 
 
+@pytest.mark.slow
 def test_the_options_that_a_run_saves_train_the_same_weights(cli, tmp_path):
     argv = [*TINY, "--image_size", "12x8", "--max_steps", 2, "--output_dir", "run"]
     ended = cli.works("train", *argv, "--save_config", "run.json")
@@ -91,6 +92,7 @@ def test_the_options_that_a_run_saves_train_the_same_weights(cli, tmp_path):
     assert all((first.tensors[name] == tensor).all() for name, tensor in again.tensors.items())
 
 
+@pytest.mark.slow
 def test_the_same_command_with_resume_continues_the_run(cli, write, tmp_path, monkeypatch):
     """--extend and --overwrite work with a file as they do without one."""
     monkeypatch.setattr(

@@ -202,6 +202,7 @@ def messages(world):
     }
 
 
+@pytest.mark.slow
 def test_messages_arrive_whole_at_every_process(tmp_path):
     found = together(messages, 3, folder=tmp_path)
     wanted = torch.ones(2, 3, 4, 4)
@@ -268,6 +269,7 @@ def test_processes_have_the_gradient_of_one(size, tmp_path):
         torch.testing.assert_close((its_loss, its_norm), (loss, norm), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_the_first_losses_of_processes_are_those_of_one(warm, tmp_path):
     faults = (["no_plots"],)
     code, said = warm.run(*RUN, "--max_steps", 5, "--output_dir", tmp_path / "one", faults=faults)

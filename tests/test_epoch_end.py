@@ -74,6 +74,7 @@ def test_the_log_says_of_each_step_what_its_report_says(cli, tmp_path, monkeypat
     assert curve == [[report["step"], report["loss"]] for report in wanted]
 
 
+@pytest.mark.slow
 def test_the_speed_in_the_log_is_that_of_training_alone(cli, tmp_path, monkeypatch):
     """Each end of an epoch takes a second here, before and after its line is written."""
 

@@ -388,6 +388,7 @@ def test_a_sweep_scores_each_request_as_alone_and_the_held_out_images_once(cli, 
     assert swept == alone
 
 
+@pytest.mark.slow
 def test_likelihood_and_train_on_synthetic_are_measured_on_held_out_images(cli, loud, tmp_path, monkeypatch):
     monkeypatch.setattr("tiny_diffusion.evaluation.likelihood.MAX_IMAGES", 4)
     monkeypatch.setattr(
@@ -689,6 +690,7 @@ def test_evaluate_prints_the_number_that_training_logged(cli, runs, tmp_path):
     assert result["metrics"][NAME] == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_survive_a_resume(cli, runs, tmp_path):
     whole = scores_of(lines_of(runs[0]))
     cli.works(*THREE_EPOCHS, *EVALUATING, "--output_dir", "run", "--max_steps", 4)

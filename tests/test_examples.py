@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.mark.slow
 def test_from_scratch_learns_and_writes_a_picture_of_64_digits(tmp_path, monkeypatch):
     """A network that predicts no noise at all has a loss of 1."""
     monkeypatch.setattr(sys, "argv", ["from_scratch.py", "--steps", "100", "--output", str(tmp_path / "digits.png")])

@@ -148,6 +148,7 @@ def copy_run(run, folder):
     shutil.copytree(run, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, STEPS_AN_EPOCH, 9])
 def test_a_run_of_ten_steps_is_one_of_fewer_that_is_resumed(stop, train, folder, runs):
     assert train("--max_steps", stop).code == 0
@@ -156,6 +157,7 @@ def test_a_run_of_ten_steps_is_one_of_fewer_that_is_resumed(stop, train, folder,
     assert_same_run(folder, runs("--max_steps", 10))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_ends_the_same(train, folder, runs):
     assert train("--max_steps", 2).code == 0
     for stop in (3, 7):

@@ -87,6 +87,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(run, whole, warm):
     goes_on_to_the_end(run, whole, warm)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_save_of_the_first_and_leaves_nothing_of_it(run, whole, warm):
     faults = (("no_plots",), ("slow_step", 6, 2), ("slow_disk", 600))
     running = warm.start(*RUN, "--resume", "--output_dir", run, faults=faults)

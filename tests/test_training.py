@@ -73,7 +73,10 @@ LEARNING = {  # options, and the share of a zero answer's loss that is left afte
 }
 
 
-@pytest.mark.parametrize("options, share", LEARNING.values(), ids=LEARNING)
+@pytest.mark.parametrize(
+    "options, share",
+    [pytest.param(*row, id=name, marks=[pytest.mark.slow] * (row[0] != {})) for name, row in LEARNING.items()],
+)
 def test_the_loss_falls_and_so_does_the_averaged_networks_on_images_it_has_never_seen(
     options, share, make_trainer, heldout
 ):
