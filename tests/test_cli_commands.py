@@ -194,7 +194,7 @@ def test_a_time_budget_that_is_refused_leaves_an_earlier_run_as_it_was(cli, tmp_
 def test_training_prints_its_messages_and_the_path_of_the_model_on_standard_error(cli):
     ended = cli.works("train", *SMALLEST, "--epochs", 1, "--output_dir", "run")
     assert ended.out == ""
-    assert "1,498 images of 1x8x8" in ended.err and "python sample.py --checkpoint run/model_final.pt" in ended.err
+    assert "1,498 images of 1x8x8" in ended.err and "sample --checkpoint run/model_final.pt" in ended.err
 
 
 def test_class_conditional_samples_carry_the_names_of_their_classes(cli, monkeypatch):
@@ -228,10 +228,8 @@ def test_samples_are_written_beside_the_run_by_default(checkpoint, cli, run, tmp
 
 
 @pytest.mark.parametrize("number", [1, 3, 12, 65])
-def test_a_grid_has_a_cell_for_each_image_and_few_empty_ones(number, cli, trained):
-    cli.works(
-        "sample", "--checkpoint", trained / "model_final.pt", "--num_images", number, "--steps", 1, "--output", "x.png"
-    )
+def test_a_grid_has_a_cell_for_each_image_and_few_empty_ones(number, cli, unlabelled):
+    cli.works("sample", "--checkpoint", unlabelled, "--num_images", number, "--steps", 1, "--output", "x.png")
     (columns, rest), (rows, rest_too) = (divmod(side - 2, TILE) for side in Image.open("x.png").size)
     assert rest == rest_too == 0
     assert columns * rows - columns < number <= columns * rows and rows <= columns <= 3 * rows
@@ -329,9 +327,9 @@ def test_step_0000_is_the_same_noise_for_all_options(cli, loud, tmp_path):
     assert frames[0] == frames[1]
 
 
-def test_the_last_frame_shows_the_picture(cli, trained, tmp_path):
+def test_the_last_frame_shows_the_picture(cli, unlabelled, tmp_path):
     argv = ["--num_images", 9, "--steps", 3, "--show_intermediate", "--output", "x.png"]
-    cli.works("sample", "--checkpoint", trained / "model_final.pt", *argv)
+    cli.works("sample", "--checkpoint", unlabelled, *argv)
     picture, frame = (np.asarray(Image.open(path)) for path in ("x.png", "intermediate/step_0003.png"))
     height, width, _ = picture.shape
     np.testing.assert_array_equal(frame[-height:, :width], picture)  # x_t at left ...
@@ -512,11 +510,9 @@ def test_images_of_classes_carry_their_names(given, labels, cli, loud, monkeypat
     assert captions == [list(labels)]
 
 
-def test_images_without_classes_carry_no_names(cli, trained, monkeypatch):
+def test_images_without_classes_carry_no_names(cli, unlabelled, monkeypatch):
     captions = spy_on_captions(monkeypatch)
-    cli.works(
-        "sample", "--checkpoint", trained / "model_final.pt", "--num_images", 2, "--steps", 1, "--output", "x.png"
-    )
+    cli.works("sample", "--checkpoint", unlabelled, "--num_images", 2, "--steps", 1, "--output", "x.png")
     assert captions == [None]
 
 
