@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tiny_diffusion.cli import main
 from tiny_diffusion.cli.benchmark import BenchmarkOptions, SpeedOptions
 from tiny_diffusion.cli.classifier import ClassifierOptions
+from tiny_diffusion.cli.editing import EditOptions
 from tiny_diffusion.cli.evaluate import EvaluateOptions
 from tiny_diffusion.cli.info import InfoOptions
 from tiny_diffusion.cli.sample import SampleOptions
@@ -19,7 +20,7 @@ from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
 
 OPTIONS = {
     "train": (Config, TrainActions),
-    "sample": (SampleOptions,),
+    "sample": (SampleOptions, EditOptions),
     "visualize": (FigureOptions,),
     "evaluate": (EvaluateOptions,),
     "classifier": (ClassifierOptions,),

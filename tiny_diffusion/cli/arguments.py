@@ -14,6 +14,7 @@ GROUPS = {
     "network": "the network",
     "run": "the run",
     "output": "what is written",
+    "editing": "editing images instead of sampling from noise",
     "start": "starting and continuing",
 }
 

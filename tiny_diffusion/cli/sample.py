@@ -4,10 +4,12 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.edit_files import interpolate
+from tiny_diffusion.cli.editing import FRAMES, EditOptions, EditPlan
 from tiny_diffusion.cli.selection import labels_of, number_list
 from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option
 from tiny_diffusion.config.rules import refuse_sampling
@@ -59,10 +61,11 @@ class SampleOptions:
 
 
 def run(argv: list[str], program: str, started: float) -> int:
-    given = parse(argv, program, DESCRIPTION, SampleOptions, aliases={"steps": ("timesteps",)})
-    options = SampleOptions(**given)
+    given = parse(argv, program, DESCRIPTION, SampleOptions, EditOptions, aliases={"steps": ("timesteps",)})
+    options = SampleOptions(**{name: given[name] for name in given if name in SampleOptions.__dataclass_fields__})
     if options.checkpoint is None:
         raise OptionError("--checkpoint is required: the model to sample from, for example outputs/model_final.pt")
+    plan = EditPlan.of(given)
     output, ending = _output(options.output)
     indices = _indices(options, given, folder=not ending)
 
@@ -73,22 +76,34 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.visuals.film import Film
 
     checkpoint = load_checkpoint(options.checkpoint)
+    if plan:
+        indices, options = plan.indices(checkpoint, indices), replace(options, **plan.defaults(checkpoint))
     request = _request(options, checkpoint, indices)
-    world = make_world(options.device, os.environ)
+    if plan:
+        request = plan.request(request, checkpoint)
+    world, diffusion = make_world(options.device, os.environ), make_diffusion(checkpoint.config)
     model = to_device(load_model(checkpoint, options.weights), world.device)
     output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
     check_writable("output", output, folder=not ending)
+    if plan and plan.name == "interpolate":
+        if world.is_main:
+            count = plan.options.frames or FRAMES
+            interpolate(count, model, diffusion, request, checkpoint.shape, output, ending)
+        return 0
+    edit = plan and plan.edit(checkpoint, model, diffusion, request, world, output)
     film = None
     if ending == ".gif" or options.show_intermediate:
         film = Film(request.steps, len(indices) if ending == ".gif" else IMAGES_IN_FRAMES)
-    batches = _sample(model, make_diffusion(checkpoint.config), request, checkpoint, film, world)
+    batches = _sample(model, diffusion, request, checkpoint, film, world, edit)
     if not world.is_main:
         deque(batches, maxlen=0)
         return 0
     names = checkpoint.about["class_names"]
     captions = [names[label] for label in request.labels()] if request.shows_classes else None
     try:
-        _write(output, ending, batches, len(indices), film, captions)
+        _write(output, ending, plan.watch(batches) if plan else batches, len(indices), film, captions)
+        if plan:
+            plan.finish(request, output)
         if options.show_intermediate:
             _write_frames(output, film, len(indices))
     except OSError as error:
@@ -146,7 +161,7 @@ def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
     return checkpoint.request(indices, **asked)
 
 
-def _sample(model, diffusion, request, checkpoint, film, world) -> Iterator:
+def _sample(model, diffusion, request, checkpoint, film, world, edit=None) -> Iterator:
     """Yields (indices, uint8 images (N, H, W, C)) of batch after batch, and adds their steps to the film.
 
     The ranks share each batch, and each has all of it.  Raises DivergenceError if the model's images hold NaN.
@@ -154,13 +169,13 @@ def _sample(model, diffusion, request, checkpoint, film, world) -> Iterator:
     from tqdm import tqdm
 
     from tiny_diffusion.data.pixels import to_pictures
-    from tiny_diffusion.diffusion.sampling import denoising
+    from tiny_diffusion.diffusion.sampling import denoising, from_noise
     from tiny_diffusion.visuals.film import Frame
 
     shape, largest_range = (checkpoint.about["channels"], *checkpoint.about["image_size"]), 0
     with tqdm(total=len(request.indices), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for batch in request.batches(world):
-            for count, step in enumerate(denoising(model, diffusion, batch.local(world), shape)):
+            for count, step in enumerate(denoising(model, diffusion, batch.local(world), shape, edit or from_noise)):
                 if film and film.wants(count):
                     pictures = [to_pictures(world.gather(x, len(batch.indices))) for x in (step.x, step.clean)]
                     film.add(Frame(count, step.level.time, *pictures))

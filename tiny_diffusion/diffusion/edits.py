@@ -6,6 +6,7 @@ with its own noise and label, so it is the same picture in any batch.  The mathe
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,7 +67,8 @@ class Inpaint:
         levels, noise = batch.levels(), batch.draw()
         spare = (EVALUATIONS_PER_STEP - 1) * (len(levels) - 1)
         if labels is None and self.classes:
-            labels, used = likeliest_labels(batch.denoiser, known, mask, self.classes, batch.schedule, batch.draw)
+            plain = partial(batch.denoiser, guidance=1.0)
+            labels, used = likeliest_labels(plain, known, mask, self.classes, batch.schedule, batch.draw)
             spare = max(0, spare - used)
         x = noise * levels[0].sigma
         yield Step(levels[0], x, paste(known, mask, torch.zeros_like(x)))

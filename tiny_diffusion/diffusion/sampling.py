@@ -26,13 +26,14 @@ from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 class Batch:
     """What one batch of a request is sampled with, for an edit to put together in its own way.
 
-    denoiser: from labels, or None, to a denoiser.   draw: the next noise of each image, (B, C, H, W).
+    denoiser: from labels, or None, to a denoiser; its `guidance` is the request's unless given.   draw: the next noise
+    of each image, (B, C, H, W).
     """
 
     request: Request
     schedule: Schedule
     device: torch.device
-    denoiser: Callable[[Sequence[int] | None], Denoise]
+    denoiser: Callable[..., Denoise]
     draw: Draw
 
     @property
@@ -75,9 +76,9 @@ def denoising(
         # On the CPU, so that a seed gives the same picture on every device.
         return torch.from_numpy(np.stack([s.standard_normal(shape, dtype=np.float32) for s in streams])).to(device)
 
-    def denoiser(labels: Sequence[int] | None) -> Denoise:
+    def denoiser(labels: Sequence[int] | None, guidance: float = request.guidance) -> Denoise:
         label = None if labels is None else torch.as_tensor(labels, device=device)
-        return diffusion.denoiser(split, label, request.guidance, request.clip)
+        return diffusion.denoiser(split, label, guidance, request.clip)
 
     split = SplitBatches(model)
     return edit(Batch(request, diffusion.schedule, device, denoiser, draw))

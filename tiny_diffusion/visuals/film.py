@@ -45,8 +45,10 @@ class Film:
         self.room[frame.step] -= len(kept.noisy)
 
     def frames(self) -> Iterator[Frame]:
-        """The kept steps in order, each of all batches together."""
+        """The kept steps in order, each of all batches together; an edit may have fewer than were expected."""
         for step, batches in self.batches.items():
+            if not batches:
+                continue
             noisy, clean = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("noisy", "clean"))
             yield Frame(step, batches[0].time, noisy, clean)
 
