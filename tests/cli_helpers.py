@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tiny_diffusion.cli import main
 from tiny_diffusion.cli.benchmark import BenchmarkOptions, SpeedOptions
 from tiny_diffusion.cli.classifier import ClassifierOptions
+from tiny_diffusion.cli.distill import DistillOptions, RunActions, RunOptions
 from tiny_diffusion.cli.editing import EditOptions
 from tiny_diffusion.cli.evaluate import EvaluateOptions
 from tiny_diffusion.cli.info import InfoOptions
@@ -20,6 +21,7 @@ from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
 
 OPTIONS = {
     "train": (Config, TrainActions),
+    "distill": (DistillOptions, RunOptions, RunActions),
     "sample": (SampleOptions, EditOptions),
     "visualize": (FigureOptions,),
     "evaluate": (EvaluateOptions,),

@@ -18,6 +18,7 @@ from tiny_diffusion.runtime.streams import protect_streams
 COMMANDS = {
     "train": ("tiny_diffusion.cli.train", "train a model on a data set"),
     "sample": ("tiny_diffusion.cli.sample", "sample images from a trained model"),
+    "distill": ("tiny_diffusion.cli.distill", "make a trained model sample in one, two or four evaluations"),
     "visualize": ("tiny_diffusion.cli.visualize", "show how noise covers images, or compare the noise schedules"),
     "evaluate": ("tiny_diffusion.cli.evaluate", "measure how good a model's images are, or any other images"),
     "classifier": ("tiny_diffusion.cli.classifier", "train the small classifier whose features evaluate compares"),

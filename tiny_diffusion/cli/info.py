@@ -38,6 +38,9 @@ def run(argv: list[str], program: str, started: float) -> int:
         "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",
         "sampling": checkpoint.request(()).describe(),
     }
+    if student := checkpoint.student:
+        baked = f", guidance {student.guidance:g} baked in" if student.guidance != 1 else ""
+        rows["distilled"] = f"to {student.steps} evaluations{baked}, from the model of sha256 {student.teacher[:12]}"
     for name, text in rows.items():
         print(f"{name:<12}{text}")
     print()

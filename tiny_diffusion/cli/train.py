@@ -79,9 +79,9 @@ def run(argv: list[str], program: str, started: float) -> int:
     if actions.config is not None:
         given = _with_file(given, Path(actions.config))
     actions.refuse_contradictions(given)
-    actions = _after_restart(actions, given)
+    actions = after_restart(actions, given)
     with ExitStack() as until_the_end:
-        return (_go_on if actions.goes_on else _start)(given, actions, started, until_the_end)
+        return (go_on if actions.goes_on else _start)(given, actions, started, until_the_end)
 
 
 def _with_file(given: dict, path: Path) -> dict:
@@ -94,7 +94,7 @@ def _with_file(given: dict, path: Path) -> dict:
     return {**beneath(given, values), **given}
 
 
-def _after_restart(actions: TrainActions, given: dict) -> TrainActions:
+def after_restart(actions: TrainActions, given: dict) -> TrainActions:
     """The actions; but where torchrun has started the command again after a failure, those that go on with its run."""
     elsewhere = actions.resume and "output_dir" not in given
     if elsewhere or actions.dry_run or not has_begun(os.environ):
@@ -128,6 +128,16 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         config = resolve(given)
     except OptionError as error:
         raise error if actions.config is None else OptionError(f"with --config {actions.config}: {error}") from error
+    return begin(config, actions, started, until_the_end, (source, actions.init_from, "init_from"))
+
+
+def begin(
+    config: Config, actions: TrainActions, started: float, until_the_end: ExitStack, source: tuple, student=None
+) -> int:
+    """Starts a run of this configuration, and returns the exit code.
+
+    source: the checkpoint to start from or None, its path, and the option that named it.   student: what is distilled.
+    """
     refuse_nested_folders(config)
     from tiny_diffusion.runs.folder import RunFolder
 
@@ -145,9 +155,9 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
         return _print_options(config)
     from tiny_diffusion.runs.session import Session
 
-    session = Session(config, folder, started, _callbacks())
-    if source is not None:
-        session.take_weights(source, actions.init_from)
+    session = Session(config, folder, started, _callbacks(), student)
+    if source[0] is not None:
+        session.take_weights(*source)
     return session.train(actions.overwrite)
 
 
@@ -161,9 +171,10 @@ def _callbacks():
     return Callbacks(save_grid, save_loss_curve, OnlineEvaluation)
 
 
-def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack) -> int:
-    """Goes on with a run, and returns the exit code."""
+def go_on(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack, check=lambda it: None) -> int:
+    """Goes on with a run, and returns the exit code.   check: called with its checkpoint, may refuse it."""
     output_dir, path, checkpoint = _checkpoint_to_go_on_from(given, actions, until_the_end)
+    check(checkpoint)
     config = _merge(checkpoint.config, {**given, "output_dir": output_dir}, actions.extend)
     if actions.dry_run:
         return _print_options(config)
@@ -177,7 +188,7 @@ def _go_on(given: dict, actions: TrainActions, started: float, until_the_end: Ex
     from tiny_diffusion.runs.folder import RunFolder
     from tiny_diffusion.runs.session import Session
 
-    session = Session(config, RunFolder(output_dir), started, _callbacks())
+    session = Session(config, RunFolder(output_dir), started, _callbacks(), checkpoint.student)
     session.resume(path, checkpoint, actions.extend)
     return session.train()
 

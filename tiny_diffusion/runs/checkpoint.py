@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tiny_diffusion.config.student import Student
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.request import Request, request_from
 from tiny_diffusion.errors import FileError, OptionError, printable
 from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
 from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
-from tiny_diffusion.runs.checkpoint_keys import KEYS, invalid_keys
+from tiny_diffusion.runs.checkpoint_keys import KEYS, OPTIONAL_KEYS, invalid_keys
 from tiny_diffusion.runtime.program import typed
 
 FORMAT = 1
@@ -50,6 +51,11 @@ class Checkpoint:
     def class_counts(self) -> list[int]:
         """How many training images each class had; empty without classes, and in the files of earlier versions."""
         return self.about.get("images", {}).get("class_counts", [])
+
+    @property
+    def student(self) -> Student | None:
+        """What a distilled model was made for; None for any other."""
+        return Student(**self.about["student"]) if "student" in self.about else None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -163,8 +169,8 @@ def _unpack(files: Mapping[str, memoryview]) -> tuple[dict, dict[str, Tensor]]:
     about = json.loads(content["about"])
     if about.get("format") != FORMAT:
         raise ValueError(f"format {about.get('format')!r}; this version reads format {FORMAT}")
-    if set(about) | {"images"} != KEYS:  # the first checkpoints do not hold "images"
-        raise ValueError(f"keys {sorted(set(about) ^ KEYS)} do not belong to format {FORMAT}")
+    if wrong := (set(about) ^ KEYS) - OPTIONAL_KEYS:
+        raise ValueError(f"keys {sorted(wrong)} do not belong to format {FORMAT}")
     return about, _tensors(content["tensors"], files)
 
 

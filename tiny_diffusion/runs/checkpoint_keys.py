@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from tiny_diffusion.config.student import is_student
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS, Sampler
@@ -10,6 +11,7 @@ KEYS = {
     "format", "config", "step", "elapsed_seconds", "loss_history", "heldout_history", "best_score", "class_names",
     "image_size", "images", "channels", "background", "sampling", "stretch", "finished", "versions", "sha256",
 }  # fmt: skip
+OPTIONAL_KEYS = {"images", "student"}  # which the first checkpoints lack, and which only distilled models have
 
 
 def number(value: object, *kinds: type) -> bool:
@@ -45,6 +47,7 @@ def invalid_keys(about: Mapping, config: Config) -> list[str]:
     best = about["best_score"]
     valid = {
         "step": number(about["step"], int),
+        "student": "student" not in about or is_student(about["student"]),
         "elapsed_seconds": number(about["elapsed_seconds"], int, float),
         "finished": type(about["finished"]) is bool,
         "stretch": isinstance(segment, list) and len(segment) == 2 and all(number(x, int, float) for x in segment),

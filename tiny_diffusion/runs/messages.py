@@ -66,6 +66,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
+def progress_bar(config: Config, trainer: Trainer):
+    """A bar of the run's seconds, or of its steps, on a terminal."""
+    from tqdm import tqdm
+
+    budget, length = config.minutes is not None, trainer.length
+    return tqdm(
+        total=round(length.seconds) if budget else length.steps,
+        initial=0 if budget else trainer.step,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+    )
+
+
 def show_progress(items: Iterable, count: int, doing: str) -> Iterable:
     """Passes the items on, with a progress bar on a terminal.  count: how many.  doing: what is done with them."""
     from tqdm import tqdm

@@ -49,26 +49,28 @@ def _change_of_images(data: ImageSet, before: Mapping[str, object]) -> str:
     return ""
 
 
-def take_weights(trainer: Trainer, data: ImageSet, source: Checkpoint, path: str) -> None:
+def take_weights(trainer: Trainer, data: ImageSet, source: Checkpoint, path: str, option: str) -> None:
     """Starts from the averaged weights of another run.   Classes that it did not learn start as its null class.
+
+    option: the one that names its checkpoint.
 
     Raises OptionError if its images have other channels, or its network other sizes.
     """
     config, channels = trainer.config, source.about["channels"]
     if data.channels != channels:
         raise OptionError(
-            f"--init_from {path} samples images of {channels} channels, and those of --dataset {config.dataset} have "
-            f"{data.channels}. Name images of the same kind, or leave out --init_from."
+            f"--{option} {path} samples images of {channels} channels, and those of --dataset {config.dataset} have "
+            f"{data.channels}. Name images of the same kind, or another checkpoint."
         )
     state = with_classes_of(load_model(source).state_dict(), trainer, data.class_names == source.class_names)
     wanted = {name: tensor.shape for name, tensor in trainer.model.state_dict().items()}
     if wanted != {name: tensor.shape for name, tensor in state.items()}:
         raise OptionError(
-            f"--init_from {path} is a network of other sizes than the options ask for. "
+            f"--{option} {path} is a network of other sizes than the options ask for. "
             "Leave out the options of the network, and it keeps its own."
         )
-    trainer.model.load_state_dict(state)
-    trainer.ema.model.load_state_dict(state)
+    for network in trainer.networks.values():
+        network.load_state_dict(state)
 
 
 def with_classes_of(state: dict[str, Tensor], trainer: Trainer, same: bool) -> dict[str, Tensor]:

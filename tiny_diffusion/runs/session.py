@@ -16,22 +16,24 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tiny_diffusion.config.option import specs
+from tiny_diffusion.config.student import Student
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.errors import DivergenceError, FileError, OptionError
-from tiny_diffusion.models.build import make_model, to_device
+from tiny_diffusion.models.build import make_diffusion, make_model, to_device
 from tiny_diffusion.randomness import seed_torch
 from tiny_diffusion.runs.checkpoint import Checkpoint
 from tiny_diffusion.runs.epoch_end import EpochEnd
 from tiny_diffusion.runs.folder import RunFolder, run_of
 from tiny_diffusion.runs.images import check_device, open_run_data
-from tiny_diffusion.runs.messages import describe_length, describe_run, duration, faster_options
+from tiny_diffusion.runs.messages import describe_length, describe_run, duration, faster_options, progress_bar
 from tiny_diffusion.runs.restore import restore, take_weights
 from tiny_diffusion.runs.sync import Sync
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.runtime.program import typed
 from tiny_diffusion.runtime.torchrun_store import mark_begun
 from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world
+from tiny_diffusion.training.distill import distillation
 from tiny_diffusion.training.run_length import RunLength
 from tiny_diffusion.training.step_time import estimate_step_seconds, images_per_second
 from tiny_diffusion.training.trainer import StepReport, Trainer
@@ -44,9 +46,14 @@ SAMPLING_MARGIN = 1.3  # on the estimate of the last picture
 
 
 class Session:
-    """Trains one run to its end, or to a stop that saves.   started: time.monotonic() when the process began."""
+    """Trains one run to its end, or to a stop that saves.
 
-    def __init__(self, config: Config, folder: RunFolder, started: float, callbacks: Callbacks):
+    started: time.monotonic() when the process began.   student: what the run distills; None for ordinary training.
+    """
+
+    def __init__(
+        self, config: Config, folder: RunFolder, started: float, callbacks: Callbacks, student: Student | None = None
+    ):
         self.folder, self.started = folder, started
         self.elapsed_before = 0.0
         self.world = world = make_world(config.device, os.environ)
@@ -66,8 +73,9 @@ class Session:
             self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip, world=world
         )
         self.sync = sync = Sync(world, self.elapsed)
-        self.trainer = Trainer(model, config, self.batches, self._length(), lambda: sync.seconds, classes)
-        self.writer = RunWriter(config, folder, self.trainer, self.data, callbacks)
+        objective = {} if student is None else distillation(student, make_diffusion(config), model)
+        self.trainer = Trainer(model, config, self.batches, self._length(), lambda: sync.seconds, classes, **objective)
+        self.writer = RunWriter(config, folder, self.trainer, self.data, callbacks, student)
         asked = config.eval_interval is not None
         evaluator = callbacks.make_evaluator(config.dataset, self.data, world, config.splits) if asked else None
         self.epoch_end = EpochEnd(config, self.trainer, self.writer, self.run_data, evaluator, self.elapsed)
@@ -83,9 +91,9 @@ class Session:
         steps = math.ceil(self.config.epochs * len(self.batches) / self.config.batch_size)
         return RunLength(steps=steps, from_step=from_step, from_seconds=from_seconds)
 
-    def take_weights(self, source: Checkpoint, path: str) -> None:
-        """--init_from: starts from the averaged weights of another run, and takes nothing else from it."""
-        take_weights(self.trainer, self.data, source, path)
+    def take_weights(self, source: Checkpoint, path: str, option: str) -> None:
+        """Starts from the averaged weights of another run, which this option names, and takes nothing else from it."""
+        take_weights(self.trainer, self.data, source, path, option)
 
     def resume(self, path: Path, checkpoint: Checkpoint, extend: bool) -> None:
         """Continues from the checkpoint.   extend: in a new segment, with a warm-up and a decay of its own."""
@@ -122,7 +130,7 @@ class Session:
             if self.world.is_main:
                 mark_begun(os.environ)
             with self.sync, contextlib.closing(self.folder):
-                with self._progress_bar() as bar:
+                with progress_bar(self.config, self.trainer) as bar:
                     self._loop(bar)
                 return self._finish() if self.sync.stop_signal is None else self._stopped(self.sync.stop_signal)
         except FileError:
@@ -194,16 +202,6 @@ class Session:
         forward_seconds = step_seconds / 3
         batches = self.writer.request(()).evaluations() * self.config.num_samples / self.config.batch_size
         return min(SAVE_SECONDS + SAMPLING_MARGIN * batches * forward_seconds, self.config.minutes * 60 / 2)
-
-    def _progress_bar(self) -> tqdm:
-        budget, length = self.config.minutes is not None, self.trainer.length
-        return tqdm(
-            total=round(length.seconds) if budget else length.steps,
-            initial=0 if budget else self.trainer.step,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-        )
 
     def _write_reports(self, bar: tqdm, measure: Callable[[], dict[str, float]] = dict) -> None:
         """Writes the pending reports to the log and the bar.

@@ -7,13 +7,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from tiny_diffusion.config.student import Student
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.image_set import ImageSet
@@ -45,15 +46,19 @@ class Callbacks:
 class RunWriter:
     """Writes one run's folder.   heldout_history: [step, loss] pairs.   loss, speed: moving averages for display."""
 
-    def __init__(self, config: Config, folder: RunFolder, trainer: Trainer, data: ImageSet, callbacks: Callbacks):
+    def __init__(
+        self, config: Config, folder: RunFolder, trainer: Trainer, data: ImageSet, callbacks: Callbacks,
+        student: Student | None = None,
+    ):  # fmt: skip
         self.config, self.folder, self.trainer, self.world = config, folder, trainer, trainer.world
-        self.callbacks = callbacks
+        self.callbacks, self.student = callbacks, student
         self.class_names, self.channels = data.class_names, data.channels
         self.class_counts = data.class_counts
         self.images = {"count": len(data), **data.fingerprint}
         if self.class_names:
             self.images["class_counts"] = self.class_counts
         self.sampling = default_sampling(DATASETS[config.dataset].sampler, config.timesteps)
+        self.sampling |= student.sampling() if student else {}
         self.heldout_history: list[list[float]] = []
         self.best_score: dict | None = None
         self.last_save = time.monotonic()
@@ -130,6 +135,7 @@ class RunWriter:
         steps, losses = self.folder.losses()
         heldout = list(zip(*self.heldout_history, strict=True)) or [(), ()]
         title = f"{self.config.dataset}: {self.config.prediction}-prediction, {self.config.schedule} schedule"
+        title += f", distilled to {self.student.steps} evaluations" if self.student else ""
         scores = {}
         for step, name, value in self.folder.scores():
             scores.setdefault(name, []).append((step, value))
@@ -197,6 +203,7 @@ class RunWriter:
             "images": self.images,
             "background": self.config.background,
             "sampling": self.sampling,
+            **({"student": asdict(self.student)} if self.student else {}),
             "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]},
         }
 

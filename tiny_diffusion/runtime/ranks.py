@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from tiny_diffusion.runtime.torchrun_store import first_to_report
 
 # Commands whose work several ranks share; any other runs on rank 0 alone.
-DISTRIBUTED_COMMANDS = ("train", "sample", "evaluate")
+DISTRIBUTED_COMMANDS = ("train", "distill", "sample", "evaluate")
 
 
 def is_distributed() -> bool:

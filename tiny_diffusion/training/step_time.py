@@ -20,7 +20,7 @@ def estimate_step_seconds(trainer: Trainer) -> float:
         images = math.ceil(trainer.local_batch / parts)
         clean, label = (rows[:images] for rows in trainer.batches.at(trainer.step))
         started = time.perf_counter()
-        t = trainer.diffusion.timesteps(np.full(len(clean), 0.5))
+        t = trainer.objective.timesteps(np.full(len(clean), 0.5))
         trainer.loss(trainer.model, clean, clean, t, label if trainer.config.class_cond else None).backward()
         float(clean.sum())  # waits for the device
         return (time.perf_counter() - started) * trainer.local_batch / len(clean)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -47,15 +48,28 @@ class StepReport:
     started: float
 
 
+class Objective(Protocol):
+    """What a step minimises, and at which noise levels: a Diffusion is one, and training/distill.py has another."""
+
+    def timesteps(self, u: np.ndarray) -> np.ndarray: ...
+
+    def loss(
+        self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None = None
+    ) -> Tensor: ...
+
+
 class Trainer:
     """Trains `model` in place.
 
     clock: the seconds that the run has spent, over all its sessions.   num_classes: of class-conditional models.
+    objective_at: the objective at a share of the run from 0 to 1 [always the diffusion's own].
+    teacher: another network that the objective needs, whose weights stay as they are.
     """
 
     def __init__(
         self, model: nn.Module, config: Config, batches: Batches, length: RunLength, clock: Callable[[], float],
-        num_classes: int = 0,
+        num_classes: int = 0, objective_at: Callable[[float], Objective] | None = None,
+        teacher: nn.Module | None = None,
     ):  # fmt: skip
         self.model, self.config, self.batches, self.length, self.clock = model, config, batches, length, clock
         self.world, self.rows = batches.world, batches.rows
@@ -63,7 +77,10 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.diffusion = make_diffusion(config)
         self.optimizer = Optimizer(config.optimizer, model)
+        self.objective_at = objective_at or (lambda progress: self.diffusion)
+        self.objective = self.objective_at(0.0)
         self.ema = Ema(model, config.ema_decay)
+        self.networks = {"model": model, "ema": self.ema.model} | ({} if teacher is None else {"teacher": teacher})
         self.scaler = LossScaler(config.precision == "fp16", self.device)
         max_parts = self.local_batch if config.auto_batch else config.accumulate
         self.splitter = BatchSplitter(config.accumulate, max_parts, self.device, on_retry=self.drop_gradients)
@@ -81,6 +98,7 @@ class Trainer:
         while (progress := self.length.progress(self.step, self.clock())) < 1:
             started = time.perf_counter()
             lr = self.config.lr * self.length.lr_scale(self.step, progress)
+            self.objective = self.objective_at(progress)
             loss, norm = self.train_step(lr)
             yield StepReport(self.step, self.epoch, loss, norm, self.skipped, lr, started)
 
@@ -129,7 +147,7 @@ class Trainer:
         batch_shape = (self.config.batch_size, *clean.shape[1:])
         label = self._drop_labels(label) if self.config.class_cond else None
         u = stratified(stream(self.config.seed, "timesteps", self.step), self.config.batch_size)
-        t = self.diffusion.timesteps(u[self.rows])
+        t = self.objective.timesteps(u[self.rows])
         generator = torch_stream(self.config.seed, "noise", self.step, self.device)
         noise = clean.new_empty(batch_shape).normal_(generator=generator)[self.rows]
         if self.config.dropout:
@@ -144,9 +162,9 @@ class Trainer:
         return total
 
     def loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None) -> Tensor:
-        """The training loss in the run's precision.  Shapes as in Diffusion.loss."""
+        """The objective in the run's precision.  Shapes as in Diffusion.loss."""
         with torch.autocast(self.device.type, AUTOCAST[self.config.precision], self.config.precision != "fp32"):
-            return self.diffusion.loss(model, clean, noise, t, label)
+            return self.objective.loss(model, clean, noise, t, label)
 
     def drop_gradients(self) -> None:
         """Frees the gradients."""
@@ -172,29 +190,33 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that another trainer needs to continue, as a flat table of "part/tensor" names."""
         return {
-            **{f"model/{name}": tensor for name, tensor in self.model.state_dict().items()},
-            **{f"ema/{name}": tensor for name, tensor in self.ema.model.state_dict().items()},
+            **{
+                f"{part}/{name}": tensor
+                for part, network in self.networks.items()
+                for name, tensor in network.state_dict().items()
+            },
             **{f"optimizer/{name}": tensor for name, tensor in self.optimizer.tensors().items()},
             "scaler/loss_scale": self.scaler.state,
         }
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Continues another trainer of the same configuration.  Raises KeyError or RuntimeError if it was not."""
-        self.model.load_state_dict(part_of(tensors, "model"))
-        self.ema.model.load_state_dict(part_of(tensors, "ema"))
+        for part, network in self.networks.items():
+            network.load_state_dict(part_of(tensors, part))
         self.optimizer.load(part_of(tensors, "optimizer"))
         self.scaler.state.copy_(tensors["scaler/loss_scale"])
         self.step = step
 
     def heldout_loss(self, images: Tensor, labels: Tensor) -> float:
         """The loss of the averaged weights on these images, with the same noise and noise levels each time."""
-        t = self.diffusion.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
+        objective = self.objective_at(1.0)
+        t = objective.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
         noise = torch.empty_like(images).normal_(generator=torch_stream(self.config.seed, "heldout", 1, self.device))
         total = 0.0
         with torch.no_grad():
             for rows in slices(len(images), math.ceil(len(images) / self.micro_batch)):
                 label = labels[rows] if self.config.class_cond else None
-                loss = self.diffusion.loss(self.ema.model, images[rows], noise[rows], t[rows], label)
+                loss = objective.loss(self.ema.model, images[rows], noise[rows], t[rows], label)
                 total += float(loss) * (rows.stop - rows.start) / len(images)
         return total
 
