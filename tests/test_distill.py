@@ -206,7 +206,8 @@ def teachers(tmp_path_factory):
     def teacher(*words):
         if words not in made:
             made[words] = tmp_path_factory.mktemp("teacher") / "run"
-            assert call(*TEACHER, "--epochs", 1, *words, "--output_dir", made[words]) == 0
+            classes = [] if "--class_cond" in words else ["--no_class_cond"]
+            assert call(*TEACHER, "--epochs", 1, *classes, *words, "--output_dir", made[words]) == 0
         return made[words] / "model_final.pt"
 
     return teacher
