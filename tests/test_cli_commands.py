@@ -61,7 +61,7 @@ def log_of(folder):
 
 def array(path):
     with np.load(path) as file:
-        assert file.files == ["arr_0"]
+        assert file.files[0] == "arr_0"
         return file["arr_0"]
 
 
@@ -207,16 +207,16 @@ def test_class_conditional_samples_carry_the_names_of_their_classes(cli, monkeyp
 
 
 def spy_on_captions(monkeypatch):
-    """A list to which the captions of every grid are added from now on."""
-    from tiny_diffusion.visuals import images
+    """A list to which the names of the classes in every grid are added from now on, None for a plain grid."""
+    from tiny_diffusion.visuals import class_grid
 
-    captions, grid = [], images.grid
+    captions, save = [], class_grid.save_grid
 
-    def spy(pictures, **options):
-        captions.append(options.get("captions"))
-        return grid(pictures, **options)
+    def spy(path, images, labels=None, names=()):
+        captions.append(None if labels is None else [names[label] for label in labels])
+        save(path, images, labels, names)
 
-    monkeypatch.setattr(images, "grid", spy)
+    monkeypatch.setattr(class_grid, "save_grid", spy)
     return captions
 
 
@@ -258,7 +258,7 @@ def test_a_folder_has_a_png_for_each_image(output, cli, sample_images, loud, tmp
     expected = sample_images("--num_images", 3)
     (tmp_path / "there").mkdir()
     cli.works("sample", "--checkpoint", loud, "--num_images", 3, "--steps", 4, "--output", output)
-    names = sorted(path.name for path in (tmp_path / output).iterdir())
+    names = sorted(path.name for path in (tmp_path / output).iterdir() if path.name != "labels.csv")
     assert names == ["00000.png", "00001.png", "00002.png"]
     for name, image in zip(names, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / output / name)), image[..., 0])
@@ -268,9 +268,9 @@ def test_a_picture_has_the_images_of_the_array_enlarged(cli, sample_images, loud
     images = sample_images("--num_images", 4, "--classes", "3")
     cli.works("sample", "--checkpoint", loud, "--num_images", 4, "--steps", 4, "--classes", "3", "--output", "x.png")
     picture = np.asarray(Image.open("x.png"))[..., 0]
-    height = (picture.shape[0] - 2) // 2
+    height = TILE
     for i, image in enumerate(images):
-        y, x = 2 + (i // 2) * height, 2 + (i % 2) * TILE
+        y, x = picture.shape[0] - (2 - i // 2) * height, 2 + (i % 2) * TILE
         np.testing.assert_array_equal(picture[y : y + 56, x : x + 56], image[..., 0].repeat(7, 0).repeat(7, 1))
 
 
@@ -348,7 +348,7 @@ def test_frames_of_an_earlier_longer_command_are_removed(cli, loud, tmp_path):
 def test_frames_are_written_beside_a_folder_of_images_which_holds_nothing_else(cli, loud, tmp_path):
     cli.works("sample", "--checkpoint", loud, "--num_images", 1, "--steps", 1, "--show_intermediate", "--output", "x/")
     frames = {f"intermediate/{name}.png" for name in ("step_0000", "step_0001", "strip")}
-    assert set(contents(tmp_path)) == {"x/00000.png"} | frames
+    assert set(contents(tmp_path)) == {"x/00000.png", "x/labels.csv"} | frames
 
 
 @pytest.mark.parametrize("output", ["x.gif", "x.png"])
@@ -363,6 +363,7 @@ def test_a_film_shows_the_images_of_all_batches(output, cli, loud, tmp_path):
 
 def test_frames_of_very_many_images_show_the_first_and_say_so(cli, loud, monkeypatch):
     monkeypatch.setattr("tiny_diffusion.cli.sample.IMAGES_IN_FRAMES", 4)
+    monkeypatch.setattr("tiny_diffusion.cli.sample_files.IMAGES_IN_FRAMES", 4)
     said, shown = [], []
     for number in (4, 9):
         argv = ["--num_images", number, "--steps", 1, "--output", "x/", "--show_intermediate", "--batch_size", 3]
@@ -394,7 +395,9 @@ def test_an_index_that_is_named_twice_would_be_one_file(cli, loud, tmp_path):
     assert len(array("x.npz")) == 6
 
 
-@pytest.mark.parametrize("output, left", [("x/", {f"x/{i:05d}.png" for i in range(4)}), ("x.npz", set())])
+@pytest.mark.parametrize(
+    "output, left", [("x/", {"x/labels.csv", *(f"x/{i:05d}.png" for i in range(4))}), ("x.npz", set())]
+)
 def test_a_folder_keeps_what_was_sampled_before_a_stop_and_a_file_is_whole_or_absent(
     output, left, cli, loud, tmp_path, monkeypatch
 ):
@@ -448,7 +451,7 @@ EQUALS = {
         ["--sampler", "sa_solver", "--grid", "angle", "--eta", 1.5],
         [],
     ),
-    "all classes are the default": (["--classes", "0-9"], []),
+    "all classes in turn": (["--classes", "0-9"], ["--classes", "all"]),
     "classes by name and by range": (["--classes", "2,3,4"], ["--classes", "2-4"]),
     "the first images are the default": (["--indices", "0-5"], []),
     "hyphens are underscores": (["--batch-size", 2], ["--batch_size", 6]),
@@ -497,7 +500,8 @@ def test_classes_are_sampled_in_turn(sample_images):
 @pytest.mark.parametrize(
     "given, labels",
     [
-        ([], "0123456789"),
+        ([], "3645197820"),  # by the shares of the training images, the largest class first
+        (["--classes", "all"], "0123456789"),
         (["--classes", "3,5"], "3535353535"),
         (["--classes", "7-9"], "7897897897"),
         (["--classes", "8,0-1"], "8018018018"),
@@ -508,6 +512,33 @@ def test_images_of_classes_carry_their_names(given, labels, cli, loud, monkeypat
     captions = spy_on_captions(monkeypatch)
     cli.works("sample", "--checkpoint", loud, "--num_images", 10, "--steps", 1, *given, "--output", "x.png")
     assert captions == [list(labels)]
+
+
+def test_sampling_without_classes_is_that_of_the_null_class(cli, loud, tmp_path):
+    argv = ["sample", "--checkpoint", loud, "--num_images", 3, "--steps", 2]
+    cli.works(*argv, "--classes", "none", "--output", "none.npz")
+    cli.works(*argv, "--guidance", 0, "--output", "zero.npz")
+    none, zero = np.load(tmp_path / "none.npz"), np.load(tmp_path / "zero.npz")
+    np.testing.assert_array_equal(none["arr_0"], zero["arr_0"])
+    assert none.files == zero.files == ["arr_0"]
+    cli.refuses(2, [*argv, "--classes", "none", "--guidance", 2], "--guidance 2", "--classes none")
+
+
+def test_an_array_and_a_folder_of_samples_say_the_class_of_each_image(cli, loud, tmp_path):
+    argv = ["sample", "--checkpoint", loud, "--classes", "7,2", "--steps", 1]
+    cli.works(*argv, "--num_images", 3, "--output", "x.npz")
+    saved = np.load(tmp_path / "x.npz")
+    assert saved["labels"].tolist() == [7, 2, 7] and saved["class_names"].tolist() == list("0123456789")
+    cli.works(*argv, "--num_images", 3, "--output", "x/")
+    text = "file,label,class\n00000.png,7,7\n00001.png,2,2\n00002.png,7,7\n"
+    assert (tmp_path / "x/labels.csv").read_text() == text
+    cli.works(*argv[:-4], "--classes", "5", "--steps", 1, "--indices", "2-3", "--output", "x/")
+    cli.works(*argv[:-4], "--classes", "none", "--steps", 1, "--indices", "0", "--output", "x/")
+    text = "file,label,class\n00001.png,2,2\n00002.png,5,5\n00003.png,5,5\n"
+    assert (tmp_path / "x/labels.csv").read_text() == text
+    (tmp_path / "x/labels.csv").write_text("mine\n")
+    cli.refuses(1, [*argv, "--output", "x/"], "labels.csv", "another program's")
+    assert (tmp_path / "x/labels.csv").read_text() == "mine\n"
 
 
 def test_images_without_classes_carry_no_names(cli, unlabelled, monkeypatch):

@@ -470,7 +470,7 @@ def test_evaluate_samples_the_labels_that_training_sampled(cli, unbalanced, tmp_
 
 def test_a_class_without_training_images_is_sampled_neither_by_default_nor_by_name(cli, unbalanced):
     checkpoint = unbalanced / "model_final.pt"
-    assert load_checkpoint(checkpoint).request(range(4)).labels() == [0, 2, 0, 2]
+    assert load_checkpoint(checkpoint).request(range(4)).labels() == [0, 0, 2, 0]  # three to one
     for asked in ("two", "zero,two", "0-2"):
         cli.refuses(2, ("sample", "--checkpoint", checkpoint, "--classes", asked), f"--classes {asked}", "class two")
 
@@ -489,13 +489,13 @@ def test_a_model_that_never_trained_without_a_class_refuses_what_needs_that(cli,
 def test_guidance_zero_samples_no_classes_and_shows_none(cli, loud, monkeypatch):
     captions = []
     monkeypatch.setattr(
-        "tiny_diffusion.visuals.images.save_grid", lambda path, images, captions_of: captions.append(captions_of)
+        "tiny_diffusion.visuals.class_grid.save_grid", lambda path, images, labels, names: captions.append(labels)
     )
     for guidance in (0, 2):
         cli.works(
             "sample", "--checkpoint", loud, "--num_images", 2, "--steps", 2, "--guidance", guidance, "--output", "x.png"
         )
-    assert captions == [None, ["0", "1"]]
+    assert captions == [None, [3, 6]]
     cli.refuses(2, ("evaluate", "--checkpoint", loud, "--guidance", 0, "--train_on_synthetic"), "--guidance 0")
 
 

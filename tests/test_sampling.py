@@ -13,7 +13,7 @@ import tiny_diffusion
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.pixels import to_pictures, to_uint8
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
-from tiny_diffusion.diffusion.request import Request, default_sampling, labels_in_shares, request_from
+from tiny_diffusion.diffusion.request import Request, default_sampling, labels_in_shares, order_in_shares, request_from
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.sampling import denoising, sample
 from tiny_diffusion.models.build import make_diffusion, make_model
@@ -348,3 +348,19 @@ def test_a_request_made_from_a_checkpoint_is_the_commands(cli, make_trainer, dig
     model, diffusion = tiny_diffusion.load_model(checkpoint), tiny_diffusion.make_diffusion(checkpoint.config)
     images = tiny_diffusion.sample(model, diffusion, checkpoint.request(range(4), seed=7), checkpoint.shape)
     assert np.array_equal(to_pictures(images), np.load(tmp_path / "drawn.npz")["arr_0"])
+
+
+@pytest.mark.parametrize("counts", [[900, 100], [5, 0, 1, 0], [6] * 10, [5923, 6742, 5958, 17], [1]], ids=len)
+def test_images_take_classes_in_the_shares_of_training_from_the_first_image_on(counts):
+    """One turn holds the classes exactly in their shares, and every beginning of it within one image and a half."""
+    order = np.array(order_in_shares(counts))
+    assert len(order) * math.gcd(*counts) == sum(counts)
+    so_far = np.cumsum(order[:, None] == np.arange(len(counts)), axis=0)
+    wanted = np.arange(1, len(order) + 1)[:, None] * np.array(counts) / sum(counts)
+    np.testing.assert_array_equal(so_far[-1] * math.gcd(*counts), counts)
+    assert abs(so_far - wanted).max() <= max(1.5, len(counts) / 2)
+
+
+def test_equal_classes_take_turns():
+    assert order_in_shares([6000] * 10) == tuple(range(10))
+    assert order_in_shares([2, 0, 1]) == (0, 2, 0)  # at 1/4, 1/2 and 3/4

@@ -236,7 +236,7 @@ def test_a_picture_that_cannot_be_drawn_never_ends_a_run(cli, tmp_path, monkeypa
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr("tiny_diffusion.visuals.loss_curve.save_loss_curve", fail)
-    monkeypatch.setattr("tiny_diffusion.visuals.images.save_grid", fail)
+    monkeypatch.setattr("tiny_diffusion.visuals.class_grid.save_grid", fail)
     ended = cli.works(*RUN, "--output_dir", "run")
     assert "training_loss.png is not drawn" in ended.err and "epoch_002.png is not drawn" in ended.err
     assert load_checkpoint(tmp_path / "run" / "model_final.pt").about["finished"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tiny_diffusion.visuals import figures, images
 from tiny_diffusion.visuals.animations import save_gif
+from tiny_diffusion.visuals.class_grid import MAX_COLUMN_CLASSES, class_grid, columns_of
 from tiny_diffusion.visuals.images import denoising_frame, grid, near_square, save_png, strip
 from tiny_diffusion.visuals.loss_curve import running_average, save_loss_curve, thinned
 from tiny_diffusion.visuals.text import text_line, text_width
@@ -122,6 +123,40 @@ def test_a_name_that_does_not_fit_ends_in_an_ellipsis():
     longest = max(end for end in range(len(text)) if text_width(text[:end] + "…", 12) <= width)
     assert longest > 3
     np.testing.assert_array_equal(text_line(text, width, 12, 0), text_line(text[:longest] + "…", width, 12, 0))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 20])
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 100, 1000])
+def test_columns_hold_one_class_each_and_every_image_once(n, classes):
+    labels = [(i * i) % classes for i in range(n)]
+    cells = columns_of(labels)
+    assert sorted(cells[cells >= 0]) == list(range(n))
+    for column in cells.T:
+        held = column[column >= 0]
+        assert len({labels[image] for image in held}) == 1 and list(held) == sorted(held)
+        assert (column[: len(held)] == held).all()  # no gap above an image
+    assert [labels[image] for image in cells[0]] == sorted(labels[image] for image in cells[0])
+
+
+def test_a_hundred_images_of_ten_classes_are_ten_rows_of_ten():
+    np.testing.assert_array_equal(columns_of(list(range(10)) * 10), np.arange(100).reshape(10, 10))
+
+
+def test_a_class_grid_shows_each_image_pixel_for_pixel_under_the_name_of_its_class(draw):
+    x = draw(4, 8, 8, 1)
+    picture, height, width = class_grid(x, [1, 0, 1, 1], ["zero", "one"]), 3 * 58 + 2, 2 * 58 + 2
+    assert picture.shape[1] == width and picture.shape[0] > height
+    body = picture[-height:]
+    np.testing.assert_array_equal(body[2:58, 2:58], enlarged(x[1], 7))
+    np.testing.assert_array_equal(body[2:58, 60:116], enlarged(x[0], 7))
+    np.testing.assert_array_equal(body[-58:-2, 60:116], enlarged(x[3], 7))
+    assert (body[-58:-2, 2:58] == images.BACKGROUND).all()
+
+
+def test_many_classes_are_named_under_each_image(draw):
+    count = MAX_COLUMN_CLASSES + 1
+    x, names = draw(count, 8, 8, 1), [str(i) for i in range(count)]
+    np.testing.assert_array_equal(class_grid(x, range(count), names), grid(x, captions=names))
 
 
 def test_a_strip_has_a_row_per_image_and_a_column_per_step(draw):

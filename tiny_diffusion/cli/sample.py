@@ -10,6 +10,7 @@ from pathlib import Path
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.edit_files import interpolate
 from tiny_diffusion.cli.editing import FRAMES, EditOptions, EditPlan
+from tiny_diffusion.cli.sample_files import IMAGES_IN_FRAMES, write, write_frames
 from tiny_diffusion.cli.selection import labels_of, number_list
 from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option
 from tiny_diffusion.config.rules import refuse_sampling
@@ -17,7 +18,7 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import FileError, OptionError, listed
-from tiny_diffusion.files import check_writable, clear_partials
+from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
 Sample images from a trained model.  The checkpoint says how; the options change it.
@@ -27,7 +28,6 @@ Sample images from a trained model.  The checkpoint says how; the options change
   PROGRAM --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples/
 """
 ENDINGS = (".png", ".gif", ".npz")
-IMAGES_IN_FRAMES = 256  # of --show_intermediate; they stay in memory, with all their steps
 FLAT = 8  # grey levels between the darkest and the lightest pixel of an image that shows nothing
 FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}  # samplers that can add fresh noise
 
@@ -50,7 +50,8 @@ class SampleOptions:
         Number(0, max(row.max_eta for row in FRESH.values())), None,
         "how much noise is fresh, 1 being the process's own: "
         + ", ".join(f"{name} 0 to {row.max_eta:g} [{row.eta:g}]" for name, row in FRESH.items()))
-    classes: str | None = option(Text("LIST"), None, "classes to sample, by name or number: 3,5 or 0-9 [all]")
+    classes: str | None = option(
+        Text("LIST"), None, "classes to take in turn: names, numbers such as 3,5-7, all, none [by shares in training]")
     guidance: float | None = option(Number(0, 100), None, "how strongly to follow the class; 1 is plain")
     indices: str | None = option(Text("LIST"), None, "images of this seed, instead of the first: 0-63 or 1,2,5-10")
     weights: str = option(Choice(("ema", "raw")), "ema", "averaged weights or the last ones")
@@ -91,21 +92,20 @@ def run(argv: list[str], program: str, started: float) -> int:
             interpolate(count, model, diffusion, request, checkpoint.shape, output, ending)
         return 0
     edit = plan and plan.edit(checkpoint, model, diffusion, request, world, output)
+    labels, names = request.labels() if request.shows_classes else None, checkpoint.class_names
     film = None
     if ending == ".gif" or options.show_intermediate:
-        film = Film(request.steps, len(indices) if ending == ".gif" else IMAGES_IN_FRAMES)
+        film = Film(request.steps, len(indices) if ending == ".gif" else IMAGES_IN_FRAMES, labels, names)
     batches = _sample(model, diffusion, request, checkpoint, film, world, edit)
     if not world.is_main:
         deque(batches, maxlen=0)
         return 0
-    names = checkpoint.about["class_names"]
-    captions = [names[label] for label in request.labels()] if request.shows_classes else None
     try:
-        _write(output, ending, plan.watch(batches) if plan else batches, len(indices), film, captions)
+        write(output, ending, plan.watch(batches) if plan else batches, len(indices), film, labels, names)
         if plan:
             plan.finish(request, output)
         if options.show_intermediate:
-            _write_frames(output, film, len(indices))
+            write_frames(output, film, len(indices))
     except OSError as error:
         raise FileError(f"--output {output} cannot be written: {error.strerror or error}.") from error
     return 0
@@ -153,12 +153,30 @@ def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
     if options.batch_size is not None:
         asked["batch_size"] = options.batch_size
     if options.classes is not None:
-        asked["classes"] = labels_of(options.classes, config.class_cond, checkpoint.class_names)
-        for label in asked["classes"] if checkpoint.class_counts else ():
-            if not checkpoint.class_counts[label]:
-                name = listed(checkpoint.class_names[label : label + 1])
-                raise OptionError(f"--classes {options.classes}: the model was trained on no image of class {name}.")
+        asked["classes"] = labels = _labels(options.classes, checkpoint)
+        if not labels and options.guidance is not None:
+            raise OptionError(f"--guidance {options.guidance:g} would be ignored with --classes none. Leave it out.")
+        asked |= {} if labels else {"guidance": 1.0}
     return checkpoint.request(indices, **asked)
+
+
+def _labels(text: str, checkpoint) -> tuple[int, ...]:
+    """The labels of --classes, to be taken in turn; empty for `none`.  The name of a class comes before a keyword."""
+    config, names, counts = checkpoint.config, checkpoint.class_names, checkpoint.class_counts
+    if text == "none" and text not in names and config.class_cond:
+        if not config.label_dropout:
+            raise OptionError(
+                "--classes none: the model was trained with --label_dropout 0, never without a class. Leave it out."
+            )
+        return ()
+    if text == "all" and text not in names and config.class_cond:
+        return tuple(label for label in range(len(names)) if not counts or counts[label])
+    labels = labels_of(text, config.class_cond, names)
+    for label in labels if counts else ():
+        if not counts[label]:
+            name = listed(names[label : label + 1])
+            raise OptionError(f"--classes {text}: the model was trained on no image of class {name}.")
+    return labels
 
 
 def _sample(model, diffusion, request, checkpoint, film, world, edit=None) -> Iterator:
@@ -190,41 +208,3 @@ def _sample(model, diffusion, request, checkpoint, film, world, edit=None) -> It
             "warning: every image is one flat colour; the model has probably not learnt anything yet, or has diverged",
             file=sys.stderr,
         )
-
-
-def _write(output: Path, ending: str, batches: Iterator, count: int, film, captions: list[str] | None) -> None:
-    """Writes the images, in a folder or an array as they come: these may be more than memory holds."""
-    import numpy as np
-
-    from tiny_diffusion.visuals.images import save_folder, save_grid, save_npz
-
-    if ending == ".png":
-        save_grid(output, np.concatenate([images for _, images in batches]), captions)
-    elif ending == ".npz":
-        save_npz(output, (image for _, images in batches for image in images), count)
-    elif ending == ".gif":
-        deque(batches, maxlen=0)
-        film.save_gif(output)
-    else:
-        others = _images_in(output)
-        for indices, images in batches:
-            others -= save_folder(output, images, indices)
-        if others:
-            print(f"{output} also holds {len(others):,} other images, which were there before", file=sys.stderr)
-    print(f"{count:,} images: {output}", file=sys.stderr)
-
-
-def _images_in(folder: Path) -> set[str]:
-    """The names of the images that lie in a folder already."""
-    from tiny_diffusion.data.files.decode import ENDINGS
-
-    return {path.name for path in folder.iterdir() if path.name.lower().endswith(ENDINGS)}
-
-
-def _write_frames(output: Path, film, count: int) -> None:
-    """Writes intermediate/ beside the output: in a folder of images it would be taken for more of them."""
-    parent = output.parent if output.name not in ("", "..") else output.resolve().parent
-    clear_partials(parent / "intermediate")
-    frames = film.save_frames(parent / "intermediate")
-    of = f", of the first {IMAGES_IN_FRAMES} images" if count > IMAGES_IN_FRAMES else ""
-    print(f"{frames} frames of the denoising{of}: {parent / 'intermediate'}", file=sys.stderr)

@@ -165,7 +165,7 @@ def _callbacks():
     """What a run shows and measures."""
     from tiny_diffusion.evaluation.online import OnlineEvaluation
     from tiny_diffusion.runs.writer import Callbacks
-    from tiny_diffusion.visuals.images import save_grid
+    from tiny_diffusion.visuals.class_grid import save_grid
     from tiny_diffusion.visuals.loss_curve import save_loss_curve
 
     return Callbacks(save_grid, save_loss_curve, OnlineEvaluation)

@@ -62,6 +62,20 @@ class Request:
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
 
 
+def order_in_shares(class_counts: Sequence[int]) -> tuple[int, ...]:
+    """Labels to take in turn, so that the images have the shares of these counts, which are not all 0.
+
+    Every first n images hold each class within one or two of n times its share.  The k-th image of a class, k = 0, 1,
+    ..., stands at (k + 1/2) / share; where classes tie, the smaller label comes first, so equal counts take turns.
+    """
+    counts = np.asarray(class_counts, dtype=np.int64)
+    counts = counts // np.gcd.reduce(counts)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    k = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # Fractions of whole numbers below 2^26 are equal as float64 only if they are equal.
+    return tuple(labels[np.lexsort((labels, (2 * k + 1) / counts[labels]))].tolist())
+
+
 def labels_in_shares(class_counts: Sequence[int], num_images: int, seed: int) -> tuple[int, ...]:
     """A random label for each image, with the classes in the shares of these counts, which are not all 0.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tiny_diffusion.config.student import Student
 from tiny_diffusion.config.training import Config
-from tiny_diffusion.diffusion.request import Request, request_from
+from tiny_diffusion.diffusion.request import Request, order_in_shares, request_from
 from tiny_diffusion.errors import FileError, OptionError, printable
 from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
@@ -66,16 +66,19 @@ class Checkpoint:
         """The tensors of one part: model, ema, optimizer or scaler."""
         return part_of(self.tensors, name)
 
+    def classes_in_shares(self) -> tuple[int, ...]:
+        """The labels of images 0, 1, ... of a class-conditional model, unless a request says otherwise."""
+        return order_in_shares(self.class_counts or [1] * len(self.class_names))
+
     def request(self, indices: Sequence[int], *, classes: Sequence[int] | None = None, **asked) -> Request:
         """A request for these images as `sample` makes it: the checkpoint's own sampling, changed where asked.
 
-        classes: labels that the images take in turn [all of a class-conditional model that had
-        training images].   asked: fields of Request.
+        classes: labels that the images take in turn [those of `order_in_shares`, for the shares of the training set];
+        empty to sample without classes.   asked: fields of Request.
         """
         config = self.config
         if classes is None:
-            labels = range(len(self.class_names)) if config.class_cond else ()
-            classes = [label for label in labels if not self.class_counts or self.class_counts[label]]
+            classes = self.classes_in_shares() if config.class_cond else ()
         return request_from(self.about["sampling"], config.timesteps, indices, classes=tuple(classes), **asked)
 
 

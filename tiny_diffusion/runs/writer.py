@@ -33,7 +33,7 @@ HISTORY_POINTS = 1000  # of the loss curve that a checkpoint holds
 class Callbacks:
     """What a run shows and measures.  runs/ knows neither pictures nor evaluation: a command passes these functions.
 
-    save_samples: (path, images uint8 (N, H, W, C), captions=None or N texts).
+    save_samples: (path, images uint8 (N, H, W, C), labels, names): of N labels, or None, and the names of all.
     save_loss_curve: (path, steps, losses, held-out steps, held-out losses, title=..., scores={name: pairs}).
     make_evaluator: (data set's name, images, world, splits) -> evaluator(model, diffusion, request) -> {name: value}.
     """
@@ -109,8 +109,8 @@ class RunWriter:
         if not self.world.is_main:
             return path
         if torch.isfinite(images).all():
-            captions = [self.class_names[label] for label in request.labels()] if self.config.class_cond else None
-            self._show(path, lambda: self.callbacks.save_samples(path, to_pictures(images), captions=captions))
+            labels, names = request.labels(), self.class_names
+            self._show(path, lambda: self.callbacks.save_samples(path, to_pictures(images), labels, names))
         else:
             tqdm.write(f"epoch {epoch}: the samples hold NaN; {path} is not written", file=sys.stderr)
         return path

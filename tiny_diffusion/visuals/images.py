@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +39,13 @@ def grid(
     if len(images) == 0:
         raise ValueError("a grid needs at least one image")
     columns = columns or near_square(len(images))
-    tiles = _enlarged(images, scale or whole_scale(images.shape[1:3], len(images), columns, padding))
+    tiles = enlarged(images, scale or whole_scale(images.shape[1:3], len(images), columns, padding))
     if captions is not None:
         assert len(captions) == len(images), f"{len(captions)} captions for {len(images)} images"
-        tiles = _widened(tiles, _cell_width(tiles.shape[2], captions), background)
+        tiles = widened(tiles, cell_width(tiles.shape[2], captions), background)
         texts = [text_line(c, tiles.shape[2], CAPTION_POINTS, background) for c in captions]
         tiles = np.concatenate([tiles, np.stack(texts)], axis=1)
-    return _assembled(tiles, columns, padding, background)
+    return assembled(tiles, columns, padding, background)
 
 
 def neighbour_grid(samples: np.ndarray, neighbours: np.ndarray, distances: Sequence[float]) -> np.ndarray:
@@ -65,24 +65,26 @@ def strip(rows: Sequence[np.ndarray], headings: Sequence[str] | None = None) -> 
     """
     n, columns, padding = len(rows[0]), len(rows), 2
     images = np.stack(rows, axis=1).reshape(n * columns, *rows[0].shape[1:])  # image-major: rows stay together
-    tiles = _enlarged(images, whole_scale(images.shape[1:3], n * columns, columns, padding))
+    tiles = enlarged(images, whole_scale(images.shape[1:3], n * columns, columns, padding))
     if headings is None:
-        return _assembled(tiles, columns, padding, BACKGROUND)
+        return assembled(tiles, columns, padding, BACKGROUND)
     assert len(headings) == columns, f"{len(headings)} headings for {columns} steps"
-    tiles = _widened(tiles, _cell_width(tiles.shape[2], headings), BACKGROUND)
+    tiles = widened(tiles, cell_width(tiles.shape[2], headings), BACKGROUND)
     texts = np.stack([text_line(h, tiles.shape[2], CAPTION_POINTS, BACKGROUND) for h in headings])
-    top = _assembled(texts, columns, padding, BACKGROUND)[:-padding]
-    return np.concatenate([top, _assembled(tiles, columns, padding, BACKGROUND)])
+    top = assembled(texts, columns, padding, BACKGROUND)[:-padding]
+    return np.concatenate([top, assembled(tiles, columns, padding, BACKGROUND)])
 
 
-def denoising_frame(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+def denoising_frame(
+    noisy: np.ndarray, clean: np.ndarray, arrange: Callable[[np.ndarray], np.ndarray] = grid
+) -> np.ndarray:
     """One frame of an animation: a grid of x_t at left, of the current estimate of x_0 at right.
 
-    noisy, clean: uint8 (N, H, W, C).   Returns RGB (H', W', 3), of one size for one shape of input.
+    noisy, clean: uint8 (N, H, W, C).   arrange: images -> grid.   Returns RGB (H', W', 3), of one size for one shape.
     """
     panels = []
     for heading, images in (("x_t", noisy), ("estimate of x_0", clean)):
-        panel = _widened(grid(images), text_width(heading, HEADING_POINTS), BACKGROUND)
+        panel = widened(arrange(images), text_width(heading, HEADING_POINTS), BACKGROUND)
         panels.append(np.concatenate([text_line(heading, panel.shape[1], HEADING_POINTS, BACKGROUND), panel]))
     gap = np.full((len(panels[0]), 12, 3), BACKGROUND, np.uint8)
     return np.concatenate([panels[0], gap, panels[1]], axis=1)
@@ -101,14 +103,14 @@ def whole_scale(size: tuple[int, int], n: int, columns: int, padding: int) -> in
     return max(1, min(math.ceil(TILE_PIXELS / max(size)), room))
 
 
-def _enlarged(images: np.ndarray, scale: int) -> np.ndarray:
+def enlarged(images: np.ndarray, scale: int) -> np.ndarray:
     """Each pixel as a scale x scale block, grey as RGB: (N, H, W, C) -> (N, H * scale, W * scale, 3)."""
     assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3), (images.dtype, images.shape)
     n, h, w, _ = images.shape
     return np.broadcast_to(images.repeat(scale, axis=1).repeat(scale, axis=2), (n, h * scale, w * scale, 3))
 
 
-def _assembled(tiles: np.ndarray, columns: int, padding: int, background: int) -> np.ndarray:
+def assembled(tiles: np.ndarray, columns: int, padding: int, background: int) -> np.ndarray:
     n, h, w, _ = tiles.shape
     rows = math.ceil(n / columns)
     picture = np.full((rows * (h + padding) + padding, columns * (w + padding) + padding, 3), background, np.uint8)
@@ -118,14 +120,14 @@ def _assembled(tiles: np.ndarray, columns: int, padding: int, background: int) -
     return picture
 
 
-def _widened(tiles: np.ndarray, width: int, background: int) -> np.ndarray:
+def widened(tiles: np.ndarray, width: int, background: int) -> np.ndarray:
     """Tiles (..., H, W, 3) with background at both sides, so that each is at least this wide."""
     extra = max(0, width - tiles.shape[-2])
     sides = [(0, 0)] * (tiles.ndim - 2) + [(extra // 2, extra - extra // 2), (0, 0)]
     return np.pad(tiles, sides, constant_values=background)
 
 
-def _cell_width(tile: int, texts: Sequence[str]) -> int:
+def cell_width(tile: int, texts: Sequence[str]) -> int:
     """Room for the longest text, but at most 1.5 times the image's width, or long names would spread the images."""
     return max(tile, min(tile * 3 // 2, max(text_width(t, CAPTION_POINTS) for t in texts)))
 
@@ -138,15 +140,13 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
         Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, format="PNG")
 
 
-def save_grid(path: str | os.PathLike, images: np.ndarray, captions: Sequence[str] | None = None) -> None:
-    """Saves images (N, H, W, C) as one picture, arranged by `grid`."""
-    save_png(path, grid(images, captions=captions))
-
-
-def save_npz(path: str | os.PathLike, images: Iterable[np.ndarray], count: int | None = None) -> None:
+def save_npz(
+    path: str | os.PathLike, images: Iterable[np.ndarray], count: int | None = None, **more: np.ndarray
+) -> None:
     """Saves images as one array ``arr_0``, uint8 (N, H, W, C): the format that guided-diffusion's evaluations read.
 
     images: (H, W, C) each; they are written one by one, as they come.   count: N, by default len(images).
+    more: other arrays, by name.
     """
     count, images = len(images) if count is None else count, iter(images)
     first = next(images)
@@ -158,10 +158,13 @@ def save_npz(path: str | os.PathLike, images: Iterable[np.ndarray], count: int |
             for image in itertools.chain([first], images):
                 array.write(image.tobytes())
                 count -= 1
+        for name, values in more.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
     assert count == 0, f"{count} images are missing"
 
 
-def save_folder(folder: str | os.PathLike, images: np.ndarray, indices: Sequence[int] | None = None) -> set[str]:
+def save_folder(folder: str | os.PathLike, images: np.ndarray, indices: Sequence[int] | None = None) -> list[str]:
     """Saves one PNG per image, named by its index (by default 0, 1, ...): 00000.png.  Returns the names of the files.
 
     Other files in the folder stay as they are.
@@ -169,4 +172,4 @@ def save_folder(folder: str | os.PathLike, images: np.ndarray, indices: Sequence
     names = [f"{index:05d}.png" for index in (range(len(images)) if indices is None else indices)]
     for name, image in zip(names, images, strict=True):
         save_png(Path(folder) / name, image)
-    return set(names)
+    return names
