@@ -208,3 +208,8 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(cli, tmp_path):
     (tmp_path / "run" / run_lock.NAME).symlink_to(tmp_path / "mine.txt")
     cli.refuses(1, [*RUN, "--output_dir", "run"], "--output_dir run cannot be written")
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_folder_that_can_have_no_name_is_refused_by_its_option(cli):
+    name = "x" * 300
+    cli.refuses(1, ["train", "--dataset", "digits", "--output_dir", f"{name}/run"], f"--output_dir {name}", "too long")

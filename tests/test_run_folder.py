@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import RUN
 
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.errors import FileError
@@ -328,14 +330,29 @@ def test_pruning_never_deletes_the_last_good_one_for_later_ones_that_are_damaged
     assert kept == {folder.epoch_checkpoint(epoch).name for epoch in range(max(1, 5 - keep), 7)}
 
 
+def remove_nested(depth):
+    """pytest's own clearing calls itself for each folder."""
+    for _ in range(depth):
+        os.chdir("a")
+    shutil.rmtree(".", ignore_errors=True)
+    for _ in range(depth):
+        os.chdir("..")
+        os.rmdir("a")
+
+
 def test_a_folder_of_any_depth_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     deep = Path("/".join(["a"] * 1700))
     write_text(deep / "text", "here")
     assert (deep / "text").read_text() == "here"
-    for _ in range(1700):  # pytest's own clearing calls itself for each folder
-        os.chdir("a")
-    os.remove("text")
-    for _ in range(1700):
-        os.chdir("..")
-        os.rmdir("a")
+    remove_nested(1700)
+
+
+@pytest.mark.slow
+def test_a_run_is_written_to_a_folder_of_any_depth_that_a_path_can_have(cli, tmp_path):
+    deep = "/".join(["a"] * 1900)
+    cli.works(*RUN, "--max_steps", 1, "--output_dir", deep)
+    assert "this run has reached" in cli.works("train", "--resume", "--max_steps", 1, "--output_dir", deep).err
+    assert os.path.isfile(f"{deep}/model_final.pt")
+    cli.refuses(1, [*RUN, "--output_dir", "/".join(["a"] * 2100)], "--output_dir a/a", "too long")
+    remove_nested(1900)

@@ -30,7 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
     A missing folder is made, and removed again if the block leaves it empty.  A folder that cannot be written is not
     locked, since writing there fails anyway.  Where the file system has no locks, a message says so.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # False for impossible names, too
     path, number = folder / NAME, None
     try:
         number = _acquire(folder)
