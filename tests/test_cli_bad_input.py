@@ -553,7 +553,7 @@ REFUSED_RUNS = {
     "more epochs": (["--resume", "--epochs", 99], ["--epochs 99", "60", "--extend"]),
     "minutes": (["--resume", "--minutes", 4], ["--minutes 4", "not set", "--extend"]),
     "another set": (["--resume", "--dataset", "mnist"], ["--dataset mnist", "digits"]),
-    "an end that is past": (["--extend", "--minutes", 1e-5], ["--extend", "minutes are behind this run", "larger"]),
+    "an end that is past": (["--extend", "--minutes", 1e-5], ["--extend", "this run has trained for", "larger"]),
     "an end of both kinds": (["--extend", "--epochs", 99, "--minutes", 9], ["--epochs", "--minutes", "one of them"]),
     "measuring nothing": (["--resume", "--keep_best"], ["--keep_best", "--eval_interval"]),
     "another rate, extended": (["--extend", "--epochs", 99, "--lr", 1e-4], ["--lr 0.0001", "0.002"]),

@@ -423,7 +423,7 @@ def test_processes_that_see_different_folders_are_refused(warm, tmp_path):
     )
     done = ended(warm, [first, second])
     assert done.codes == [2, 2], done
-    assert "do not start from the same" in done.said[0]
+    assert "the ranks of this run have different" in done.said[0]
 
 
 # Drawing and measuring

@@ -190,7 +190,7 @@ def test_where_there_are_no_locks_a_run_goes_on_and_says_so_once(number, cli, mo
 
     monkeypatch.setattr(fcntl, "flock", none)
     ended = cli.works(*RUN, "--max_steps", 1, "--output_dir", "run")
-    assert ended.err.count("no locks on this file system") == 1
+    assert ended.err.count("this file system has no locks") == 1
     assert not (tmp_path / "run" / run_lock.NAME).exists()
 
 

@@ -134,7 +134,7 @@ def _configuration(teacher: Config, given: dict) -> Config:
 
 
 def _refuse_another(found, asked: dict) -> None:
-    """Raises OptionError if the run to go on with is another than these options ask for."""
+    """Raises OptionError if the run to continue is another than these options ask for."""
     student = found.student
     if student is None:
         raise OptionError("--resume: this run was made by train, not by distill. Go on with it by train --resume.")
@@ -155,5 +155,5 @@ def _refuse_another(found, asked: dict) -> None:
         if load_checkpoint(asked["checkpoint"]).about["sha256"] != student.teacher:
             raise OptionError(
                 f"--checkpoint {asked['checkpoint']} is not the teacher that this run began with. "
-                "Leave it out to go on, or start a run in another folder."
+                "Leave it out to continue, or start a run in another folder."
             )

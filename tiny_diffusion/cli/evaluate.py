@@ -42,7 +42,7 @@ class EvaluateOptions:
     features: str | None = option(
         Text(), None,
         "pixels, classifier, inception, or a file .pt (TorchScript), .onnx, .safetensors [classifier, or pixels]")
-    num_images: int = option(Int(2, 1_000_000), 10_000, "images to sample; with --images, the most that are scored")
+    num_images: int = option(Int(2, 1_000_000), 10_000, "images to sample; with --images, the maximum that is scored")
     sampler: tuple[str, ...] | None = option(
         ListOf(Choice(SAMPLERS)), None, "one or several, for a sweep: sa_solver,ddim [the checkpoint's]")
     steps: tuple[int, ...] | None = option(

@@ -38,7 +38,7 @@ class SampleOptions:
 
     # fmt: off
     checkpoint: str | None = option(Text(), None, "the model: model_final.pt, or any checkpoint of a run")
-    num_images: int = option(Int(1, 10_000_000), 64, "images in all, shared evenly over --classes")
+    num_images: int = option(Int(1, 10_000_000), 64, "total number of images, shared evenly over --classes")
     output: str | None = option(
         Text(), None, "picture.png, animation.gif, samples.npz, or a folder/ [generated_samples.png of the run]")
     show_intermediate: bool = option(Flag(), False, "also write intermediate/step_XXXX.png, the steps of sampling")

@@ -1,4 +1,4 @@
-"""train: from options to a run that starts, goes on, or is refused.  runs/session.py carries the run out."""
+"""train: from options to a run that starts, continues, or is refused.  runs/session.py carries the run out."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ Train a diffusion model.  No option is required but --data_dir for --dataset fol
 
   PROGRAM --dataset digits --output_dir outputs/digits        a minute or two on two cores, no download
   PROGRAM --dataset mnist --minutes 10                        digits to read after ten minutes
-  PROGRAM --dataset mnist --minutes 10 --resume               go on with a run that was stopped
+  PROGRAM --dataset mnist --minutes 10 --resume               continue a run that was stopped
   PROGRAM --dataset folder --data_dir photos --minutes 30     your own images, in sub-folders for classes or flat
   PROGRAM --preset flowers --dry_run                          what a whole recipe resolves to
 
@@ -40,10 +40,10 @@ class TrainActions:
 
     # fmt: off
     resume: str | None = option(
-        Text(bare=True), None, "go on with the run in --output_dir, or with this checkpoint", group="start")
+        Text(bare=True), None, "continue the run in --output_dir, or from this checkpoint", group="start")
     extend: bool = option(
-        Flag(), False, "go on past the end of the run, to new --epochs or --minutes in all", group="start")
-    overwrite: bool = option(Flag(), False, "delete the run in --output_dir and start anew", group="start")
+        Flag(), False, "train past the end of the run; --epochs or --minutes is its new total length", group="start")
+    overwrite: bool = option(Flag(), False, "delete the run in --output_dir and start again", group="start")
     init_from: str | None = option(Text(), None, "start a new run from this checkpoint's weights", group="start")
     config: str | None = option(
         Text(), None, "read options from this file; those on the command line win", group="start")
@@ -59,11 +59,11 @@ class TrainActions:
         if len(chosen) > 1:
             raise OptionError(f"{' and '.join(chosen)} contradict each other. Give one of them.")
         if self.init_from is not None and self.goes_on:
-            raise OptionError(f"--init_from starts a new run, {chosen[0]} goes on with one. Give one of them.")
+            raise OptionError(f"--init_from starts a new run, {chosen[0]} continues one. Give one of them.")
         if self.save_config is not None and self.goes_on:
             raise OptionError("--save_config is for a new run; --dry_run prints the options of this one. Leave it out.")
         if self.extend and not LENGTHS & set(given):
-            raise OptionError("--extend needs the new length of the run in all, as --epochs or --minutes.")
+            raise OptionError("--extend needs the new total length of the run, as --epochs or --minutes.")
 
     @property
     def goes_on(self) -> bool:
@@ -95,7 +95,7 @@ def _with_file(given: dict, path: Path) -> dict:
 
 
 def after_restart(actions: TrainActions, given: dict) -> TrainActions:
-    """The actions; but where torchrun has started the command again after a failure, those that go on with its run."""
+    """The actions; but where torchrun has started the command again after a failure, those that continue its run."""
     elsewhere = actions.resume and "output_dir" not in given
     if elsewhere or actions.dry_run or not has_begun(os.environ):
         return actions
@@ -146,7 +146,7 @@ def begin(
     if folder.holds_a_run() and not (actions.overwrite or actions.dry_run):
         raise OptionError(
             f"--output_dir {config.output_dir} holds a run already. "
-            "Go on with it by --resume, lengthen it by --extend, delete it by --overwrite, or name another folder."
+            "Continue it by --resume, lengthen it by --extend, delete it by --overwrite, or name another folder."
         )
     if actions.save_config is not None and is_main():
         save_options(config, Path(actions.save_config))
@@ -172,7 +172,7 @@ def _callbacks():
 
 
 def go_on(given: dict, actions: TrainActions, started: float, until_the_end: ExitStack, check=lambda it: None) -> int:
-    """Goes on with a run, and returns the exit code.   check: called with its checkpoint, may refuse it."""
+    """Continues a run, and returns the exit code.   check: called with its checkpoint, may refuse it."""
     output_dir, path, checkpoint = _checkpoint_to_go_on_from(given, actions, until_the_end)
     check(checkpoint)
     config = _merge(checkpoint.config, {**given, "output_dir": output_dir}, actions.extend)
@@ -208,7 +208,7 @@ def _checkpoint_to_go_on_from(given: dict, actions: TrainActions, until_the_end:
             if RunFolder(output_dir).holds_a_run()
             else "Leave out --resume to start a run there."
         )
-        raise OptionError(f"--output_dir {output_dir} holds no checkpoint to go on from. {way_out}")
+        raise OptionError(f"--output_dir {output_dir} holds no checkpoint to continue from. {way_out}")
     # The checkpoint is read again once the folder is locked: until then another run may be ending in it.
     path = Path(actions.resume)
     output_dir = given.get("output_dir") or own_folder(path, load_checkpoint(path))

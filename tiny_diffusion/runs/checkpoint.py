@@ -114,7 +114,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise FileError(
-            f"{path} is not a checkpoint of this program: it holds more than tensors. Nothing in it was run."
+            f"{path} is not a checkpoint of this program: it holds more than tensors. Nothing in it was executed."
         ) from error
     except Exception as error:  # a damaged file can make the readers raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -128,7 +128,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         reason = printable(" ".join(str(error).split()), MAX_REASON_LENGTH)
         raise FileError(f"{path} holds a configuration that this version cannot use: {reason}") from error
     if invalid := invalid_keys(about, config):
-        raise FileError(f"{path} is not a checkpoint of this program: its {invalid[0]} cannot be.")
+        raise FileError(f"{path} is not a checkpoint of this program: its {invalid[0]} has an impossible value.")
     return Checkpoint(about, tensors)
 
 
@@ -168,7 +168,7 @@ def _unpack(files: Mapping[str, memoryview]) -> tuple[dict, dict[str, Tensor]]:
     if not isinstance(content, dict) or set(content) != {"about", "tensors"}:
         raise ValueError("it holds something else, perhaps another program's weights")
     if not isinstance(content["about"], str) or not isinstance(content["tensors"], dict):
-        raise ValueError("its parts are of other kinds")
+        raise ValueError("its parts have other types")
     about = json.loads(content["about"])
     if about.get("format") != FORMAT:
         raise ValueError(f"format {about.get('format')!r}; this version reads format {FORMAT}")

@@ -61,7 +61,10 @@ def _acquire(folder: Path) -> int | None:
         if error.errno in UNWRITABLE:
             return None
         if error.errno in UNSUPPORTED:
-            print(f"{folder}: no locks on this file system; start no second run there", file=sys.stderr)
+            print(
+                f"{folder}: this file system has no locks; start no second run there",
+                file=sys.stderr,
+            )
             path.unlink(missing_ok=True)
             return None
         raise FileError(

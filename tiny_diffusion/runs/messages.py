@@ -44,10 +44,10 @@ def describe_length(config: Config, trainer: Trainer, step_seconds: float, elaps
         return f"{config.minutes:g} minutes, about {steps:,.0f} steps ({steps * config.batch_size / images:.1f} epochs)"
     seconds_left = (length.steps - trainer.step) * step_seconds
     text = f"{length.steps:,} steps ({config.epochs} epochs), about {duration(seconds_left)}"
-    text += "; --minutes 10 for a quick one" if seconds_left > 60 * MANY_MINUTES else ""
+    text += "; --minutes 10 makes a quick run" if seconds_left > 60 * MANY_MINUTES else ""
     if length.steps < FEW_STEPS and config.max_steps is None:
         enough = math.ceil(1000 * config.batch_size / images)
-        text += f". Few to learn from: --epochs {enough} makes a thousand, --minutes 10 what fits"
+        text += f". That is few: --epochs {enough} makes a thousand, and --minutes 10 as many as fit"
     return text
 
 

@@ -38,7 +38,7 @@ from tiny_diffusion.training.run_length import RunLength
 from tiny_diffusion.training.step_time import estimate_step_seconds, images_per_second
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
-SAVE_EVERY_S = 120.0  # the most that a kill can cost
+SAVE_EVERY_S = 120.0  # the maximum that a kill can cost
 MAX_SKIPPED = 20  # non-finite steps in a row
 REPORTS_AT_ONCE = 20  # on a GPU: reading one waits for the device
 SAVE_SECONDS = 2.5  # kept back from --minutes for the last plot and checkpoint
@@ -109,8 +109,8 @@ class Session:
         over = step >= length.steps if length.seconds is None else seconds >= length.seconds
         if extend and over:
             raise OptionError(
-                f"--extend: {self.trainer.epoch:.1f} epochs and {seconds / 60:.1f} minutes are behind this run. "
-                "Give --epochs or --minutes a larger number: the new length in all."
+                f"--extend: this run has trained for {self.trainer.epoch:.1f} epochs and {seconds / 60:.1f} minutes. "
+                "Give --epochs or --minutes a larger number: the new total length."
             )
         print(f"resuming from {path}, step {step}", file=sys.stderr)
 
@@ -170,8 +170,8 @@ class Session:
         options = [getattr(config, name) for name, spec in specs(Config).items() if not spec.free]
         if not self.world.all_equal((self.trainer.step, self.trainer.length, len(self.data), options)):
             raise OptionError(
-                "the processes of this run do not start from the same: options, images, or what --output_dir "
-                f"{config.output_dir} holds. Give all the same command, and folders that all of them see."
+                "the ranks of this run have different options, images, or contents of --output_dir "
+                f"{config.output_dir}. Give every rank the same command, and folders that all of them can read."
             )
 
     def _reserve_time(self, step_seconds: float) -> None:

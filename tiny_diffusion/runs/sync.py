@@ -50,7 +50,7 @@ class Sync:
 
 
 def newest_after_restart(output_dir: str, given: Mapping[str, object], extend: bool) -> tuple[bool, Path | None]:
-    """After torchrun has started a failed command again: whether its run goes on, and from which checkpoint.
+    """After torchrun has started a failed command again: whether its run continues, and from which checkpoint.
 
     (False, None): the folder holds another run; do as the command says.  (True, None): nothing was saved yet.
     given: the options of the command.  extend: the run is being lengthened.
