@@ -114,7 +114,8 @@ def _student(teacher, options: DistillOptions) -> Student:
     if steps > config.timesteps:
         raise OptionError(f"--steps {steps} is more than this model's {config.timesteps} timesteps. Use fewer.")
     if options.guidance != 1:
-        refuse_sampling(config, samplers=[], steps=[], eta=None, guidance=options.guidance)
+        usual = teacher.about["sampling"]
+        refuse_sampling(config, usual, samplers=[], steps=[], eta=None, guidance=[options.guidance])
     segments = steps if options.method == "phased" else 1
     return Student(steps, segments, options.guidance, teacher.about["sha256"])
 

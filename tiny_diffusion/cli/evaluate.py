@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.sample import SampleOptions
-from tiny_diffusion.config.option import Choice, Flag, Int, ListOf, Text, again, option
+from tiny_diffusion.config.option import Choice, Flag, Int, ListOf, Number, Text, again, option
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import OptionError
@@ -23,7 +23,8 @@ beside it stands the floor, which is what as many held-out real images score.
   python -m tiny_diffusion evaluate --images samples/ --reference real/ --features pixels
 """
 OF_A_MODEL = (
-    "sampler", "steps", "grid", "guidance", "eta", "weights", "train_on_synthetic", "bits_per_dim", "batch_size",
+    "sampler", "steps", "grid", "guidance", "guidance_interval", "guide_checkpoint", "eta", "weights",
+    "train_on_synthetic", "bits_per_dim", "batch_size",
 )  # fmt: skip
 
 
@@ -48,7 +49,10 @@ class EvaluateOptions:
     steps: tuple[int, ...] | None = option(
         ListOf(Int(1, 100_000)), None, "one number or several, for a sweep: 5,10,20,50 [the checkpoint's]")
     grid: str | None = again(SampleOptions, "grid")
-    guidance: float | None = again(SampleOptions, "guidance")
+    guidance: tuple[float, ...] | None = option(
+        ListOf(Number(0, 100)), None, "one weight or several, for a sweep: 1,1.5,2; 1 is plain [the checkpoint's]")
+    guidance_interval: tuple[float, float] | None = again(SampleOptions, "guidance_interval")
+    guide_checkpoint: str | None = again(SampleOptions, "guide_checkpoint")
     eta: float | None = again(SampleOptions, "eta")
     weights: str = again(SampleOptions, "weights")
     train_on_synthetic: bool = option(
@@ -109,7 +113,7 @@ def run(argv: list[str], program: str, started: float) -> int:
 def _evaluate_each(options: EvaluateOptions, model, requests, images, reference, features) -> tuple:
     """Evaluates the samples of each request, or the images, and prints: (results as JSON, the last evaluation)."""
     from tiny_diffusion.evaluation.protocol import evaluate, floor_of
-    from tiny_diffusion.evaluation.report import result_lines
+    from tiny_diffusion.evaluation.report import result_lines, source
 
     heldout = reference.real.heldout
     counts = model.class_counts if model and heldout and heldout.class_names == model.class_names else ()
@@ -119,16 +123,11 @@ def _evaluate_each(options: EvaluateOptions, model, requests, images, reference,
     for request in requests or [None]:
         sampled = _sample(model, request) if model else images
         found = evaluate(reference, sampled, features, floor, classifier_seed)
-        about = model.protocol(request) if model else _source(options.images, images)
+        about = model.protocol(request) if model else source(options.images, images)
         results.append({**about, **found.numbers})
         heading = [f"\n{request.describe()}, seed {request.seed}"] if model else []
         print("\n".join([*heading, *result_lines(results[-1])]))
     return results, found
-
-
-def _source(path: str, images) -> dict[str, object]:
-    """What --images are, as plain JSON."""
-    return {"images": path, "images_sha256": images.sha256(), "images_in_all": images.total}
 
 
 def _check(options: EvaluateOptions, given: dict) -> None:
@@ -150,17 +149,18 @@ def _open_model(options: EvaluateOptions, world):
     """The model, and a request for each sampler and number of steps."""
     from tiny_diffusion.evaluation.generate import BATCH, ModelImages
 
-    model = ModelImages(options.checkpoint, world, options.weights)
+    model = ModelImages(options.checkpoint, world, options.weights, options.guide_checkpoint)
     if options.train_on_synthetic and not model.config.class_cond:
         raise OptionError("--train_on_synthetic needs a model trained with --class_cond. Leave it out.")
-    if options.train_on_synthetic and options.guidance == 0:
+    if options.train_on_synthetic and 0 in (options.guidance or ()):
         raise OptionError("--train_on_synthetic needs classes, and --guidance 0 has none. Leave one of them out.")
     if options.bits_per_dim and not model.knows_no_class:
         raise OptionError(
             "--bits_per_dim needs a model trained without classes, too, not --label_dropout 0. Leave it out."
         )
     requests = model.requests(
-        options.num_images, options.sampler or (), options.steps or (), grid=options.grid, guidance=options.guidance,
+        options.num_images, options.sampler or (), options.steps or (), grid=options.grid,
+        guidance=options.guidance or (), guidance_interval=options.guidance_interval,
         eta=options.eta, seed=options.seed, batch_size=options.batch_size or BATCH,
     )  # fmt: skip
     return model, requests
@@ -203,7 +203,7 @@ def _sample(model, request):
     """The images of one request, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    doing, quiet = f"{request.sampler}, {request.steps} steps", not sys.stderr.isatty()
+    doing, quiet = f"{request.sampler}, {request.steps} steps{request.describe_guidance()}", not sys.stderr.isatty()
     count = len(request.indices)
     with tqdm(total=count, desc=doing, unit="image", leave=False, disable=quiet, dynamic_ncols=True) as bar:
         return model.sample(request, bar.update)

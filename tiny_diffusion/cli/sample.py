@@ -10,9 +10,10 @@ from pathlib import Path
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.edit_files import interpolate
 from tiny_diffusion.cli.editing import FRAMES, EditOptions, EditPlan
+from tiny_diffusion.cli.guidance import Interval
 from tiny_diffusion.cli.sample_files import IMAGES_IN_FRAMES, write, write_frames
 from tiny_diffusion.cli.selection import labels_of, number_list
-from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option
+from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option, specs
 from tiny_diffusion.config.rules import refuse_sampling
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.grids import GRIDS
@@ -52,7 +53,14 @@ class SampleOptions:
         + ", ".join(f"{name} 0 to {row.max_eta:g} [{row.eta:g}]" for name, row in FRESH.items()))
     classes: str | None = option(
         Text("LIST"), None, "classes to take in turn: names, numbers such as 3,5-7, all, none [by shares in training]")
-    guidance: float | None = option(Number(0, 100), None, "how strongly to follow the class; 1 is plain")
+    guidance: float | None = option(
+        Number(0, 100), None, "how strongly to follow the class; 1 is plain, 0 ignores it [the checkpoint's]")
+    guidance_interval: tuple[float, float] | None = option(
+        Interval(), None,
+        "times at which guidance holds, 0 clean to 1 pure noise, in quarter turns of atan2(sigma, alpha), which is t/T "
+        "on the cosine schedule; elsewhere guidance is 1 and costs half; 0,1 is everywhere [the checkpoint's]")
+    guide_checkpoint: str | None = option(
+        Text(), None, "autoguidance: guide away from this earlier or smaller model, not from the null class")
     indices: str | None = option(Text("LIST"), None, "images of this seed, instead of the first: 0-63 or 1,2,5-10")
     weights: str = option(Choice(("ema", "raw")), "ema", "averaged weights or the last ones")
     batch_size: int | None = option(Int(1, 65_536), None, "images sampled together [64]")
@@ -73,6 +81,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.models.build import make_diffusion, to_device
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
     from tiny_diffusion.runs.folder import run_of
+    from tiny_diffusion.runs.guide import with_guide
     from tiny_diffusion.runtime.world import make_world
     from tiny_diffusion.visuals.film import Film
 
@@ -83,7 +92,10 @@ def run(argv: list[str], program: str, started: float) -> int:
     if plan:
         request = plan.request(request, checkpoint)
     world, diffusion = make_world(options.device, os.environ), make_diffusion(checkpoint.config)
-    model = to_device(load_model(checkpoint, options.weights), world.device)
+    model = load_model(checkpoint, options.weights)
+    if options.guide_checkpoint:
+        model = with_guide(model, checkpoint, options.guide_checkpoint, options.weights)
+    model = to_device(model, world.device)
     output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
     check_writable("output", output, folder=not ending)
     if plan and plan.name == "interpolate":
@@ -144,18 +156,24 @@ def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
     usual, config = checkpoint.about["sampling"], checkpoint.config
     refuse_sampling(
         config,
+        usual,
         samplers=[options.sampler or usual["sampler"]],
         steps=[options.steps] if options.steps else [],
         eta=options.eta,
-        guidance=options.guidance,
+        guidance=[] if options.guidance is None else [options.guidance],
+        interval=options.guidance_interval,
+        guide=options.guide_checkpoint,
     )
-    asked = {name: getattr(options, name) for name in ("sampler", "steps", "grid", "guidance", "eta", "seed")}
+    names = ("sampler", "steps", "grid", "guidance", "guidance_interval", "eta", "seed")
+    asked = {name: getattr(options, name) for name in names}
     if options.batch_size is not None:
         asked["batch_size"] = options.batch_size
     if options.classes is not None:
         asked["classes"] = labels = _labels(options.classes, checkpoint)
-        if not labels and options.guidance is not None:
-            raise OptionError(f"--guidance {options.guidance:g} would be ignored with --classes none. Leave it out.")
+        for name in ("guidance", "guidance_interval", "guide_checkpoint") if not labels else ():
+            if (value := getattr(options, name)) is not None:
+                shown = specs(SampleOptions)[name].type.show(value)
+                raise OptionError(f"--{name} {shown} would be ignored with --classes none. Leave it out.")
         asked |= {} if labels else {"guidance": 1.0}
     return checkpoint.request(indices, **asked)
 

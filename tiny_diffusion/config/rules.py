@@ -98,11 +98,20 @@ def refuse_falling_betas(start: float, end: float) -> None:
 
 
 def refuse_sampling(
-    config, *, samplers: Sequence[str], steps: Sequence[int], eta: float | None, guidance: float | None
+    config,
+    usual: Mapping[str, object],
+    *,
+    samplers: Sequence[str],
+    steps: Sequence[int],
+    eta: float | None,
+    guidance: Sequence[float],
+    interval: tuple[float, float] | None = None,
+    guide: str | None = None,
 ) -> None:
     """Raises OptionError for sampling options that a model of this Config cannot follow, or would ignore.
 
-    samplers, steps: all those of a sweep.  steps is empty, and eta and guidance are None, where they were not given.
+    usual: the checkpoint's default sampling.   samplers, steps, guidance: all those of a sweep; steps and guidance are
+    empty, and eta, interval and guide, which is a path, are None, where they were not given.
     """
     if steps and max(steps) > config.timesteps:
         raise OptionError(
@@ -119,13 +128,43 @@ def refuse_sampling(
             raise OptionError(
                 f"--eta {eta:g} is more than --sampler {name} can take. Use 0 to {SAMPLERS[name].max_eta:g}."
             )
-    if guidance is not None and not config.class_cond:
+    _refuse_guidance(config, guidance or [usual["guidance"]], bool(guidance), interval, guide)
+
+
+def _refuse_guidance(
+    config, weights: Sequence[float], given: bool, interval: tuple[float, float] | None, guide: str | None
+) -> None:
+    """Raises OptionError for guidance that the model cannot follow, or that would be ignored.
+
+    weights: of guidance, all those of a sweep.   given: whether by an option, and not by the checkpoint.
+    """
+    if guide is not None and set(weights) & {0, 1}:
+        weight = next(weight for weight in weights if weight in (0, 1))
+        what = "the guide" if weight else "this model"
         raise OptionError(
-            f"--guidance {guidance:g} needs a model trained with --class_cond; this one was not. Leave it out."
+            f"--guide_checkpoint {guide} would be ignored in part: --guidance {weight:g} leaves {what} out. "
+            "Add --guidance 1.5, for example, or leave the guide out."
         )
-    if guidance not in (None, 1) and not config.label_dropout:
+    if given and not config.class_cond and guide is None:
         raise OptionError(
-            f"--guidance {guidance:g} needs a model that was trained without classes, too; this one was trained with "
+            f"--guidance {weights[0]:g} needs a model trained with --class_cond; this one was not. "
+            "Leave it out, or add --guide_checkpoint with an earlier or smaller model."
+        )
+    if interval is not None and weights[0] == 1 and len(set(weights)) == 1:
+        shown = ",".join(f"{end:g}" for end in interval)
+        classes = config.class_cond or guide is not None
+        raise OptionError(
+            f"--guidance_interval {shown} would be ignored: "
+            + (
+                "guidance is 1, which is none. Add --guidance 1.5, for example, or leave it out."
+                if classes
+                else "this model has no classes to be guided by. Leave it out."
+            )
+        )
+    needs_null = next((weight for weight in weights if weight != 1), None)
+    if given and needs_null is not None and guide is None and not config.label_dropout:
+        raise OptionError(
+            f"--guidance {needs_null:g} needs a model that was trained without classes, too; this one was trained with "
             "--label_dropout 0. Leave it out."
         )
 

@@ -4,7 +4,6 @@ It applies the tables of schedules, predictions and weights to tensors, and know
 model is any callable ``model(x, time, label) -> output`` with x (B, C, H, W), time (B,) and label (B,) or None.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tiny_diffusion.diffusion.guidance import Model, guided
 from tiny_diffusion.diffusion.levels import Denoise, Level
 from tiny_diffusion.diffusion.loss_weights import output_weight
 from tiny_diffusion.diffusion.predictions import recover, target
 from tiny_diffusion.diffusion.schedules import Schedule
 from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
-
-Model = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 # name: (loss, power), where loss(c * error) = c**power * loss(error), or None if no power does that for every error.
 LOSSES = {"mse": (F.mse_loss, 2), "l1": (F.l1_loss, 1), "huber": (F.smooth_l1_loss, None)}
@@ -64,25 +62,21 @@ class Diffusion:
 
     def denoiser(
         self, model: Model, label: Tensor | None = None, guidance: float = 1.0, clip: bool = True,
-        autocast: torch.dtype | None = None,
+        autocast: torch.dtype | None = None, *, interval: tuple[float, float] | None = None, guide: Model | None = None,
     ) -> Denoise:  # fmt: skip
         """``denoise(x, level) -> (clean, noise)`` for the samplers, without gradients.
 
-        guidance: the weight w of ``none + w (label - none)`` on the output, Ho & Salimans (2022); 1 is conditional.
+        guidance, interval, guide: the weight w of ``none + w (label - none)`` on the output, 1 being conditional, where
+        it holds, and the model that predicts `none`: see diffusion/guidance.py.
         clip: clamp the estimate of x_0 to [-1, 1] and recompute the noise, because near pure noise x_0 is divided by a
-        tiny alpha.  Raises ValueError for guidance without labels.
+        tiny alpha.  Raises ValueError for guidance without labels or guide.
         """
-        if guidance != 1.0 and label is None:
-            raise ValueError("guidance needs labels")
+        predict = guided(model, label, guidance, interval, guide)
 
         @torch.no_grad()
         def denoise(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
             with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
-                time = torch.full((len(x),), level.time, device=x.device)
-                output = model(x, time, label)
-                if guidance != 1.0:
-                    unconditional = model(x, time, None)
-                    output = unconditional + guidance * (output - unconditional)
+                output = predict(x, level)
             clean, noise = recover(self.prediction, level.alpha, level.sigma, x, output.to(x.dtype))
             if clip:
                 clean = clean.clamp(-1, 1)

@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tiny_diffusion.diffusion.grids import make_levels
+from tiny_diffusion.diffusion.guidance import evaluations_at
 from tiny_diffusion.diffusion.samplers import SAMPLERS
+from tiny_diffusion.diffusion.schedules import Schedule
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 
@@ -17,6 +20,8 @@ class Request:
     """Which images to sample, and how.
 
     indices: which images of the seed.   classes: labels that the images take in turn; empty for unconditional models.
+    guidance: its weight; 1 is plain.   guidance_interval: (low, high), the times at which it holds, from 0 (clean) to 1
+    (pure noise), as diffusion/guidance.py defines them; None is everywhere.
     eta: the amount of fresh noise, for samplers that let it be chosen.   clip: keep estimates of x_0 in [-1, 1].
     batch_size: images sampled together, on each rank.
     """
@@ -28,6 +33,7 @@ class Request:
     seed: int = 0
     classes: tuple[int, ...] = ()
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
     eta: float | None = None
     clip: bool = True
     batch_size: int = 64
@@ -55,11 +61,24 @@ class Request:
     def describe(self) -> str:
         """The sampler, its steps and its grid in words."""
         fresh = "" if self.eta is None else f", eta {self.eta:g}"
-        return f"{self.sampler}{fresh}, {self.steps} steps on the {self.grid} grid"
+        return f"{self.sampler}{fresh}, {self.steps} steps on the {self.grid} grid{self.describe_guidance()}"
 
-    def evaluations(self) -> int:
-        """How often the network is evaluated for each image."""
-        return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance != 1 else 1)
+    def describe_guidance(self) -> str:
+        """The weight of guidance and its interval in words; empty where it is plain."""
+        between = "" if self.guidance_interval is None else " from {:g} to {:g}".format(*self.guidance_interval)
+        return "" if self.guidance == 1 else f", guidance {self.guidance:g}{between}"
+
+    def evaluations(self, schedule: Schedule | None = None) -> int:
+        """How often a network is evaluated for each image: twice at each level that is guided.
+
+        schedule: says which levels lie in the guidance interval; needed if there is one.
+        """
+        sampler = SAMPLERS[self.sampler]
+        if self.guidance_interval is None:
+            return sampler.evaluations(self.steps) * (1 if self.guidance in (0, 1) else 2)
+        first, *others = make_levels(schedule, self.grid, self.steps)[:-1]
+        levels = [first, *others * sampler.evaluations_per_step]
+        return sum(evaluations_at(level, self.guidance, self.guidance_interval) for level in levels)
 
 
 def order_in_shares(class_counts: Sequence[int]) -> tuple[int, ...]:
@@ -91,13 +110,17 @@ def labels_in_shares(class_counts: Sequence[int], num_images: int, seed: int) ->
     return tuple(random.permutation(labels).tolist())
 
 
-def default_sampling(sampler: str, timesteps: int) -> dict[str, object]:
+def default_sampling(
+    sampler: str, timesteps: int, guidance: float = 1.0, guidance_interval: tuple[float, float] | None = None
+) -> dict[str, object]:
     """How a model samples unless a request says otherwise, as checkpoints store it under "sampling".
 
-    sampler: the one that suits the model's images.   timesteps: T of its schedule.
+    sampler: the one that suits the model's images.   timesteps: T of its schedule.   guidance, guidance_interval: those
+    of Request; an interval is stored only if there is one.
     """
     row, steps = SAMPLERS[sampler], min(DEFAULT_STEPS, timesteps)
-    return {"sampler": sampler, "steps": steps, "grid": row.grid, "guidance": 1.0, "eta": row.eta, "clip": True}
+    usual = {"sampler": sampler, "steps": steps, "grid": row.grid, "guidance": guidance, "eta": row.eta, "clip": True}
+    return usual if guidance_interval is None else {**usual, "guidance_interval": list(guidance_interval)}
 
 
 def request_from(
@@ -109,6 +132,7 @@ def request_from(
     steps: int | None = None,
     grid: str | None = None,
     guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     eta: float | None = None,
     **more,
 ) -> Request:
@@ -120,12 +144,16 @@ def request_from(
     other, row = sampler != defaults["sampler"], SAMPLERS[sampler]
     if eta is None:
         eta = row.eta if other else defaults.get("eta", row.eta)  # the first checkpoints do not hold it
+    guidance = defaults["guidance"] if guidance is None else guidance
+    interval = guidance_interval or defaults.get("guidance_interval")
+    whole = interval is None or guidance == 1 or tuple(interval) == (0, 1)
     return Request(
         indices=indices,
         sampler=sampler,
         steps=steps or (defaults["steps"] if row.few or not other else timesteps),
         grid=grid or (row.grid if other else defaults["grid"]),
-        guidance=defaults["guidance"] if guidance is None else guidance,
+        guidance=guidance,
+        guidance_interval=None if whole else tuple(interval),
         eta=eta,
         clip=defaults["clip"],
         **more,

@@ -78,9 +78,11 @@ def denoising(
 
     def denoiser(labels: Sequence[int] | None, guidance: float = request.guidance) -> Denoise:
         label = None if labels is None else torch.as_tensor(labels, device=device)
-        return diffusion.denoiser(split, label, guidance, request.clip)
+        interval = request.guidance_interval
+        return diffusion.denoiser(split, label, guidance, request.clip, interval=interval, guide=guide)
 
-    split = SplitBatches(model)
+    split, guide = SplitBatches(model), getattr(model, "guide", None)  # of an Autoguided model
+    guide = guide and SplitBatches(guide)
     return edit(Batch(request, diffusion.schedule, device, denoiser, draw))
 
 

@@ -17,6 +17,7 @@ from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.models.build import make_diffusion, to_device
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+from tiny_diffusion.runs.guide import with_guide
 from tiny_diffusion.runtime.world import World
 
 BATCH = 128  # images sampled together by each rank
@@ -27,14 +28,17 @@ class ModelImages:
 
     path: of the checkpoint.  weights: "ema" or "raw".  shape: (C, H, W) of the images.  The ranks of the world share
     the sampling, and each of them returns all images.  class_counts: the training images of each class, in whose shares
-    a class-conditional model is sampled; empty if unknown.  Raises FileError for an unreadable checkpoint.
+    a class-conditional model is sampled; empty if unknown.   guide: the checkpoint of a guide, for autoguidance.
+    Raises FileError for an unreadable checkpoint, and OptionError for a guide that does not fit.
     """
 
-    def __init__(self, path: str, world: World, weights: str = "ema"):
-        self.path, self.world, self.weights = path, world, weights
+    def __init__(self, path: str, world: World, weights: str = "ema", guide: str | None = None):
+        self.path, self.world, self.weights, self.guide_path = path, world, weights, guide
         self.checkpoint = load_checkpoint(path)
         self.config = self.checkpoint.config
-        self.model = to_device(load_model(self.checkpoint, weights), world.device)
+        model = load_model(self.checkpoint, weights)
+        model = model if guide is None else with_guide(model, self.checkpoint, guide, weights)
+        self.model = to_device(model, world.device)
         self.diffusion = make_diffusion(self.config)
         self.shape, self.class_names = self.checkpoint.shape, self.checkpoint.class_names
         self.class_counts = self.checkpoint.class_counts if self.config.class_cond else []
@@ -51,23 +55,27 @@ class ModelImages:
         steps: Sequence[int] = (),
         *,
         grid: str | None = None,
-        guidance: float | None = None,
+        guidance: Sequence[float] = (),
+        guidance_interval: tuple[float, float] | None = None,
         eta: float | None = None,
         seed: int = 0,
         batch_size: int = BATCH,
     ) -> list[Request]:
-        """One request for each sampler and number of steps; whatever is not given is the checkpoint's own.
+        """One request for each sampler, number of steps and guidance; whatever is not given is the checkpoint's own.
 
         Raises OptionError for what this model cannot do.
         """
-        usual = self.checkpoint.about["sampling"]["sampler"]
-        refuse_sampling(self.config, samplers=samplers or [usual], steps=steps, eta=eta, guidance=guidance)
+        usual = self.checkpoint.about["sampling"]
+        refuse_sampling(
+            self.config, usual, samplers=samplers or [usual["sampler"]], steps=steps, eta=eta, guidance=guidance,
+            interval=guidance_interval, guide=self.guide_path,
+        )  # fmt: skip
         requests = [
             self.checkpoint.request(
-                range(num_images), sampler=sampler, steps=count, grid=grid, guidance=guidance, eta=eta, seed=seed,
-                batch_size=batch_size,
+                range(num_images), sampler=sampler, steps=count, grid=grid, guidance=weight,
+                guidance_interval=guidance_interval, eta=eta, seed=seed, batch_size=batch_size,
             )
-            for sampler, count in product(samplers or (None,), steps or (None,))
+            for sampler, count, weight in product(samplers or (None,), steps or (None,), guidance or (None,))
         ]  # fmt: skip
         return self._in_shares(requests)
 
@@ -113,7 +121,9 @@ class ModelImages:
             "step": self.checkpoint.about["step"],
             "weights": self.weights,
             **{name: getattr(request, name) for name in names},
-            "evaluations": request.evaluations(),
+            **({} if request.guidance_interval is None else {"guidance_interval": list(request.guidance_interval)}),
+            **({} if self.guide_path is None else {"guide_checkpoint": self.guide_path}),
+            "evaluations": request.evaluations(self.diffusion.schedule),
         }
 
     def training_config(self, data_dir: str | None = None) -> Config:

@@ -1,6 +1,7 @@
 """An evaluation as text and as JSON.  Knows neither how the numbers were computed nor where they are written."""
 
 from tiny_diffusion.evaluation.features import Features
+from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.evaluation.reference import Real
 
 
@@ -11,6 +12,11 @@ def reference_line(real: Real, features: Features) -> str:
         f"reference: {real.images.name}, {real.split}, {len(real.images.images):,} images; "
         f"features {features.name} (sha256 {features.hash}{right})"
     )
+
+
+def source(path: str, images: NamedImages) -> dict[str, object]:
+    """What --images are, as plain JSON."""
+    return {"images": path, "images_sha256": images.sha256(), "images_in_all": images.total}
 
 
 def result_lines(result: dict) -> list[str]:
@@ -24,22 +30,25 @@ def result_lines(result: dict) -> list[str]:
 
 
 def sweep_lines(results: list[dict]) -> list[str]:
-    """A table with a line for each sampler and number of steps: what it costs and how good it is."""
+    """A table with a line for each sampler, number of steps and guidance: what it costs and how good it is."""
     name = next(name for name in results[0]["metrics"] if name.startswith("relative_frechet"))
-    lines = [f"sampler      steps  evaluations  {name}"]
+    several = len({result["guidance"] for result in results}) > 1
+    lines = [f"sampler      steps  {'guidance  ' if several else ''}evaluations  {name}"]
     for result in results:
         value = relative_distance(result["metrics"])
-        lines.append(f"{result['sampler']:<12}{result['steps']:>6}{result['evaluations']:>13}  {value:.4g}")
+        about = f"{result['sampler']:<12}{result['steps']:>6}" + (f"{result['guidance']:>10g}" if several else "")
+        lines.append(f"{about}{result['evaluations']:>13}  {value:.4g}")
     if (floor := relative_distance(results[0]["floor"])) is not None:
-        lines.append(f"{'real images':<31}  {floor:.4g}")
+        lines.append(f"{'real images':<{41 if several else 31}}  {floor:.4g}")
     return lines
 
 
 def sweep_curves(results: list[dict]) -> dict[str, list[tuple[int, float]]]:
-    """(evaluations, relative Frechet distance) pairs by sampler."""
-    curves = {}
+    """(evaluations, relative Frechet distance) pairs by sampler, and by guidance if several weights were tried."""
+    curves, several = {}, len({result["guidance"] for result in results}) > 1
     for result in results:
-        curves.setdefault(result["sampler"], []).append((result["evaluations"], relative_distance(result["metrics"])))
+        curve = f"{result['sampler']}, guidance {result['guidance']:g}" if several else result["sampler"]
+        curves.setdefault(curve, []).append((result["evaluations"], relative_distance(result["metrics"])))
     return curves
 
 

@@ -43,6 +43,14 @@ def invalid_keys(about: Mapping, config: Config) -> list[str]:
     def valid_eta(eta: object, row: Sampler) -> bool:
         return eta is None or (row.eta is not None and number(eta, int, float) and eta <= row.max_eta)
 
+    def valid_interval(interval: object) -> bool:
+        return interval is None or (
+            isinstance(interval, list)
+            and len(interval) == 2
+            and all(number(end, int, float) for end in interval)
+            and interval[0] < interval[1] <= 1
+        )
+
     names, segment, sampling = about["class_names"], about["stretch"], about["sampling"]
     best = about["best_score"]
     valid = {
@@ -66,6 +74,7 @@ def invalid_keys(about: Mapping, config: Config) -> list[str]:
         and number(sampling.get("steps"), int)
         and 1 <= sampling["steps"] <= config.timesteps
         and number(sampling.get("guidance"), int, float)
+        and valid_interval(sampling.get("guidance_interval"))  # the first checkpoints do not hold it
         and valid_eta(sampling.get("eta"), SAMPLERS[sampling["sampler"]])
         and type(sampling.get("clip")) is bool,
     }

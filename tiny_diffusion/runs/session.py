@@ -199,9 +199,9 @@ class Session:
 
         A training step costs three forward passes of a batch: one forward, and a backward pass worth two.
         """
-        forward_seconds = step_seconds / 3
-        batches = self.writer.request(()).evaluations() * self.config.num_samples / self.config.batch_size
-        return min(SAVE_SECONDS + SAMPLING_MARGIN * batches * forward_seconds, self.config.minutes * 60 / 2)
+        evaluations = self.writer.request(()).evaluations(self.trainer.diffusion.schedule)
+        batches = evaluations * self.config.num_samples / self.config.batch_size
+        return min(SAVE_SECONDS + SAMPLING_MARGIN * batches * step_seconds / 3, self.config.minutes * 60 / 2)
 
     def _write_reports(self, bar: tqdm, measure: Callable[[], dict[str, float]] = dict) -> None:
         """Writes the pending reports to the log and the bar.

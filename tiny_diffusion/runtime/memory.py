@@ -63,9 +63,10 @@ class SplitBatches:
 
     def __init__(self, model: Callable[..., Tensor]):
         self.model, self.parts = model, 1
+        self.num_classes = getattr(model, "num_classes", None)  # its null class, see diffusion/guidance.py
 
     def __call__(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        splitter = BatchSplitter(self.parts, len(x), x.device)
+        splitter = BatchSplitter(min(self.parts, len(x)), len(x), x.device)
 
         def outputs(parts: int) -> Tensor:
             if parts == 1:
@@ -77,4 +78,4 @@ class SplitBatches:
         try:
             return splitter.run(outputs)
         finally:
-            self.parts = splitter.parts
+            self.parts = max(self.parts, splitter.parts)
