@@ -27,6 +27,9 @@ _PUBLIC = {
     "Inpaint": "tiny_diffusion.diffusion.edits",
     "Interpolate": "tiny_diffusion.diffusion.edits",
     "Invert": "tiny_diffusion.diffusion.edits",
+    "open_model": "tiny_diffusion.cli.python",
+    "run_command": "tiny_diffusion.cli.python",
+    "train": "tiny_diffusion.cli.python",
     "FromNoise": "tiny_diffusion.diffusion.edits",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -126,6 +126,8 @@ class EditPlan:
         config = checkpoint.config
         if self.name == "invert":
             request = replace(request, clip=False)
+        if self.name in ("inpaint", "invert") and "guidance" not in self.given:  # what the model's images are like
+            request = replace(request, guidance=1.0, guidance_interval=None)
         if not config.class_cond or "classes" in self.given or self.name == "interpolate" or self._is_plain:
             return request
         if not config.label_dropout:

@@ -151,6 +151,12 @@ def _indices(options: SampleOptions, given: dict, folder: bool) -> Sequence[int]
     return indices
 
 
+def make_request(given: dict, checkpoint):
+    """The request of these options of `sample`, for a caller that writes no files.  Raises OptionError."""
+    options = SampleOptions(**given)
+    return _request(options, checkpoint, _indices(options, given, folder=False))
+
+
 def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
     """The checkpoint's own way of sampling, with what was asked for instead."""
     usual, config = checkpoint.about["sampling"], checkpoint.config

@@ -57,8 +57,7 @@ class RunWriter:
         self.images = {"count": len(data), **data.fingerprint}
         if self.class_names:
             self.images["class_counts"] = self.class_counts
-        self.sampling = default_sampling(DATASETS[config.dataset].sampler, config.timesteps)
-        self.sampling |= student.sampling() if student else {}
+        self.sampling = default_sampling_of(config, student)
         self.heldout_history: list[list[float]] = []
         self.best_score: dict | None = None
         self.last_save = time.monotonic()
@@ -213,3 +212,16 @@ def _moving_average(before: float, value: float, weight: float) -> float:
     if not math.isfinite(value):
         return before
     return value if math.isnan(before) else before + weight * (value - before)
+
+
+def default_sampling_of(config: Config, student: Student | None = None) -> dict[str, object]:
+    """How the models of this configuration sample by default.
+
+    Guidance needs a model that is also trained without classes; that of a student is part of its weights.
+    """
+    row = DATASETS[config.dataset]
+    if student:
+        return default_sampling(row.sampler, config.timesteps) | student.sampling()
+    guided = config.class_cond and config.label_dropout > 0
+    guidance = (row.guidance, row.guidance_interval) if guided else ()
+    return default_sampling(row.sampler, config.timesteps, *guidance)
