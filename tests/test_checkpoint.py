@@ -258,7 +258,7 @@ def test_weights_that_are_not_finite_are_not_saved(name, value, saved):
 
 
 def test_a_missing_file_is_refused_with_how_to_train_one(tmp_path):
-    assert_refused(tmp_path / "none.pt", "does not exist", "train.py")
+    assert_refused(tmp_path / "none.pt", "does not exist", "train --dataset")
 
 
 def test_a_folder_is_refused_with_what_to_name_in_it(tmp_path):

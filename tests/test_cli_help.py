@@ -12,6 +12,7 @@ from run_helpers import RUN
 
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.guidance import Interval
 from tiny_diffusion.config.option import Colour, Flag, Int, ListOf, Number, Size, Text, specs
 from tiny_diffusion.config.presets import PRESETS
 
@@ -37,6 +38,8 @@ def a_value(kind):
         return kind.low, kind.high
     if isinstance(kind, Number):
         return kind.low if isinstance(kind, Int) else float(kind.high)
+    if isinstance(kind, Interval):
+        return 0.25, 0.5
     return "white" if isinstance(kind, Colour) else next(iter(kind.choices), "some/place")
 
 

@@ -709,7 +709,7 @@ def test_the_given_share_of_labels_is_hidden_and_the_others_are_the_images(share
 
 
 def test_a_network_without_classes_is_given_no_labels(make_trainer):
-    assert labels_given_to(make_trainer(), 2) == [None, None]
+    assert labels_given_to(make_trainer(class_cond=False), 2) == [None, None]
 
 
 # Precision
@@ -784,7 +784,7 @@ def test_a_loss_scale_that_is_too_large_comes_down_until_steps_succeed(make_trai
 
 def test_loading_needs_a_trainer_of_the_same_network(make_trainer):
     tensors = make_trainer().tensors()
-    for options in ({"base_channels": 4}, {"class_cond": True}, {"channel_mult": (1, 2, 2)}):
+    for options in ({"base_channels": 4}, {"class_cond": False}, {"channel_mult": (1, 2, 2)}):
         with pytest.raises((KeyError, RuntimeError)):
             make_trainer(**options).load(tensors, 0)
 

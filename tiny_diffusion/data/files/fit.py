@@ -14,6 +14,7 @@ from tiny_diffusion.data.files.folders import list_images, readable
 from tiny_diffusion.data.files.scaling import scale_to_cover
 from tiny_diffusion.errors import FileError, OptionError, printable
 
+MAX_PATH = 1000  # letters of a path in a message
 WHITE = 128  # grey levels of a mask from which a pixel counts as white
 
 
@@ -59,7 +60,7 @@ def fitted_masks(option: str, paths: list[Path], size: tuple[int, int]) -> Tenso
         if mask.all() or not mask.any():
             colour, why = ("white", "nothing is known") if mask.all() else ("black", "there is nothing to repaint")
             raise OptionError(
-                f"--{option} {printable(str(path))} is all {colour} at {size[0]}x{size[1]}, so {why}. "
+                f"--{option} {printable(str(path), MAX_PATH)} is all {colour} at {size[0]}x{size[1]}, so {why}. "
                 "Paint white what is to be repainted, and the rest black."
             )
         masks.append(mask)
@@ -96,6 +97,10 @@ def _readable(option: str, path: Path, work):
     try:
         return work()
     except UnreadableImage as error:
-        raise FileError(f"--{option} {printable(str(path))} cannot be read: {error}. Name another image.") from error
+        raise FileError(
+            f"--{option} {printable(str(path), MAX_PATH)} cannot be read: {error}. Name another image."
+        ) from error
     except OSError as error:
-        raise FileError(f"--{option} {printable(str(path))} cannot be read: {error.strerror or error}.") from error
+        raise FileError(
+            f"--{option} {printable(str(path), MAX_PATH)} cannot be read: {error.strerror or error}."
+        ) from error
