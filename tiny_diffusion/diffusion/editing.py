@@ -35,7 +35,7 @@ def levels_from(schedule: Schedule, grid: str, steps: int, strength: float) -> l
     """The levels of SDEdit (Meng et al., 2022): from `strength` of the angle of pure noise to CLEAN, steps + 1 in all.
 
     They are that level and the lowest ones of a finer grid, or fewer where the schedule has no more below.  For the
-    same number of evaluations this is as good as the lower part of the usual grid, and `steps` stays what it costs.
+    same number of evaluations this is much like the lower part of the usual grid, and `steps` stays what it costs.
     strength: from 0, which is [CLEAN], to 1, which is the whole grid.   Raises ValueError outside.
     """
     if not 0 <= strength <= 1:
