@@ -401,7 +401,7 @@ def test_a_process_that_dies_ends_the_others(dies, stays, warm, tmp_path):
 def test_time_is_the_first_processs(warm, tmp_path):
     """The clock of the other, a minute ahead, changes neither the rates nor the end."""
     faults = (["no_plots"], ["on_rank", 1, "clock_ahead", 60])
-    several = run_together(warm, *RUN, "--minutes", "0.1", "--output_dir", tmp_path / "run", faults=faults)
+    several = run_together(warm, *RUN, "--minutes", "0.3", "--output_dir", tmp_path / "run", faults=faults)
     assert several.codes == [0, 0], several
     assert "finished" in several.said[0]
     about = load_checkpoint(tmp_path / "run" / "model_final.pt").about
