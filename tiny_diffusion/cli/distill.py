@@ -19,7 +19,7 @@ evaluations.  It is a run like one of train, and ends with a checkpoint that eve
 
   python -m tiny_diffusion distill --checkpoint outputs/mnist/model_final.pt --minutes 10 --output_dir outputs/two
   python -m tiny_diffusion distill --output_dir outputs/two --resume
-  python -m tiny_diffusion distill --checkpoint outputs/classes/model_final.pt --steps 1 --guidance 1.5
+  python -m tiny_diffusion distill --checkpoint outputs/mnist/model_final.pt --steps 1 --guidance 1.5
 """
 LR_SHARE = 0.1  # of the teacher's learning rate
 # Options of train with another default here, which is the teacher's.
@@ -138,7 +138,7 @@ def _refuse_another(found, asked: dict) -> None:
     """Raises OptionError if the run to continue is another than these options ask for."""
     student = found.student
     if student is None:
-        raise OptionError("--resume: this run was made by train, not by distill. Go on with it by train --resume.")
+        raise OptionError("--resume: this run was made by train, not by distill. Continue it by train --resume.")
     own = {
         "steps": str(student.steps),
         "guidance": student.guidance,

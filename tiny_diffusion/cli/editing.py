@@ -165,14 +165,10 @@ class EditPlan:
             searched = not request.classes and checkpoint.config.class_cond and self._searches(checkpoint)
             masks = sources.masks
             self.shown["known"] = to_pictures((sources.images + 1) * (1 - masks) - 1)
-            return Inpaint(sources.images, masks, self._having_images(checkpoint) if searched else ())
+            return Inpaint(sources.images, masks, checkpoint.trained_labels if searched else ())
         noise, self.measured = invert_images(sources, model, diffusion, request, checkpoint.shape, world, output)
         self.shown["noise"] = to_pictures(noise / NOISE_SHOWN)
         return self.measured
-
-    def _having_images(self, checkpoint) -> list[int]:
-        labels, counts = range(len(checkpoint.class_names)), checkpoint.class_counts
-        return [label for label in labels if not counts or counts[label]]
 
     def watch(self, batches: Iterator) -> Iterator:
         """The same batches, of whose images the first SHOWN are kept."""

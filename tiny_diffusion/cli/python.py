@@ -19,14 +19,8 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.levels import Step
 from tiny_diffusion.errors import OptionError
 
-OF_FILES = (
-    "checkpoint",
-    "guide_checkpoint",
-    "output",
-    "show_intermediate",
-    "device",
-    "weights",
-)  # of the command alone
+# Options of the command alone.
+OF_FILES = ("checkpoint", "guide_checkpoint", "output", "show_intermediate", "device", "weights")
 
 
 def train(**options) -> Path:

@@ -186,7 +186,7 @@ def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
 
 def _labels(text: str, checkpoint) -> tuple[int, ...]:
     """The labels of --classes, to be taken in turn; empty for `none`.  The name of a class comes before a keyword."""
-    config, names, counts = checkpoint.config, checkpoint.class_names, checkpoint.class_counts
+    config, names, trained = checkpoint.config, checkpoint.class_names, checkpoint.trained_labels
     if text == "none" and text not in names and config.class_cond:
         if not config.label_dropout:
             raise OptionError(
@@ -194,10 +194,10 @@ def _labels(text: str, checkpoint) -> tuple[int, ...]:
             )
         return ()
     if text == "all" and text not in names and config.class_cond:
-        return tuple(label for label in range(len(names)) if not counts or counts[label])
+        return trained
     labels = labels_of(text, config.class_cond, names)
-    for label in labels if counts else ():
-        if not counts[label]:
+    for label in labels:
+        if label not in trained:
             name = listed(names[label : label + 1])
             raise OptionError(f"--classes {text}: the model was trained on no image of class {name}.")
     return labels

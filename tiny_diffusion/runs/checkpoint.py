@@ -58,6 +58,12 @@ class Checkpoint:
         return Student(**self.about["student"]) if "student" in self.about else None
 
     @property
+    def trained_labels(self) -> tuple[int, ...]:
+        """The labels that had training images; all of them where the checkpoint is too old to say."""
+        counts = self.class_counts
+        return tuple(label for label in range(len(self.class_names)) if not counts or counts[label])
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
         return (self.about["channels"], *self.about["image_size"])
