@@ -405,7 +405,7 @@ def test_the_dictionary_holds_every_option_as_plain_json(given):
 NOT_IN_THE_FIRST_VERSION = {  # the values of these options that describe its runs
     "preset": None, "splits": ("train",), "random_crop": False, "background": None, "cache_mb": None, "workers": None,
     "logsnr_shift": 0.0, "checkpoint_activations": False, "auto_batch": False, "eval_interval": None,
-    "eval_images": None, "keep_best": False, "deterministic": False,
+    "eval_images": None, "keep_best": False, "deterministic": False, "activation": "silu",
 }  # fmt: skip
 
 

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from tiny_diffusion.config.network_shape import norm_groups
+from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.models.layers import Attention, ResidualBlock
+from tiny_diffusion.models.layers import ACTIVATIONS, Attention, ResidualBlock
 from tiny_diffusion.models.unet import UNet
 
 # Small networks that together use every option, with the (height, width) of an image, which patch_size divides.
@@ -35,6 +36,10 @@ CONFIGS = {
     "classes": (dict(base_channels=8, num_classes=3), (4, 4)),
     "classes and a custom width": (dict(base_channels=8, num_classes=10, time_emb_dim=24, dropout=0.5), (4, 4)),
     "patches": (dict(base_channels=8, patch_size=2), (8, 12)),
+    **{
+        f"{name} and classes": (dict(base_channels=8, activation=name, num_classes=2), (4, 4))
+        for name in ("relu", "gelu", "mish")
+    },
     "patches of three and classes": (dict(base_channels=8, patch_size=3, num_classes=2), (12, 6)),
 }
 
@@ -74,6 +79,7 @@ def diffusers_twin(
     attention_levels=(1,),
     attention_heads=2,
     patch_size=1,
+    activation="silu",
     dropout=0.0,
     num_classes=0,
 ):
@@ -94,6 +100,7 @@ def diffusers_twin(
         norm_num_groups=groups,
         attn_norm_num_groups=groups,
         resnet_time_scale_shift="scale_shift",
+        act_fn=activation,
         dropout=dropout,
         num_class_embeds=num_classes + 1 if num_classes else None,
     )
@@ -413,8 +420,10 @@ def test_options_that_do_not_fit_together_are_refused_by_name(options, message):
 
 def test_the_defaults_are_those_of_the_options():
     defaults = {name: parameter.default for name, parameter in inspect.signature(UNet).parameters.items()}
-    for name in ("base_channels", "layers_per_block", "attention_heads", "dropout", "checkpoint_activations"):
+    same = ("base_channels", "layers_per_block", "attention_heads", "activation", "dropout", "checkpoint_activations")
+    for name in same:
         assert defaults[name] == getattr(Config, name)
+    assert specs(Config)["activation"].type.choices == tuple(ACTIVATIONS)
 
 
 def test_heads_are_free_where_there_is_no_attention():

@@ -22,7 +22,7 @@ KINDS = {  # kind -> parts of the names of its operations; an operation counts t
     "attention": ("scaled_dot_product", "_attention"),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"),
     "norm": ("group_norm",),
-    "activation": ("silu",),
+    "activation": ("silu", "relu", "threshold_backward", "gelu", "mish"),
 }
 PRODUCTS = ("convolution", "attention", "matrix products")
 OPTIMISER, EMA, DATA, REST = "optimiser", "averaged weights", "data", "everything else"

@@ -38,7 +38,7 @@ class FigureOptions:
     data_dir: str | None = again(Config, "data_dir")
     image_size: int | tuple[int, int] | None = again(Config, "image_size")
     background: str | None = again(Config, "background")
-    num_images: int = option(Int(1, 100), 6, "images, a row each")
+    num_images: int = option(Int(1, 100), 8, "images, a row each")
     schedule: str = again(Config, "schedule")
     timesteps: int = again(Config, "timesteps")
     beta_start: float | None = again(Config, "beta_start")

@@ -101,6 +101,8 @@ class Config:
         ListOf(Int(0, 7)), None, "levels with attention, 0 the finest: 1,2 or none [the coarsest]",
         follows="channel_mult", fill=lambda values: (max(0, len(values["channel_mult"]) - 1),))
     attention_heads: int = network(Int(1, 64), 2, "attention heads of the coarsest level", needs=rules.ATTENTION)
+    activation: str = network(
+        Choice(("silu", "relu", "gelu", "mish")), "silu", "nonlinearity of the residual blocks", since="silu")
     dropout: float = network(Number(0, 0.9), 0.0, "share of activations dropped in training")
     class_cond: bool | None = network(
         Flag(can_be_off=True), None,

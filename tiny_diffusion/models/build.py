@@ -24,6 +24,7 @@ def make_model(config: Config, channels: int, num_classes: int) -> UNet:
         attention_levels=config.attention_levels,
         attention_heads=config.attention_heads,
         patch_size=config.patch_size,
+        activation=config.activation,
         dropout=config.dropout,
         num_classes=num_classes if config.class_cond else 0,
         checkpoint_activations=config.checkpoint_activations,

@@ -34,8 +34,11 @@ class TimeEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; the embedding scales and shifts the output of the second norm."""
 
-    def __init__(self, in_width: int, width: int, *, embedding_width: int, groups: int, dropout: float):
+    def __init__(
+        self, in_width: int, width: int, *, embedding_width: int, groups: int, dropout: float, activation: str = "silu"
+    ):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm1 = nn.GroupNorm(groups, in_width)
         self.conv1 = nn.Conv2d(in_width, width, 3, padding=1)
         self.time_emb_proj = nn.Linear(embedding_width, 2 * width)
@@ -47,9 +50,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x: (B, in_width, H, W).   embedding: (B, embedding_width), already activated.   Returns (B, width, H, W)."""
         scale, shift = self.time_emb_proj(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = self.norm2(self.conv1(self.activation(self.norm1(x))))
         h = torch.addcmul(shift, h, 1 + scale)  # h * (1 + scale) + shift, in one pass over memory
-        return self.conv_shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+        return self.conv_shortcut(x) + self.conv2(self.dropout(self.activation(h)))
 
 
 class Attention(nn.Module):
@@ -108,3 +111,6 @@ def start_at_zero(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "mish": F.mish}

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tiny_diffusion.config import network_shape
-from tiny_diffusion.models.layers import Attention, Downsample, ResidualBlock, TimeEmbedding, Upsample, start_at_zero
+from tiny_diffusion.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    Downsample,
+    ResidualBlock,
+    TimeEmbedding,
+    Upsample,
+    start_at_zero,
+)
 
 LevelBlock = Callable[[int, Sequence[int]], nn.Module]  # (level, input widths of its residual blocks) -> its Block
 
@@ -31,6 +39,7 @@ class UNet(nn.Module):
     attention_levels   levels with self-attention, 0 being the finest; if there are any, the middle has it too
     attention_heads    heads of the coarsest level; heads are equally wide everywhere, so narrower levels have fewer
     patch_size         p: the network sees patches of p x p pixels as channels, (p*p*C, H/p, W/p)
+    activation         of the residual blocks, a key of layers.ACTIVATIONS; elsewhere it is SiLU, as in diffusers
     num_classes        0: no labels.  Otherwise label `num_classes`, one past the last, is guidance's null class
     checkpoint_activations  in training, keep a residual block's inputs only and run it again in the backward pass
 
@@ -48,6 +57,7 @@ class UNet(nn.Module):
         attention_levels: Sequence[int] = (1,),
         attention_heads: int = 2,
         patch_size: int = 1,
+        activation: str = "silu",
         dropout: float = 0.0,
         num_classes: int = 0,
         checkpoint_activations: bool = False,
@@ -55,13 +65,16 @@ class UNet(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.num_classes = num_classes
+        self.activation = ACTIVATIONS[activation]
         self.checkpoint_activations = checkpoint_activations
 
         widths = network_shape.level_widths(base_channels, channel_mult)
         network_shape.check_attention_levels(attention_levels, len(widths))
         embedding_width = time_emb_dim or 4 * base_channels
         groups = network_shape.norm_groups(base_channels)
-        residual = partial(ResidualBlock, embedding_width=embedding_width, groups=groups, dropout=dropout)
+        residual = partial(
+            ResidualBlock, embedding_width=embedding_width, groups=groups, dropout=dropout, activation=activation
+        )
         attention = no_attention = nn.Identity
         if attention_levels:
             head_width = network_shape.head_width(widths, attention_levels, attention_heads)
@@ -123,7 +136,7 @@ class UNet(nn.Module):
             embedding = embedding + self.class_embedding(null if label is None else label)
         elif label is not None:
             raise ValueError("label given to a UNet without classes. Leave it out, or set num_classes.")
-        return F.silu(embedding)
+        return self.activation(embedding)
 
 
 class Block(nn.Module):
