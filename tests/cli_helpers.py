@@ -1,34 +1,17 @@
 """What the tests of the command line share; the fixtures `cli`, `trained` and `loud` are in conftest.py."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tiny_diffusion.cli import main
-from tiny_diffusion.cli.benchmark import BenchmarkOptions, SpeedOptions
-from tiny_diffusion.cli.classifier import ClassifierOptions
-from tiny_diffusion.cli.distill import DistillOptions, RunActions, RunOptions
-from tiny_diffusion.cli.editing import EditOptions
-from tiny_diffusion.cli.evaluate import EvaluateOptions
-from tiny_diffusion.cli.info import InfoOptions
-from tiny_diffusion.cli.sample import SampleOptions
-from tiny_diffusion.cli.train import TrainActions
-from tiny_diffusion.cli.visualize import FigureOptions
+from tiny_diffusion.cli import COMMANDS, main
 from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
 
-OPTIONS = {
-    "train": (Config, TrainActions),
-    "distill": (DistillOptions, RunOptions, RunActions),
-    "sample": (SampleOptions, EditOptions),
-    "visualize": (FigureOptions,),
-    "evaluate": (EvaluateOptions,),
-    "classifier": (ClassifierOptions,),
-    "benchmark": (SpeedOptions, BenchmarkOptions),
-    "info": (InfoOptions,),
-}
+OPTIONS = {command: importlib.import_module(module).OPTIONS for command, (module, _) in COMMANDS.items()}
 SOME_VALUES = {  # of the options of train; those with choices, and switches, have these
     "dataset": [*DATASETS, "folder", "folder"], "data_dir": ["some/where", "ü"],
     "splits": [("train",), ("test", "train"), ("val",)],

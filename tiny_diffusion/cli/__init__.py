@@ -9,6 +9,7 @@ import sys
 import time
 from difflib import get_close_matches
 
+from tiny_diffusion.config.synonyms import COMMAND_NAMES
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError, printable
 from tiny_diffusion.runtime import cpu
 from tiny_diffusion.runtime.program import started_script
@@ -64,7 +65,8 @@ def _run(argv: list[str], program: str, started: float) -> int:
         return 0
     command, *rest = argv
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=1)
+        known = [name for name, words in COMMAND_NAMES.items() if command.lower() in words.split()]
+        near = known or get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"command {command!r} is not one of {', '.join(COMMANDS)}.{hint}")
     cpu.tune_cpu()

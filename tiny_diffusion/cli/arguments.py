@@ -2,11 +2,15 @@
 
 import argparse
 import dataclasses
+import functools
+import importlib
 import itertools
 import textwrap
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 
-from tiny_diffusion.config.option import Flag, Spec, Type
+from tiny_diffusion.config import synonyms
+from tiny_diffusion.config.option import Flag, Spec, Type, specs
 
 GROUPS = {
     "data": "data",
@@ -34,6 +38,12 @@ def parse(argv: list[str], program: str, description: str, *option_sets: type, a
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    add_options(parser, option_sets, aliases)
+    return vars(parser.parse_args([_snake_case(word) for word in argv]))
+
+
+def add_options(parser: argparse.ArgumentParser, option_sets: Iterable[type], aliases=None) -> None:
+    """Adds the options to a parser, in the groups of --help; each argparse action gets its Spec, as `spec`."""
     groups = {"": parser}
     for field in itertools.chain(*map(dataclasses.fields, option_sets)):
         spec = field.metadata["spec"]
@@ -49,8 +59,7 @@ def parse(argv: list[str], program: str, description: str, *option_sets: type, a
                 )
         elif spec.type.bare:
             value |= {"nargs": "?", "const": ""}
-        groups[spec.group].add_argument(*flags, help=_help(spec, field.default), **value)
-    return vars(parser.parse_args([_snake_case(word) for word in argv]))
+        groups[spec.group].add_argument(*flags, help=_help(spec, field.default), **value).spec = spec
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,15 +68,46 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, argv):
         given, unknown = self.parse_known_args(argv)
         if unknown:
-            # Names are compared without dashes, which would make any two short ones look alike.
-            names = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
-            near = get_close_matches(unknown[0].lower().lstrip("-").split("=")[0], names, n=1)
-            hint = f"Did you mean --{near[0]}?" if near and unknown[0].startswith("-") else "See --help."
-            self.error(f"{unknown[0]!r} is not an option here. {hint}")
+            flags = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+            options = {action.dest for action in self._actions}
+            self.error(f"{unknown[0]!r} is not an option here. {hint(unknown[0], options, flags)}")
         return given
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def hint(word: str, options: Collection[str], flags: Sequence[str] = ()) -> str:
+    """What to say of a word that is no option here.   options: those that there are; flags: with their other names."""
+    if not word.startswith("-"):
+        return "See --help."
+    name = synonyms.plain(word)  # without dashes, which would make any two short names look alike
+    if name in options:
+        return f"Did you mean --{name}?"
+    if known := synonyms.answer(word, options) or _elsewhere(synonyms.meanings(word)):
+        return known
+    if near := get_close_matches(name, flags or options, n=1):
+        return f"Did you mean --{near[0]}?"
+    respelt = synonyms.respelt(word)
+    return synonyms.answer(respelt, options) or _elsewhere(synonyms.meanings(respelt)) or "See --help."
+
+
+def _elsewhere(names: Iterable[str]) -> str | None:
+    """Which other commands have an option of the first of these names that any has."""
+    from tiny_diffusion.cli import COMMANDS
+
+    for name in names:
+        if commands := [command for command in COMMANDS if name in _names(command)]:
+            return f"--{name} is an option of {', '.join(commands)}."
+    return None
+
+
+@functools.cache
+def _names(command: str) -> set[str]:
+    """The options of another command."""
+    from tiny_diffusion.cli import COMMANDS
+
+    return {name for options in importlib.import_module(COMMANDS[command][0]).OPTIONS for name in specs(options)}
 
 
 def _snake_case(word: str) -> str:

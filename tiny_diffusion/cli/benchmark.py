@@ -49,9 +49,12 @@ class BenchmarkOptions:
     json: str | None = option(Text(), None, "also write every number to this file", group="run")
 
 
+OPTIONS = (SpeedOptions, BenchmarkOptions)
+
+
 def run(argv: list[str], program: str, started: float) -> int:
     """Prints the measurements.  Returns the exit code."""
-    given = parse(argv, program, DESCRIPTION, SpeedOptions, BenchmarkOptions)
+    given = parse(argv, program, DESCRIPTION, *OPTIONS)
     options = BenchmarkOptions(**{name: given.pop(name) for name in specs(BenchmarkOptions) if name in given})
     if given.get("dataset") == "folder":
         raise OptionError(

@@ -30,9 +30,12 @@ class ClassifierOptions:
     output: str | None = option(Text(), None, "the .safetensors file to write [DATASET-classifier.safetensors]")
 
 
+OPTIONS = (ClassifierOptions,)
+
+
 def run(argv: list[str], program: str, started: float) -> int:
     """Trains the classifier and saves it.  Returns the exit code."""
-    options = ClassifierOptions(**parse(argv, program, DESCRIPTION, ClassifierOptions))
+    options = ClassifierOptions(**parse(argv, program, DESCRIPTION, *OPTIONS))
     dataset = DATASETS[options.dataset]
     if dataset.channels != 1 or not dataset.classes:
         grey = ", ".join(name for name, row in DATASETS.items() if row.channels == 1)

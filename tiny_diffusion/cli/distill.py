@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.train import TrainActions, after_restart, begin, go_on
+from tiny_diffusion.cli.train import after_restart, begin, go_on
+from tiny_diffusion.cli.train_actions import TrainActions
 from tiny_diffusion.config.option import Choice, Number, Text, again, option, specs
 from tiny_diffusion.config.rules import LENGTHS, refuse_ignored, refuse_sampling
 from tiny_diffusion.config.student import STEPS, Student
@@ -77,9 +78,12 @@ class DistillOptions:
     # fmt: on
 
 
+OPTIONS = (DistillOptions, RunOptions, RunActions)
+
+
 def run(argv: list[str], program: str, started: float) -> int:
     """Distills, and returns the exit code.  started: when the process began, by time.monotonic."""
-    given = parse(argv, program, DESCRIPTION, DistillOptions, RunOptions, RunActions)
+    given = parse(argv, program, DESCRIPTION, *OPTIONS)
     asked = {name: given.pop(name) for name in specs(DistillOptions) if name in given}
     actions = TrainActions(**{name: given.pop(name) for name in specs(RunActions) if name in given})
     actions.refuse_contradictions(given)

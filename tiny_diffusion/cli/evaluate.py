@@ -67,8 +67,11 @@ class EvaluateOptions:
     # fmt: on
 
 
+OPTIONS = (EvaluateOptions,)
+
+
 def run(argv: list[str], program: str, started: float) -> int:
-    given = parse(argv, program, DESCRIPTION, EvaluateOptions)
+    given = parse(argv, program, DESCRIPTION, *OPTIONS)
     options = EvaluateOptions(**given)
     _check(options, given)
     folder = _output(options)
@@ -219,9 +222,8 @@ def _bits(model, heldout, seed: int) -> dict[str, float]:
         model.model, model.diffusion, images, model.world.device, seed=seed, progress=show_progress
     )
     null = ", null class" if model.config.class_cond else ""
-    print(
-        f"  bits per dimension of {len(images)} held-out images, uniformly dequantised{null}: {bits:.3f} ± {error:.3f}"
-    )
+    about = f"of {len(images)} held-out images, uniformly dequantised{null}"
+    print(f"  bits per dimension {about}: {bits:.3f} ± {error:.3f}")
     return {f"bits_per_dim[n={len(images)}, held-out, uniform dequantisation{null}]": bits}
 
 

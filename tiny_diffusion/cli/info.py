@@ -17,9 +17,12 @@ class InfoOptions:
     checkpoint: str | None = option(Text(), None, "the checkpoint to describe")
 
 
+OPTIONS = (InfoOptions,)
+
+
 def run(argv: list[str], program: str, started: float) -> int:
     """Prints the description.  Returns the exit code."""
-    options = InfoOptions(**parse(argv, program, DESCRIPTION, InfoOptions))
+    options = InfoOptions(**parse(argv, program, DESCRIPTION, *OPTIONS))
     if options.checkpoint is None:
         raise OptionError("--checkpoint is required: the file to describe, for example outputs/model_final.pt")
 

@@ -14,6 +14,7 @@ import numpy as np
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.sample import SampleOptions, make_request
+from tiny_diffusion.config import synonyms
 from tiny_diffusion.config.option import Flag, specs
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.levels import Step
@@ -118,7 +119,8 @@ class TrainedModel:
         """The Request of these options.  Raises OptionError for those that this model cannot follow."""
         for name in options:
             if name not in specs(SampleOptions) or name in OF_FILES:
-                raise OptionError(f"{name} is no option of sampling here. Use some of {', '.join(sampling_options())}.")
+                known = synonyms.answer(name, sampling_options()) or f"Use some of {', '.join(sampling_options())}."
+                raise OptionError(f"{name} is no option of sampling here. {known}")
         with _errors_raised("sample"):
             return make_request(parse(words_of(options), "sample", "", SampleOptions), self.checkpoint)
 

@@ -69,8 +69,11 @@ class SampleOptions:
     # fmt: on
 
 
+OPTIONS = (SampleOptions, EditOptions)
+
+
 def run(argv: list[str], program: str, started: float) -> int:
-    given = parse(argv, program, DESCRIPTION, SampleOptions, EditOptions, aliases={"steps": ("timesteps",)})
+    given = parse(argv, program, DESCRIPTION, *OPTIONS, aliases={"steps": ("timesteps",)})
     options = SampleOptions(**{name: given[name] for name in given if name in SampleOptions.__dataclass_fields__})
     if options.checkpoint is None:
         raise OptionError("--checkpoint is required: the model to sample from, for example outputs/model_final.pt")

@@ -51,9 +51,12 @@ class FigureOptions:
     device: str = again(Config, "device")
 
 
+OPTIONS = (FigureOptions,)
+
+
 def run(argv: list[str], program: str, started: float) -> int:
     """Saves one figure.  Returns the exit code."""
-    given = parse(argv, program, DESCRIPTION, FigureOptions)
+    given = parse(argv, program, DESCRIPTION, *OPTIONS)
     options = FigureOptions(**given)
     if options.save_path is not None and Path(options.save_path).suffix.lower() != ".png":
         raise OptionError(f"--save_path {options.save_path}: figures are PNG files. End the name in .png.")

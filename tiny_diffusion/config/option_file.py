@@ -4,6 +4,7 @@ import codecs
 import json
 from pathlib import Path
 
+from tiny_diffusion.config import synonyms
 from tiny_diffusion.config.image_size import square
 from tiny_diffusion.config.option import REQUIRED, Text, specs
 from tiny_diffusion.config.rules import check_values
@@ -30,7 +31,11 @@ def read_options(path: Path) -> dict[str, object]:
         raise OptionError(f"--config {path} holds no options: it must be one JSON object of names and values.")
     for name in values:
         if name not in specs(Config):
-            raise OptionError(f"--config {path}: {not_one_of(str(name), specs(Config))}")
+            row = synonyms.find(name, specs(Config))
+            if row and row.option:
+                meant = row.name.removeprefix("no_")
+                raise OptionError(f"--config {path}: {name!r} is not one of train's options. Did you mean {meant!r}?")
+            raise OptionError(f"--config {path}: {not_one_of(name, specs(Config))}")
     try:
         if set(values) >= {name for name, spec in specs(Config).items() if spec.since is REQUIRED}:
             values = as_given(Config.from_dict(values))  # a whole configuration, some of whose options have no effect
