@@ -67,7 +67,7 @@ def test_help_lists_every_option_with_its_description_and_its_default(flag, comm
     text = " ".join(ended.out.split())
     listed = re.findall(r"^  (?:-h, )?--(\w+)", ended.out[ended.out.index("\noptions:") :], re.MULTILINE)
     off = [f"no_{name}" for name in names_of(command) if getattr(type_of(command, name), "can_be_off", False)]
-    assert sorted(listed) == sorted(["help", *names_of(command), *off]) and ended.err == ""
+    assert sorted(listed) == sorted(["help", "version", *names_of(command), *off]) and ended.err == ""
     for options in OPTIONS[command]:
         for field in dataclasses.fields(options):
             spec = field.metadata["spec"]

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from tiny_diffusion.config.synonyms import COMMAND_NAMES
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError, printable
 from tiny_diffusion.runtime import cpu
-from tiny_diffusion.runtime.program import started_script
+from tiny_diffusion.runtime.program import CONSOLE, is_console, started_script, version
 from tiny_diffusion.runtime.ranks import DISTRIBUTED_COMMANDS, is_main, only_main_prints, run_alone, should_report
 from tiny_diffusion.runtime.streams import protect_streams
 
@@ -56,7 +56,8 @@ def _program(argv: list[str]) -> str:
     """The name of the command in its messages."""
     if script := started_script():
         return script.name
-    return f"tiny_diffusion {argv[0]}" if argv and argv[0] in COMMANDS else "tiny_diffusion"
+    name = CONSOLE if is_console() else "tiny_diffusion"
+    return f"{name} {argv[0]}" if argv and argv[0] in COMMANDS else name
 
 
 def _run(argv: list[str], program: str, started: float) -> int:
@@ -64,6 +65,11 @@ def _run(argv: list[str], program: str, started: float) -> int:
         print(_help())
         return 0
     command, *rest = argv
+    if command in ("-V", "--version"):
+        print(version())
+        return 0
+    if command.startswith("--print"):
+        return importlib.import_module("tiny_diffusion.cli.completion").run(argv, program, started)
     if command not in COMMANDS:
         known = [name for name, words in COMMAND_NAMES.items() if command.lower() in words.split()]
         near = known or get_close_matches(command, COMMANDS, n=1)
@@ -121,10 +127,12 @@ def _drop_unwritten_output() -> None:
 
 def _help() -> str:
     lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
+    start = CONSOLE if is_console() else "python -m tiny_diffusion"
     return (
-        "usage: python -m tiny_diffusion COMMAND [options]\n\n"
+        f"usage: {start} COMMAND [options]\n\n"
         "Train small diffusion models of images, sample from them, and measure them.\n\n"
         + "\n".join(lines)
-        + "\n\npython -m tiny_diffusion COMMAND --help lists a command's options.\n"
-        "Try: python -m tiny_diffusion train --dataset digits --output_dir outputs/digits"
+        + f"\n\n{start} COMMAND --help lists a command's options; --version shows the version,\n"
+        "and --print_completion bash, zsh or fish prints the completion of a shell.\n"
+        f"Try: {start} train --dataset digits --output_dir outputs/digits"
     )

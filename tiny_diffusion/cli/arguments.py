@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 from tiny_diffusion.config import synonyms
 from tiny_diffusion.config.option import Flag, Spec, Type, specs
+from tiny_diffusion.runtime.program import CONSOLE, is_console, version
 
 GROUPS = {
     "data": "data",
@@ -30,7 +31,8 @@ def parse(argv: list[str], program: str, description: str, *option_sets: type, a
     made by config.option.option.  aliases: name of an option -> its other names.  Ends the process with one line and
     exit code 2 for an option that is unknown or out of range.
     """
-    as_typed = f"python {program}" if program.endswith(".py") else f"python -m {program}"
+    as_typed = program if is_console() else f"python {'' if program.endswith('.py') else '-m '}{program}"
+    description = description.replace("python -m tiny_diffusion", CONSOLE) if is_console() else description
     parser = _Parser(
         prog=program,
         description=textwrap.dedent(description).replace("PROGRAM", as_typed).strip(),
@@ -38,6 +40,7 @@ def parse(argv: list[str], program: str, description: str, *option_sets: type, a
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     add_options(parser, option_sets, aliases)
     return vars(parser.parse_args([_snake_case(word) for word in argv]))
 
@@ -75,6 +78,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        print(version())
+        parser.exit()
 
 
 def hint(word: str, options: Collection[str], flags: Sequence[str] = ()) -> str:

@@ -94,8 +94,9 @@ def run(argv: list[str], program: str, started: float) -> int:
         if actions.goes_on:
             return go_on(given, actions, started, until_the_end, lambda found: _refuse_another(found, asked))
         from tiny_diffusion.runs.checkpoint import load_checkpoint
+        from tiny_diffusion.runs.folder import newest_in
 
-        options = DistillOptions(**asked)
+        options = DistillOptions(**asked | {"checkpoint": newest_in(asked["checkpoint"])})
         teacher = load_checkpoint(options.checkpoint)
         student = _student(teacher, options)
         config = _configuration(teacher.config, given)
@@ -156,8 +157,9 @@ def _refuse_another(found, asked: dict) -> None:
             )
     if "checkpoint" in asked:
         from tiny_diffusion.runs.checkpoint import load_checkpoint
+        from tiny_diffusion.runs.folder import newest_in
 
-        if load_checkpoint(asked["checkpoint"]).about["sha256"] != student.teacher:
+        if load_checkpoint(newest_in(asked["checkpoint"])).about["sha256"] != student.teacher:
             raise OptionError(
                 f"--checkpoint {asked['checkpoint']} is not the teacher that this run began with. "
                 "Leave it out to continue, or start a run in another folder."

@@ -2,11 +2,11 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.sample import SampleOptions
+from tiny_diffusion.cli.sample import MODELS, SampleOptions
 from tiny_diffusion.config.option import Choice, Flag, Int, ListOf, Number, Text, again, option
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.samplers import SAMPLERS
@@ -72,18 +72,18 @@ OPTIONS = (EvaluateOptions,)
 
 def run(argv: list[str], program: str, started: float) -> int:
     given = parse(argv, program, DESCRIPTION, *OPTIONS)
-    options = EvaluateOptions(**given)
-    _check(options, given)
-    folder = _output(options)
+    _check(options := EvaluateOptions(**given), given)
 
     from tiny_diffusion.data.files.cache import Cache, cache_folder
     from tiny_diffusion.evaluation.features import default_features, make_features
     from tiny_diffusion.evaluation.images import read_images
     from tiny_diffusion.evaluation.reference import check_heldout, make_reference
     from tiny_diffusion.evaluation.report import as_json, reference_line
+    from tiny_diffusion.runs.folder import newest_in
     from tiny_diffusion.runtime.world import make_world
 
-    world = make_world(options.device, os.environ)
+    options = replace(options, **{name: newest_in(getattr(options, name)) for name in MODELS if name in given})
+    folder, world = _output(options), make_world(options.device, os.environ)
     model, requests = _open_model(options, world) if options.checkpoint else (None, [])
     if not world.is_main:  # the other ranks only help to sample
         for request in model.count_classes(requests):

@@ -27,15 +27,17 @@ def run(argv: list[str], program: str, started: float) -> int:
         raise OptionError("--checkpoint is required: the file to describe, for example outputs/model_final.pt")
 
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+    from tiny_diffusion.runs.folder import newest_in
 
-    checkpoint = load_checkpoint(options.checkpoint)
+    path = newest_in(options.checkpoint)
+    checkpoint = load_checkpoint(path)
     about, config = checkpoint.about, checkpoint.config
     parameters = sum(tensor.numel() for tensor in load_model(checkpoint).parameters())
     height, width = about["image_size"]
     heldout = f", held-out loss {about['heldout_history'][-1][1]:.4f}" if about["heldout_history"] else ""
     state = "finished" if about["finished"] else "not finished; --resume continues it"
     rows = {
-        "checkpoint": f"{options.checkpoint}, format {about['format']}, sha256 {about['sha256'][:12]} (verified)",
+        "checkpoint": f"{path}, format {about['format']}, sha256 {about['sha256'][:12]} (verified)",
         "images": f"{about['channels']} x {height} x {width}, classes {listed(about['class_names']) or 'none'}",
         "network": f"{parameters:,} parameters, {'class-conditional' if config.class_cond else 'unconditional'}",
         "training": f"step {about['step']:,}, {about['elapsed_seconds'] / 60:.1f} minutes{heldout} ({state})",

@@ -73,7 +73,10 @@ def words_of(options: dict[str, object]) -> list[str]:
 
 
 def open_model(path: str | Path, weights: str = "ema", device: str = "auto") -> "TrainedModel":
-    """The model of a checkpoint.   weights: ema, the averaged ones, or raw.   device: auto, cpu, cuda or mps."""
+    """The model of a checkpoint, or the newest one in the folder of a run.
+
+    weights: ema, the averaged ones, or raw.   device: auto, cpu, cuda or mps.
+    """
     return TrainedModel(path, weights, device)
 
 
@@ -83,9 +86,10 @@ class TrainedModel:
     def __init__(self, path: str | Path, weights: str, device: str):
         from tiny_diffusion.models.build import make_diffusion, to_device
         from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+        from tiny_diffusion.runs.folder import newest_in
         from tiny_diffusion.runtime.world import make_world
 
-        self.checkpoint = load_checkpoint(path)
+        self.checkpoint = load_checkpoint(newest_in(path))
         self.diffusion = make_diffusion(self.checkpoint.config)
         self.network = to_device(load_model(self.checkpoint, weights), make_world(device, {}).device)
 

@@ -29,6 +29,7 @@ Sample images from a trained model.  The checkpoint says how; the options change
   PROGRAM --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples/
 """
 ENDINGS = (".png", ".gif", ".npz")
+MODELS = ("checkpoint", "guide_checkpoint")  # options that take a checkpoint, or the folder of a run
 FLAT = 8  # grey levels between the darkest and the lightest pixel of an image that shows nothing
 FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}  # samplers that can add fresh noise
 
@@ -83,11 +84,12 @@ def run(argv: list[str], program: str, started: float) -> int:
 
     from tiny_diffusion.models.build import make_diffusion, to_device
     from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
-    from tiny_diffusion.runs.folder import run_of
+    from tiny_diffusion.runs.folder import newest_in, run_of
     from tiny_diffusion.runs.guide import with_guide
     from tiny_diffusion.runtime.world import make_world
     from tiny_diffusion.visuals.film import Film
 
+    options = replace(options, **{name: newest_in(getattr(options, name)) for name in MODELS if name in given})
     checkpoint = load_checkpoint(options.checkpoint)
     if plan:
         indices, options = plan.indices(checkpoint, indices), replace(options, **plan.defaults(checkpoint))

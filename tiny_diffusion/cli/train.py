@@ -87,7 +87,9 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
     source = None
     if actions.init_from is not None:
         from tiny_diffusion.runs.checkpoint import load_checkpoint
+        from tiny_diffusion.runs.folder import newest_in
 
+        actions = dataclasses.replace(actions, init_from=newest_in(actions.init_from))
         source = load_checkpoint(actions.init_from)
         given = {**beneath(given, network_options(source.config, "preset" not in given)), **given}
     try:
@@ -162,7 +164,7 @@ def go_on(given: dict, actions: TrainActions, started: float, until_the_end: Exi
 def _checkpoint_to_go_on_from(given: dict, actions: TrainActions, until_the_end: ExitStack):
     """(output_dir, path, checkpoint) of the run that --resume or --extend mean.  The folder is locked from here on."""
     from tiny_diffusion.runs.checkpoint import load_checkpoint
-    from tiny_diffusion.runs.folder import RunFolder, own_folder, run_of
+    from tiny_diffusion.runs.folder import RunFolder, newest_in, own_folder, run_of
 
     if not actions.resume:
         output_dir = given.get("output_dir", Config.output_dir)
@@ -176,7 +178,7 @@ def _checkpoint_to_go_on_from(given: dict, actions: TrainActions, until_the_end:
         )
         raise OptionError(f"--output_dir {output_dir} holds no checkpoint to continue from. {way_out}")
     # The checkpoint is read again once the folder is locked: until then another run may be ending in it.
-    path = Path(actions.resume)
+    path = Path(newest_in(actions.resume))
     output_dir = given.get("output_dir") or own_folder(path, load_checkpoint(path))
     _lock(output_dir, actions, until_the_end)
     checkpoint = load_checkpoint(path)
@@ -220,6 +222,6 @@ def _print_options(config: Config) -> int:
     if config.preset:
         preset = PRESETS[config.preset]
         faster = preset.faster_on(config.dataset, config.data_dir)
-        slow = f". Without a GPU this is slow; faster: python {typed('train')} {faster}" if preset.faster else ""
+        slow = f". Without a GPU this is slow; faster: {typed('train')} {faster}" if preset.faster else ""
         print(f"{preset.title}{slow}", file=sys.stderr)
     return 0

@@ -108,8 +108,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         if path.is_dir():
-            raise FileError(f"{path} is a folder. Name a checkpoint in it, such as {path / 'model_final.pt'}")
-        what, train = "is not a file" if path.exists() else "does not exist", f"python {typed('train')}"
+            name = "Name a checkpoint in it" if any(path.glob("*.pt")) else "It holds no checkpoint; name one"
+            raise FileError(f"{path} is a folder. {name}, such as {path / 'model_final.pt'}")
+        what, train = "is not a file" if path.exists() else "does not exist", typed("train")
         raise FileError(f"{path} {what}. Train one first: {train} --dataset digits --output_dir outputs/digits")
     try:
         about, tensors = _unpack(members(_read(path)))

@@ -11,6 +11,7 @@ model_final.pt                   at the end
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,6 +158,22 @@ class RunFolder:
     def _numbered(self) -> list[Path]:
         """The numbered checkpoints in the order of their epochs: 1000 after 999."""
         return sorted(self.checkpoints.glob("model_epoch_*.pt"), key=lambda path: (len(path.name), path.name))
+
+
+def newest_in(path: str | Path) -> str | Path:
+    """The newest readable checkpoint of a run, said in one line, where the path is its folder; any other path as it is.
+
+    Raises FileError if all checkpoints of the run are unreadable.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    run = RunFolder(folder.parent if folder.name == "checkpoints" else folder)
+    if (newest := run.newest()) is None:
+        return path
+    found, checkpoint = newest
+    print(f"{path}: its newest model is {found}, at step {checkpoint.about['step']:,}", file=sys.stderr)
+    return str(found)
 
 
 def run_of(checkpoint: Path) -> Path:

@@ -252,7 +252,7 @@ class Session:
             f"{done} after {duration(self.elapsed())}, step {self.trainer.step}, "
             f"{'held-out loss' if self.run_data.heldout_count else 'loss of the averaged weights'} {loss:.4f}\n"
             f"samples    {picture}\nlosses     {self.folder.loss_plot}\nmodel      {self.folder.final}\n"
-            f"sample     python {typed('sample')} --checkpoint {self.folder.final}",
+            f"sample     {typed('sample')} --checkpoint {self.folder.final}",
             file=sys.stderr,
         )
         return 0

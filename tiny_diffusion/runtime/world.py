@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tiny_diffusion.errors import LostProcessError, OptionError
-from tiny_diffusion.runtime.program import typed
+from tiny_diffusion.runtime.program import module_or_script
 from tiny_diffusion.runtime.torchrun_store import attempt_name, open_store
 
 TIMEOUT = timedelta(hours=6)  # for a rank that others wait for: rank 0 may be downloading or evaluating
@@ -214,5 +214,6 @@ def _torchrun_numbers(environment: Mapping[str, str]) -> tuple[int, int, int, in
     except (KeyError, ValueError) as error:
         raise OptionError(
             f"WORLD_SIZE is {environment['WORLD_SIZE']!r}, but the rest of what torchrun sets is missing or wrong. "
-            f"Start several processes by torchrun --nproc_per_node=2 {typed('train')} ..., or unset WORLD_SIZE."
+            f"Start several processes by torchrun --nproc_per_node=2 {module_or_script('train')} ..., "
+            "or unset WORLD_SIZE."
         ) from error
