@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("tiny_diffusion.cli.evaluate", "measure how good a model's images are, or any other images"),
     "classifier": ("tiny_diffusion.cli.classifier", "train the small classifier whose features evaluate compares"),
     "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and samples"),
+    "report": ("tiny_diffusion.cli.report", "show a run as one HTML page in which its model runs"),
     "info": ("tiny_diffusion.cli.info", "show what a checkpoint holds"),
 }
 MAX_MESSAGE = 5000  # characters

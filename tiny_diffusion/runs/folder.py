@@ -87,7 +87,7 @@ class RunFolder:
     def _kept_lines(self, from_step: int) -> tuple[list[str], list[dict]]:
         """The lines of the log up to this step, as text and as values."""
         path, loss_history = self._adopted
-        texts, lines = _read_log(self.log_path if self.log_path.exists() else path)
+        texts, lines = read_log(self.log_path if self.log_path.exists() else path)
         if not lines:
             lines = [{"step": step, "loss": loss} for step, loss in loss_history]
             texts = [json.dumps(line) for line in lines]
@@ -192,7 +192,7 @@ def own_folder(path: Path, checkpoint: Checkpoint) -> str:
     return named if Path(named).resolve() == folder else str(folder)
 
 
-def _read_log(path: Path) -> tuple[list[str], list[dict]]:
+def read_log(path: Path) -> tuple[list[str], list[dict]]:
     """The log's lines, as text and as values, without one that a kill left incomplete."""
     texts, lines = [], []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
