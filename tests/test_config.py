@@ -13,7 +13,7 @@ from cli_helpers import SOME_VALUES, call, typed
 
 from tiny_diffusion.cli import main
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.train import TrainActions
+from tiny_diffusion.cli.train_actions import TrainActions
 from tiny_diffusion.config.option import (
     REQUIRED,
     Choice,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli_helpers import TINY, call, contents
 
+from tiny_diffusion.data.files.labels import FolderLabels
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import OptionError
@@ -262,6 +263,44 @@ def test_checkpoint_npz_and_folder_score_exactly_the_same(cli, unconditional, dr
         (result,) = report(output)["results"]
         found.append({name: v for name, v in result["metrics"].items() if not name.startswith("label_accuracy")})
     assert found[0] == found[1] == found[2]
+
+
+def test_the_floor_has_the_shares_of_the_classes_that_the_images_carry(cli, digits, tmp_path):
+    """Threes alone are compared with held-out threes.  The names of bare labels are those of the data set."""
+    threes = np.flatnonzero(digits.labels == 3)[:20]
+    images, labels = hwc(digits.images[:][threes]), np.full(20, 3)
+    save_npz("named.npz", images, labels=labels, class_names=np.array(digits.class_names))
+    save_npz("bare.npz", images, labels=labels)
+    files, folder = save_folder(tmp_path / "folder", images, range(20)), FolderLabels(tmp_path / "folder")
+    folder.add(files, labels.tolist(), digits.class_names)
+    folder.save()
+    found = []
+    for name in ("named.npz", "bare.npz", "folder"):
+        ended = cli.works("evaluate", "--images", name, "--dataset", "digits", "--output", tmp_path / "out")
+        assert f"images: 20, {name}, each of a known class" in ended.out
+        (result,) = report(tmp_path / "out")["results"]
+        found.append([{key.split("[")[0]: value for key, value in result[of].items()} for of in ("metrics", "floor")])
+    assert found[0] == found[1] == found[2]
+    metrics, floor = found[0]
+    assert metrics["label_accuracy"] > 0.9 and floor["label_accuracy"] > 0.9
+    assert floor["class_entropy"] < 0.5  # of ten classes in equal shares it is 2.3
+
+
+def test_sub_folders_are_classes_of_images_to_score_where_there_is_no_labels_csv(tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "a" / name).mkdir(parents=True)
+        save_folder(tmp_path / "a" / name, noise(label + 2, seed=label))
+    images = read_images("images", str(tmp_path / "a"))
+    assert (images.labels.tolist(), images.class_names) == ([0, 0, 1, 1, 1], ("cat", "dog"))
+    assert images.class_counts == [2, 3]
+
+
+def test_classes_of_other_names_are_not_taken_for_those_of_the_real_images():
+    labels = torch.tensor([0, 1])
+    real = NamedImages("real", torch.zeros(2, 1, 1, 1), labels, ("cat", "dog", "fox"))
+    for names, same in ((("cat", ""), True), (("", ""), True), (("dog", "cat"), False), (("", "", "", "yak"), False)):
+        images = NamedImages("given", real.images, labels, names).with_classes_of(real)
+        assert images.class_names == (real.class_names if same else names)
 
 
 def test_earlier_numbers_are_kept_and_said(cli, drawn, tmp_path):
@@ -615,6 +654,21 @@ class Trap:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
+
+
+BAD_CLASSES = {
+    "too few labels": ({"labels": np.arange(3)}, "labels is int64 (3,)"),
+    "labels that are no whole numbers": ({"labels": np.zeros(4)}, "labels is float64 (4,)"),
+    "a label below zero": ({"labels": np.array([0, 1, 2, -1])}, "labels is int64 (4,)"),
+    "too few names": ({"labels": np.arange(4), "class_names": np.array(["a", "b"])}, "the largest is 3"),
+    "names that are numbers": ({"labels": np.arange(4), "class_names": np.arange(4)}, "class_names is int64 (4,)"),
+}
+
+
+@pytest.mark.parametrize("more, words", BAD_CLASSES.values(), ids=BAD_CLASSES)
+def test_labels_that_do_not_fit_their_images_are_refused_in_one_line(cli, more, words):
+    np.savez("bad.npz", arr_0=noise(4), **more)
+    cli.refuses(1, ("evaluate", "--images", "bad.npz", *AGAINST_DIGITS), "--images bad.npz", words)
 
 
 def test_a_pickle_inside_an_npz_is_refused_and_not_executed(cli, tmp_path):

@@ -8,12 +8,24 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    # the commands, and a model that samples
+    "train": "tiny_diffusion.cli.python",
+    "distill": "tiny_diffusion.cli.python",
+    "evaluate": "tiny_diffusion.cli.python",
+    "run_command": "tiny_diffusion.cli.python",
+    "open_model": "tiny_diffusion.cli.python",
+    # edits
+    "SDEdit": "tiny_diffusion.diffusion.edits",
+    "Inpaint": "tiny_diffusion.diffusion.edits",
+    "Interpolate": "tiny_diffusion.diffusion.edits",
+    "Invert": "tiny_diffusion.diffusion.edits",
+    "FromNoise": "tiny_diffusion.diffusion.edits",
+    # the parts
     "Config": "tiny_diffusion.config.training",
     "resolve": "tiny_diffusion.config.training",
     "Level": "tiny_diffusion.diffusion.levels",
     "make_schedule": "tiny_diffusion.diffusion.schedules",
     "make_levels": "tiny_diffusion.diffusion.grids",
-    "SAMPLERS": "tiny_diffusion.diffusion.samplers",
     "Diffusion": "tiny_diffusion.diffusion.process",
     "UNet": "tiny_diffusion.models.unet",
     "make_diffusion": "tiny_diffusion.models.build",
@@ -23,14 +35,15 @@ _PUBLIC = {
     "load_model": "tiny_diffusion.runs.checkpoint",
     "Request": "tiny_diffusion.diffusion.request",
     "sample": "tiny_diffusion.diffusion.sampling",
-    "SDEdit": "tiny_diffusion.diffusion.edits",
-    "Inpaint": "tiny_diffusion.diffusion.edits",
-    "Interpolate": "tiny_diffusion.diffusion.edits",
-    "Invert": "tiny_diffusion.diffusion.edits",
-    "open_model": "tiny_diffusion.cli.python",
-    "run_command": "tiny_diffusion.cli.python",
-    "train": "tiny_diffusion.cli.python",
-    "FromNoise": "tiny_diffusion.diffusion.edits",
+    # the tables: each row is a choice of the option of that name
+    "SCHEDULES": "tiny_diffusion.diffusion.schedules",
+    "PREDICTIONS": "tiny_diffusion.diffusion.predictions",
+    "LOSS_WEIGHTS": "tiny_diffusion.diffusion.loss_weights",
+    "TIMESTEP_DISTRIBUTIONS": "tiny_diffusion.diffusion.timesteps",
+    "GRIDS": "tiny_diffusion.diffusion.grids",
+    "SAMPLERS": "tiny_diffusion.diffusion.samplers",
+    "DATASETS": "tiny_diffusion.data.catalog",
+    "PRESETS": "tiny_diffusion.config.presets",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

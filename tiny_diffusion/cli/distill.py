@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tiny_diffusion.cli.arguments import parse
-from tiny_diffusion.cli.train import after_restart, begin, go_on
+from tiny_diffusion.cli.start_run import begin, continue_run
+from tiny_diffusion.cli.train import after_restart
 from tiny_diffusion.cli.train_actions import TrainActions
 from tiny_diffusion.config.option import Choice, Number, Text, again, option, specs
 from tiny_diffusion.config.rules import LENGTHS, refuse_ignored, refuse_sampling
@@ -87,12 +88,12 @@ def run(argv: list[str], program: str, started: float) -> int:
     asked = {name: given.pop(name) for name in specs(DistillOptions) if name in given}
     actions = TrainActions(**{name: given.pop(name) for name in specs(RunActions) if name in given})
     actions.refuse_contradictions(given)
-    if "checkpoint" not in asked and not actions.goes_on:
+    if "checkpoint" not in asked and not actions.continues:
         raise OptionError("--checkpoint is required: the model to distill, for example outputs/model_final.pt")
     actions = after_restart(actions, given)
     with ExitStack() as until_the_end:
-        if actions.goes_on:
-            return go_on(given, actions, started, until_the_end, lambda found: _refuse_another(found, asked))
+        if actions.continues:
+            return continue_run(given, actions, started, until_the_end, lambda found: _refuse_another(found, asked))
         from tiny_diffusion.runs.checkpoint import load_checkpoint
         from tiny_diffusion.runs.folder import newest_in
 

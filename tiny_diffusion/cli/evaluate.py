@@ -1,17 +1,17 @@
 """evaluate: how good a model's samples, or any images, are against real ones: a table, a JSON file and figures."""
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.evaluate_files import likelihood, sample_showing_progress, write
 from tiny_diffusion.cli.sample import MODELS, SampleOptions
 from tiny_diffusion.config.option import Choice, Flag, Int, ListOf, Number, Text, again, option
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.files import check_writable, keep_earlier, write_json
+from tiny_diffusion.files import check_writable
 
 DESCRIPTION = """
 Measure how good a model's images are.  Each number says its features, its number of images and the reference split;
@@ -34,7 +34,8 @@ class EvaluateOptions:
 
     # fmt: off
     checkpoint: str | None = option(Text(), None, "the model whose samples are scored")
-    images: str | None = option(Text(), None, "instead of a model: samples.npz (arr_0) or a folder of images")
+    images: str | None = option(
+        Text(), None, "instead of a model: samples.npz (arr_0, and labels if it has them) or a folder of images")
     dataset: str | None = again(
         Config, "dataset", default=None, help="real images to compare with [those of the checkpoint]")
     reference: str | None = option(
@@ -83,7 +84,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.runtime.world import make_world
 
     options = replace(options, **{name: newest_in(getattr(options, name)) for name in MODELS if name in given})
-    folder, world = _output(options), make_world(options.device, os.environ)
+    folder, world = output_folder(options), make_world(options.device, os.environ)
     model, requests = _open_model(options, world) if options.checkpoint else (None, [])
     if not world.is_main:  # the other ranks only help to sample
         for request in model.count_classes(requests):
@@ -96,7 +97,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     cache, shape = Cache(cache_folder(folder)), model.shape if model else images.shape
     dataset = options.dataset or (model.config.dataset if model and not options.reference else None)
     real = _open_real(options, dataset, model, shape, cache, world.device).in_channels(shape[0])
-    images = images and images.in_channels(real.images.shape[0])
+    images = images and images.in_channels(real.images.shape[0]).with_classes_of(real.images)
     real.check_shape(shape := images.shape if images else model.shape)
     check_heldout(real, options.bits_per_dim, model.class_names if options.train_on_synthetic else None)
     requests = model.count_classes(requests, real.images) if model else []
@@ -105,11 +106,12 @@ def run(argv: list[str], program: str, started: float) -> int:
     reference = make_reference(real, features, cache)
     print(reference_line(real, features))
     if images is not None:
-        print(f"images: {images.describe()}")
+        known = images.labels is not None and images.class_names == real.images.class_names
+        print(f"images: {images.describe()}" + (", each of a known class" if known else ""))
     results, last = _evaluate_each(options, model, requests, images, reference, features)
     if options.bits_per_dim:
-        results[0]["metrics"] |= _bits(model, real.heldout, options.seed)
-    _write(folder, model, reference, features.name, as_json(real, features, results), last)
+        results[0]["metrics"] |= likelihood(model, real.heldout, options.seed)
+    write(folder, model, reference, features.name, as_json(real, features, results), last)
     return 0
 
 
@@ -119,12 +121,13 @@ def _evaluate_each(options: EvaluateOptions, model, requests, images, reference,
     from tiny_diffusion.evaluation.report import result_lines, source
 
     heldout = reference.real.heldout
-    counts = model.class_counts if model and heldout and heldout.class_names == model.class_names else ()
+    source_of_classes = model or images
+    counts = source_of_classes.class_counts if heldout and heldout.class_names == source_of_classes.class_names else ()
     floor = floor_of(reference, features, options.num_images if model else len(images.images), counts)
     classifier_seed = options.seed if options.train_on_synthetic else None
     results = []
     for request in requests or [None]:
-        sampled = _sample(model, request) if model else images
+        sampled = sample_showing_progress(model, request) if model else images
         found = evaluate(reference, sampled, features, floor, classifier_seed)
         about = model.protocol(request) if model else source(options.images, images)
         results.append({**about, **found.numbers})
@@ -169,13 +172,13 @@ def _open_model(options: EvaluateOptions, world):
     return model, requests
 
 
-def _output(options: EvaluateOptions) -> Path:
+def output_folder(options: EvaluateOptions) -> Path:
     """The folder that evaluation.json and the figures go to.  Raises OptionError if it lies among images to read."""
     folder = Path(options.output or "outputs/evaluation")
     if options.output is None and options.checkpoint is not None:
-        from tiny_diffusion.runs.folder import run_of
+        from tiny_diffusion.runs.folder import newest_in, run_of
 
-        folder = run_of(Path(options.checkpoint)) / "evaluation"
+        folder = run_of(Path(newest_in(options.checkpoint))) / "evaluation"
     for name in ("images", "reference"):
         path = getattr(options, name)
         if path is not None and Path(path).is_dir() and folder.resolve().is_relative_to(Path(path).resolve()):
@@ -200,61 +203,3 @@ def _open_real(options: EvaluateOptions, dataset: str | None, model, shape: tupl
     else:
         real = open_data_set(dataset, options.data_dir, shape[1:], cache, show_progress)
     return real
-
-
-def _sample(model, request):
-    """The images of one request, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    doing, quiet = f"{request.sampler}, {request.steps} steps{request.describe_guidance()}", not sys.stderr.isatty()
-    count = len(request.indices)
-    with tqdm(total=count, desc=doing, unit="image", leave=False, disable=quiet, dynamic_ncols=True) as bar:
-        return model.sample(request, bar.update)
-
-
-def _bits(model, heldout, seed: int) -> dict[str, float]:
-    """Prints the bits per dimension of held-out images, and returns them by their full name."""
-    from tiny_diffusion.evaluation.likelihood import MAX_IMAGES, heldout_bits
-    from tiny_diffusion.runs.messages import show_progress
-
-    images = heldout.subset(MAX_IMAGES).images
-    bits, error = heldout_bits(
-        model.model, model.diffusion, images, model.world.device, seed=seed, progress=show_progress
-    )
-    null = ", null class" if model.config.class_cond else ""
-    about = f"of {len(images)} held-out images, uniformly dequantised{null}"
-    print(f"  bits per dimension {about}: {bits:.3f} ± {error:.3f}")
-    return {f"bits_per_dim[n={len(images)}, held-out, uniform dequantisation{null}]": bits}
-
-
-def _write(folder: Path, model, reference, features: str, whole: dict, last) -> None:
-    """Prints a sweep's table and the warnings; writes `whole` as JSON, and the figures.  last: of nearest.png."""
-    from tiny_diffusion.evaluation.error_by_noise import error_curves, log_snrs_of
-    from tiny_diffusion.evaluation.report import relative_distance, sweep_curves, sweep_lines
-    from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep
-    from tiny_diffusion.visuals.images import neighbour_grid, save_png
-
-    results = whole["results"]
-    if len(results) > 1:
-        print("", *sweep_lines(results), sep="\n")
-    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
-        print(f"warning: {warning}.", file=sys.stderr)
-    earlier = keep_earlier(folder / "evaluation.json")
-    write_json(folder / "evaluation.json", whole)
-    print(f"\nnumbers    {folder / 'evaluation.json'}" + (f" (earlier ones: {earlier.name})" if earlier else ""))
-    nearest, training = last.nearest, reference.real.images.images
-    closest = nearest.distances.argsort()[:16]
-    pairs = last.images.images[nearest.indices[closest]], training[nearest.nearest[closest]]
-    pairs = [images.permute(0, 2, 3, 1).numpy() for images in pairs]
-    save_png(folder / "nearest.png", neighbour_grid(*pairs, nearest.distances[closest].tolist()))
-    print(f"neighbours {folder / 'nearest.png'}")
-    if model and model.knows_no_class:
-        curves = error_curves(model.model, model.diffusion, reference.real, model.world.device, results[0]["seed"])
-        if model.config.class_cond:
-            curves = {f"{name} (null class)": curve for name, curve in curves.items()}
-        save_noise_level_losses(folder / "error_by_noise.png", log_snrs_of(model.diffusion.schedule), curves)
-        print(f"by noise   {folder / 'error_by_noise.png'}")
-    if len(results) > 1:
-        floor, title = relative_distance(results[0]["floor"]), f"relative Fréchet distance, {features}"
-        save_sweep(folder / "sweep.png", sweep_curves(results), floor, title)
-        print(f"sweep      {folder / 'sweep.png'}")

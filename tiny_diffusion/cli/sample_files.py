@@ -35,8 +35,8 @@ def write(output: Path, ending: str, batches: Iterator, count: int, film, labels
 
 def _write_folder(folder: Path, batches: Iterator, labels, names: Sequence[str]) -> None:
     """Writes a PNG for each image, and the labels of those that were written, also where sampling is stopped."""
+    from tiny_diffusion.data.files.labels import FolderLabels
     from tiny_diffusion.visuals.images import save_folder
-    from tiny_diffusion.visuals.labels import FolderLabels
 
     others, known, done = _images_in(folder), FolderLabels(folder), 0
     try:

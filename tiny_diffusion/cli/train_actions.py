@@ -31,14 +31,14 @@ class TrainActions:
         chosen = [f"--{name}" for name, is_set in set_.items() if is_set]
         if len(chosen) > 1:
             raise OptionError(f"{' and '.join(chosen)} contradict each other. Give one of them.")
-        if self.init_from is not None and self.goes_on:
+        if self.init_from is not None and self.continues:
             raise OptionError(f"--init_from starts a new run, {chosen[0]} continues one. Give one of them.")
-        if self.save_config is not None and self.goes_on:
+        if self.save_config is not None and self.continues:
             raise OptionError("--save_config is for a new run; --dry_run prints the options of this one. Leave it out.")
         if self.extend and not LENGTHS & set(given):
             raise OptionError("--extend needs the new total length of the run, as --epochs or --minutes.")
 
     @property
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         """Whether the command continues a run, and does not start one."""
         return self.resume is not None or self.extend

@@ -63,7 +63,7 @@ class Config:
     workers: int | None = data(
         Int(0, 256), None, "threads that decode images [as many as cores; none where all are in memory]",
         needs=rules.IMAGE_FILES, follows="dataset", since=None, free=True)
-    hflip: bool = data(Flag(), False, "mirror half of the images, left to right")
+    hflip: bool = data(Flag(can_be_off=True), False, "mirror half of the images, left to right")
 
     schedule: str = diffusion(Choice(SCHEDULES), "cosine", "how noise grows with the timestep")
     timesteps: int = diffusion(Int(2, 100_000), 1000, "T, the length of the noising process")

@@ -18,12 +18,16 @@ from tiny_diffusion.diffusion.request import labels_in_shares
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.randomness import stream
 
+CLASSES = ("labels", "class_names")  # arrays of an .npz file beside arr_0, as `sample` writes them
+MAX_CLASSES = 100_000
+
 
 @dataclass(frozen=True, eq=False)
 class NamedImages:
     """name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, if they are known.
 
-    of: how many images they are a random subset of; None if they are all.
+    class_names: of each label; "" for a class whose name is not known.   of: how many images they are a random subset
+    of; None if they are all.
     """
 
     name: str
@@ -41,6 +45,22 @@ class NamedImages:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return tuple(self.images.shape[1:])
+
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of images of each class; empty if the classes are not known."""
+        if self.labels is None or not self.class_names:
+            return []
+        return torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
+
+    def with_classes_of(self, real: "NamedImages") -> "NamedImages":
+        """These images with the class names of the real ones, if each label of theirs can mean that class there."""
+        names = real.class_names
+        if self.labels is None or len(self.class_names) > len(names):
+            return self
+        if any(own not in ("", name) for own, name in zip(self.class_names, names, strict=False)):
+            return self
+        return replace(self, class_names=names)
 
     def in_channels(self, channels: int) -> "NamedImages":
         """Grey images if one channel is wanted and all three are equal, as where grey images were saved as RGB."""
@@ -102,23 +122,26 @@ def read_images(option: str, text: str) -> NamedImages:
     """The images of an .npz file or a folder.  option: the option that named it.  Raises FileError or OptionError."""
     path = Path(text)
     if path.suffix.lower() == ".npz" and not path.is_dir():
-        return NamedImages(path.name, _npz(option, path))
+        return NamedImages(path.name, *_npz(option, path))
     if path.is_dir():
-        return NamedImages(path.name or text, _folder(option, path))
+        return NamedImages(path.name or text, *_folder(option, path))
     if not path.exists():
         raise FileError(f"--{option} {text} does not exist. Name an .npz file or a folder of images.")
     raise OptionError(f"--{option} {text} is neither an .npz file nor a folder of images. Name one of these.")
 
 
-def _npz(option: str, path: Path) -> Tensor:
-    """(N, C, H, W) from arr_0, which is (N, H, W, C) or (N, H, W) uint8 as in guided-diffusion's evaluations."""
+def _npz(option: str, path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """The images of arr_0 as (N, C, H, W), their labels and the names of these, if the file has them.
+
+    arr_0 is (N, H, W, C) or (N, H, W) uint8 as in guided-diffusion's evaluations.
+    """
     try:
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             if "arr_0" not in archive.files:
                 names = " ".join(", ".join(archive.files).split())[:100] or "nothing"
                 raise FileError(f"--{option} {path} has no array arr_0, but {names}. Save the images under that name.")
-            array = archive["arr_0"]
-            if not isinstance(array, np.ndarray):
+            array, labels, names = (archive[key] if key in archive else None for key in ("arr_0", *CLASSES))
+            if any(isinstance(member, bytes) for member in (array, labels, names)):
                 raise ValueError("a member without the header of an array, which numpy returns as bytes")
     except FileError:
         raise
@@ -138,12 +161,37 @@ def _npz(option: str, path: Path) -> Tensor:
     if not array.size:
         raise FileError(f"--{option} {path} holds no images: arr_0 is {array.shape}. Name another file.")
     array = array[..., None] if array.ndim == 3 else array
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+    images = torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+    return images, *_classes(f"--{option} {path}", len(images), labels, names)
 
 
-def _folder(option: str, path: Path) -> Tensor:
-    """The images of a folder, which have one size.  Nothing is scaled, because that would change the score."""
+def _classes(file: str, count: int, labels, names) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The labels and the class names of an .npz file.  Raises FileError for arrays that are neither."""
+    if labels is None:
+        return None, ()
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise FileError(
+            f"{file}: labels is {labels.dtype} {labels.shape}; it must hold a whole number of 0 to {MAX_CLASSES - 1} "
+            f"for each of the {count:,} images. Save it so, or leave it out."
+        )
+    top = int(labels.max()) + 1
+    if names is None:
+        return torch.from_numpy(labels.astype(np.int64)), ("",) * top
+    if names.dtype.kind != "U" or names.ndim != 1 or len(names) < top:
+        raise FileError(
+            f"{file}: class_names is {names.dtype} {names.shape}; it must hold a name for each label, of which the "
+            f"largest is {top - 1}. Save it so, or leave it out."
+        )
+    return torch.from_numpy(labels.astype(np.int64)), tuple(names.tolist())
+
+
+def _folder(option: str, path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """The images of a folder, which have one size, their labels and class names, by labels.csv or by sub-folder.
+
+    Nothing is scaled, because that would change the score.
+    """
     from tiny_diffusion.data.files.folders import list_images
+    from tiny_diffusion.data.files.labels import read_labels
     from tiny_diffusion.data.files.open import open_files
     from tiny_diffusion.data.files.scan import named_files, scan
 
@@ -164,4 +212,9 @@ def _folder(option: str, path: Path) -> Tensor:
         )
     opening = OpenRequest(DATASETS["folder"], (), heldout=False, folder=path, size=next(iter(found.sizes)))
     data = open_files(opening, files, found)
-    return data.images[:]
+    known = read_labels(path) or {}
+    if all(name in known and 0 <= known[name][0] < MAX_CLASSES for name in files.names):
+        names = dict(known[name] for name in files.names)
+        labels = torch.tensor([known[name][0] for name in files.names])
+        return data.images[:], labels, tuple(names.get(label, "") for label in range(max(names) + 1))
+    return data.images[:], data.labels if data.class_names else None, data.class_names
