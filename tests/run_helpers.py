@@ -3,6 +3,7 @@
 import json
 
 import torch
+from cli_helpers import call
 
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 
@@ -10,6 +11,22 @@ SMALL = ["--dataset", "digits", "--image_size", 4, "--base_channels", 4, "--chan
 RUN = ["train", *SMALL, "--attention_levels", "none", "--timesteps", 5, "--dropout", 0.1, "--device", "cpu"]
 RUN += ["--batch_size", 500, "--epochs", 3, "--sample_interval", 1, "--save_interval", 1, "--keep_last", 1]  # 9 steps
 OFTEN = (("no_plots",), ("save_every_step",))
+
+
+def made_once(folders, options_of):
+    """run(*words) -> the folder of an uninterrupted run of train with options_of(words); made once, to look at only.
+
+    folders: the fixture tmp_path_factory.
+    """
+    made = {}
+
+    def run(*words):
+        if words not in made:
+            made[words] = folders.mktemp("runs") / "run"
+            assert call("train", *options_of(words), "--output_dir", made[words]) == 0
+        return made[words]
+
+    return run
 
 
 def log_of(folder):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from run_helpers import SMALL, assert_ended_as
+from run_helpers import SMALL, assert_ended_as, made_once
 
 from tiny_diffusion.config.student import STEPS, Student, is_student
 from tiny_diffusion.diffusion.grids import make_levels
@@ -192,25 +192,20 @@ def without_plots(monkeypatch):
     monkeypatch.setattr(RunWriter, "plot_losses", lambda self: None)
 
 
-TEACHER = ["train", *SMALL, "--attention_levels", "none", "--dropout", 0.1, "--device", "cpu", "--batch_size", 500]
+TEACHER = [*SMALL, "--attention_levels", "none", "--dropout", 0.1, "--device", "cpu", "--batch_size", 500]
+TEACHER += ["--epochs", 1]  # 3 steps
 RUN = ["--epochs", 3, "--sample_interval", 1, "--save_interval", 1, "--num_samples", 1, "--device", "cpu"]  # 9 steps
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """teachers(*words) -> the checkpoint of a teacher of three steps with these options; made once."""
-    from cli_helpers import call
+    """teachers(*words) -> the checkpoint of a teacher of three steps with these options."""
 
-    made = {}
+    def options_of(words):
+        return [*TEACHER, *([] if "--class_cond" in words else ["--no_class_cond"]), *words]
 
-    def teacher(*words):
-        if words not in made:
-            made[words] = tmp_path_factory.mktemp("teacher") / "run"
-            classes = [] if "--class_cond" in words else ["--no_class_cond"]
-            assert call(*TEACHER, "--epochs", 1, *classes, *words, "--output_dir", made[words]) == 0
-        return made[words] / "model_final.pt"
-
-    return teacher
+    run = made_once(tmp_path_factory, options_of)
+    return lambda *words: run(*words) / "model_final.pt"
 
 
 def slow(*values):

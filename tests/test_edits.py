@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from network_helpers import random_network
 
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.diffusion.editing import corrections, level_at, likeliest_labels
@@ -13,7 +14,7 @@ from tiny_diffusion.diffusion.request import Request
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.diffusion.schedules import make_schedule
-from tiny_diffusion.models.build import make_diffusion, make_model
+from tiny_diffusion.models.build import make_diffusion
 
 SHAPE = (1, 8, 8)
 CONFIG = resolve({"dataset": "digits", "base_channels": 8, "channel_mult": (1,), "class_cond": True})
@@ -27,12 +28,7 @@ MASK[..., 4:, :] = 1
 @pytest.fixture(scope="module")
 def model():
     """A class-conditional network of random weights."""
-    generator = torch.Generator().manual_seed(0)
-    model = make_model(CONFIG, 1, 10).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return random_network(CONFIG, 0.2)
 
 
 def request_for(indices, sampler="sa_solver", **options):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from cli_helpers import call, contents
 from PIL import Image
+from run_helpers import made_once
 
 from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.training import Config
@@ -120,16 +121,7 @@ def test_ten_steps_are_four_and_a_checkpoint_and_six(options, make_trainer, tmp_
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """runs(*words) -> the folder of an uninterrupted run with these options; made once, to look at only."""
-    made = {}
-
-    def run(*words):
-        if words not in made:
-            made[words] = tmp_path_factory.mktemp("runs") / "run"
-            assert call("train", *OPTIONS, *words, "--output_dir", made[words]) == 0
-        return made[words]
-
-    return run
+    return made_once(tmp_path_factory, lambda words: [*OPTIONS, *words])
 
 
 @pytest.fixture

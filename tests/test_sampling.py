@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from network_helpers import random_network
 from torch import nn
 
 import tiny_diffusion
@@ -16,7 +17,7 @@ from tiny_diffusion.diffusion.grids import GRIDS, make_levels
 from tiny_diffusion.diffusion.request import Request, default_sampling, labels_in_shares, order_in_shares, request_from
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.sampling import denoising, sample
-from tiny_diffusion.models.build import make_diffusion, make_model
+from tiny_diffusion.models.build import make_diffusion
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
@@ -39,12 +40,7 @@ def model(make_trainer):
 @pytest.fixture(scope="module")
 def wild():
     """A network of random weights, whose estimates leave [-1, 1] far behind."""
-    generator = torch.Generator().manual_seed(0)
-    model = make_model(CONFIG, 1, 10).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return random_network(CONFIG, 0.5)
 
 
 def request_for(indices, **options):
