@@ -23,6 +23,7 @@ SOME_VALUES = {  # of the options of train; those with choices, and switches, ha
     "batch_size": [12, 64], "accumulate": [1, 4], "lr": [1e-4, 1], "ema_decay": [0.0, 0.99], "grad_clip": [0.5],
     "seed": [3], "output_dir": ["a b"], "sample_interval": [2], "num_samples": [4, 9], "save_interval": [3],
     "keep_last": [1], "eval_interval": [1, 3], "eval_images": [100, 500],
+    "log": [("tensorboard",), ("wandb", "tensorboard")],
 }  # fmt: skip
 TINY = ["--dataset", "digits", "--base_channels", "8", "--num_samples", "4"]
 

@@ -406,6 +406,7 @@ NOT_IN_THE_FIRST_VERSION = {  # the values of these options that describe its ru
     "preset": None, "splits": ("train",), "random_crop": False, "background": None, "cache_mb": None, "workers": None,
     "logsnr_shift": 0.0, "checkpoint_activations": False, "auto_batch": False, "eval_interval": None,
     "eval_images": None, "keep_best": False, "deterministic": False, "activation": "silu",
+    "log": (),
 }  # fmt: skip
 
 

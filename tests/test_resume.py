@@ -375,6 +375,7 @@ REFUSED = {  # another value as typed, and the run's own as it is printed; nothi
     "attention_levels": ("none", "0"),
     "attention_heads": ("1", "2"),
     "patch_size": ("2", "1"),
+    "activation": ("gelu", "silu"),
     "dropout": ("0.5", "0"),
     "class_cond": ("False", "True"),  # by --no_class_cond
     "label_dropout": ("0.2", "0.1"),
@@ -402,8 +403,8 @@ TAKEN = {
     "save_interval": ["--save_interval", 1],
     "keep_last": ["--save_interval", 1, "--keep_last", 1],
 }
-TAKEN_BY_OTHERS = {  # measured runs in test_evaluate.py, image files in test_cli_folder.py; compiling takes minutes
-    "eval_interval", "eval_images", "keep_best", "cache_mb", "workers", "compile",
+TAKEN_BY_OTHERS = {  # test_evaluate.py, test_cli_folder.py, test_trackers.py; compiling takes minutes
+    "eval_interval", "eval_images", "keep_best", "cache_mb", "workers", "log", "compile",
 }  # fmt: skip
 
 

@@ -7,10 +7,10 @@ import re
 import pytest
 from cli_helpers import OPTIONS
 
-from tiny_diffusion.cli import COMMANDS
+from tiny_diffusion.cli import COMMAND_NAMES, COMMANDS
 from tiny_diffusion.cli.arguments import hint
 from tiny_diffusion.config.option import Flag, specs
-from tiny_diffusion.config.synonyms import COMMAND_NAMES, SYNONYMS
+from tiny_diffusion.config.synonyms import SYNONYMS
 
 SPECS = {
     command: {n: spec for options in sets for n, spec in specs(options).items()} for command, sets in OPTIONS.items()
@@ -71,6 +71,9 @@ TYPED = [  # command, what is typed there, the answer
     ("train", "--act_fn", "Did you mean --activation?"),
     ("train", "--unconditional", "Did you mean --no_class_cond?"),
     ("train", "--steps", "Did you mean --max_steps?"),
+    ("train", "--report_to", "Did you mean --log?"),
+    ("train", "--tensorboard", "Did you mean --log tensorboard?"),
+    ("train", "--wandb_project", "Did you mean --log wandb?"),
     ("train", "--fp16", "Did you mean --precision fp16?"),
     ("train", "--num_gpus", "torchrun --nproc_per_node=2"),
     ("train", "--guidance_scale", "--guidance is an option of sample, distill, evaluate."),

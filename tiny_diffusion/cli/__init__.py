@@ -9,7 +9,6 @@ import sys
 import time
 from difflib import get_close_matches
 
-from tiny_diffusion.config.synonyms import COMMAND_NAMES
 from tiny_diffusion.errors import DivergenceError, FileError, LostProcessError, OptionError, printable
 from tiny_diffusion.runtime import cpu
 from tiny_diffusion.runtime.program import CONSOLE, is_console, started_script, version
@@ -26,6 +25,15 @@ COMMANDS = {
     "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and samples"),
     "report": ("tiny_diffusion.cli.report", "show a run as one HTML page in which its model runs"),
     "info": ("tiny_diffusion.cli.info", "show what a checkpoint holds"),
+}
+COMMAND_NAMES = {  # what other programs call our commands
+    "train": "fit training finetune fine_tune learn run",
+    "sample": "generate generation gen draw infer inference predict synthesize create sampling inpaint edit",
+    "evaluate": "eval evaluation test score fid metrics measure",
+    "visualize": "visualise visualize_diffusion plot show forward_diffusion",
+    "distill": "distil distillation consistency",
+    "benchmark": "bench speed profile",
+    "info": "inspect describe show_checkpoint summary",
 }
 MAX_MESSAGE = 5000  # characters
 

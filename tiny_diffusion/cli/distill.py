@@ -34,7 +34,7 @@ TEACHERS = {
 OF_TRAIN = (
     *TEACHERS, "minutes", "max_steps", "accumulate", "auto_batch", "checkpoint_activations", "compile", "deterministic",
     "seed", "device", "output_dir", "sample_interval", "num_samples", "save_interval", "eval_interval", "eval_images",
-    "keep_best", "keep_last",
+    "keep_best", "keep_last", "log",
 )  # fmt: skip
 RunOptions = dataclasses.make_dataclass(
     "RunOptions",

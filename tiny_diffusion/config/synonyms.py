@@ -236,6 +236,10 @@ SYNONYMS = (
     Row("eval_interval", "eval_every eval_freq eval_steps fid_every fid_interval evaluate_every val_interval "
         "validate_every calculate_fid"),
     Row("eval_images", "num_fid_samples eval_samples num_eval_images num_eval_samples fid_samples"),
+    Row("log", "report_to log_with logger loggers tracker trackers logging track with_tracking logging_tool"),
+    Row("log tensorboard", "tensorboard tb use_tensorboard tensorboard_dir tb_dir tensorboard_logdir use_tb"),
+    Row("log wandb", "wandb use_wandb wandb_project wandb_entity wandb_name wandb_run_name wandb_mode project "
+        "tracker_project_name"),
     Row("config", "config_file config_path cfg_file yaml options_file"),
     Row("dry_run", "print_config show_config debug"),
     Row("what schedules", "schedules show_schedules compare compare_schedules plot_schedules"),
@@ -250,12 +254,3 @@ SYNONYMS = (
 )
 # fmt: on
 OTHER_NAMES = sorted({word for row in SYNONYMS for word in row.words.split() if len(word) > 3})
-COMMAND_NAMES = {  # what other programs call our commands
-    "train": "fit training finetune fine_tune learn run",
-    "sample": "generate generation gen draw infer inference predict synthesize create sampling inpaint edit",
-    "evaluate": "eval evaluation test score fid metrics measure",
-    "visualize": "visualise visualize_diffusion plot show forward_diffusion",
-    "distill": "distil distillation consistency",
-    "benchmark": "bench speed profile",
-    "info": "inspect describe show_checkpoint summary",
-}

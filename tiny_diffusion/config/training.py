@@ -155,6 +155,8 @@ class Config:
         Flag(), False, "keep the checkpoint with the best score as checkpoints/best.pt",
         needs=rules.MEASURED, since=False, free=True)
     keep_last: int | None = output(Int(1, 10**9), None, "numbered checkpoints to keep [all]", free=True)
+    log: tuple[str, ...] = output(
+        ListOf(Choice(("tensorboard", "wandb"))), (), "also record the run there: one or both", since=(), free=True)
     # fmt: on
 
     def to_dict(self) -> dict:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 from tqdm import tqdm
 
 from tiny_diffusion.config.training import Config
@@ -15,6 +16,7 @@ from tiny_diffusion.runs.writer import RunWriter
 from tiny_diffusion.training.trainer import Trainer
 
 DEFAULT_INTERVAL_STEPS = 200  # between pictures and checkpoints, where --sample_interval and --save_interval are unset
+NOISE_LEVELS, NOISE_IMAGES = 8, 64  # for the trackers' loss by noise level
 FREE_SECONDS, MAX_SHARE = 60.0, 0.5  # what epoch ends may take of a run: so many seconds, and then at most this share
 
 
@@ -65,6 +67,7 @@ class EpochEnd:
         loss = self.validation_loss()
         if epoch // self.sample_every > before // self.sample_every:
             self.writer.save_samples(epoch)
+            self.track_noise_levels()
             self.writer.plot_losses()
             what = f"held-out {loss:.4f}" if self.data.heldout_count else f"averaged weights {loss:.4f}"
             spent_so_far = duration(self.elapsed())
@@ -73,6 +76,15 @@ class EpochEnd:
         if epoch // self.save_every > before // self.save_every:
             self.writer.save_epoch(epoch, self.elapsed())
         self.spent += time.monotonic() - started
+
+    def track_noise_levels(self) -> None:
+        """The averaged weights' loss at NOISE_LEVELS evenly spaced timesteps, for the trackers."""
+        if not self.writer.trackers or not self.config.log:
+            return
+        images, labels = (part[:NOISE_IMAGES] for part in self.data.validation)
+        for t in np.linspace(0, self.config.timesteps - 1, 2 * NOISE_LEVELS + 1)[1::2]:
+            loss = self.trainer.heldout_loss(images, labels, np.full(len(images), t))
+            self.writer.track({f"loss_by_noise/t_{t:04.0f}": loss})
 
     def validation_loss(self) -> float:
         """The loss of the averaged weights on the validation images, which joins the held-out curve if they are that.

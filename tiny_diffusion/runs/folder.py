@@ -77,6 +77,10 @@ class RunFolder:
                 f"--output_dir {self.path} cannot be written: {error.strerror or error}. Name another folder."
             ) from error
 
+    def last_logged_step(self) -> int:
+        """The last step in the log of an earlier session; 0 without one."""
+        return max((line["step"] for line in _read_log(self.log_path)[1]), default=0)
+
     def adopt_log(self, other: "RunFolder", loss_history: Sequence[Sequence]) -> None:
         """Continues the log of a run that began in another folder.
 

@@ -29,6 +29,7 @@ from tiny_diffusion.runs.images import check_device, open_run_data
 from tiny_diffusion.runs.messages import describe_length, describe_run, duration, faster_options, progress_bar
 from tiny_diffusion.runs.restore import restore, take_weights
 from tiny_diffusion.runs.sync import Sync
+from tiny_diffusion.runs.trackers import check_trackers
 from tiny_diffusion.runs.writer import Callbacks, RunWriter
 from tiny_diffusion.runtime.program import typed
 from tiny_diffusion.runtime.torchrun_store import mark_begun
@@ -56,6 +57,7 @@ class Session:
     ):
         self.folder, self.started = folder, started
         self.elapsed_before = 0.0
+        check_trackers(config.log)
         self.world = world = make_world(config.device, os.environ)
         self.device = world.device
         check_batch_size(config.batch_size, config.accumulate, world.size)
@@ -123,13 +125,11 @@ class Session:
             self._check_ranks_agree()
             step_seconds = estimate_step_seconds(self.trainer)
             self._reserve_time(step_seconds)
-            if overwrite and self.world.is_main:
-                self.folder.clear()
-            self.writer.begin()
+            self.writer.begin(overwrite)
             self._announce(step_seconds)
             if self.world.is_main:
                 mark_begun(os.environ)
-            with self.sync, contextlib.closing(self.folder):
+            with self.sync, contextlib.closing(self.writer):
                 with progress_bar(self.config, self.trainer) as bar:
                     self._loop(bar)
                 return self._finish() if self.sync.stop_signal is None else self._stopped(self.sync.stop_signal)
@@ -244,6 +244,7 @@ class Session:
         loss = history[-1][1] if is_measured else self.epoch_end.validation_loss()
         self.writer.save(self.folder.latest, self.elapsed())  # what a crash or a kill in a picture leaves behind
         picture = self.writer.save_samples(epoch)
+        self.epoch_end.track_noise_levels()
         self.writer.plot_losses()
         if not self.writer.save_final(self.elapsed(), finished):
             raise DivergenceError(f"the weights are not finite at the end. Lower --lr (now {self.config.lr:g}).")

@@ -6,7 +6,7 @@ The session decides when.  Every rank calls it, and rank 0 writes.
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.runs.checkpoint import save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
+from tiny_diffusion.runs.trackers import Trackers
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
 HISTORY_POINTS = 1000  # of the loss curve that a checkpoint holds
@@ -60,13 +61,32 @@ class RunWriter:
         self.sampling = default_sampling_of(config, student)
         self.heldout_history: list[list[float]] = []
         self.best_score: dict | None = None
+        self.trackers: Trackers | None = None  # of rank 0
         self.last_save = time.monotonic()
         self.loss = self.speed = math.nan
 
-    def begin(self) -> None:
-        """Opens the folder; the log continues at the trainer's step."""
+    def begin(self, overwrite: bool = False) -> None:
+        """Opens the folder and the trackers; the log continues at the trainer's step.
+
+        overwrite: deletes the run that the folder holds, once the trackers have begun.
+        """
         if self.world.is_main:
-            self.folder.open(self.trainer.step)
+            step, logged = self.trainer.step, self.folder.last_logged_step() if self.trainer.step else 0
+            self.trackers = Trackers(self.config.log, self.folder.path, self.config.to_dict(), step, logged)
+            if overwrite:
+                self.folder.clear()
+            self.folder.open(step)
+
+    def close(self) -> None:
+        """Closes the log and the trackers."""
+        self.folder.close()
+        if self.trackers:
+            self.trackers.close()
+
+    def track(self, values: Mapping[str, float]) -> None:
+        """Hands numbers of the current step to the trackers."""
+        if self.trackers:
+            self.trackers.numbers(self.trainer.step, values)
 
     def write_report(self, report: StepReport, speed: float, scores: dict[str, float]) -> int:
         """Writes one line of the log, which waits for the device.  Returns how many steps in a row were not finite.
@@ -84,6 +104,8 @@ class RunWriter:
                 images_per_second=round(speed, 1),
                 **scores,
             )
+            numbers = {"loss": loss, "gradient_norm": norm, "learning_rate": report.lr, "images_per_second": speed}
+            self.trackers.numbers(report.step, numbers | scores)
         self.loss = _moving_average(self.loss, loss, 0.02)
         self.speed = _moving_average(self.speed, speed, 0.1)
         return int(report.skipped)
@@ -91,6 +113,7 @@ class RunWriter:
     def add_heldout_loss(self, loss: float) -> None:
         """Adds a point to the held-out curve."""
         self.heldout_history.append([self.trainer.step, loss])
+        self.track({"heldout_loss": loss})
 
     def add_score(self, name: str, value: float, elapsed: float) -> None:
         """Remembers the lowest score of one name, and with --keep_best saves its checkpoint."""
@@ -110,6 +133,8 @@ class RunWriter:
         if torch.isfinite(images).all():
             labels, names = request.labels(), self.class_names
             self._show(path, lambda: self.callbacks.save_samples(path, to_pictures(images), labels, names))
+            if self.trackers and path.exists():
+                self.trackers.picture(self.trainer.step, "samples", path)
         else:
             tqdm.write(f"epoch {epoch}: the samples hold NaN; {path} is not written", file=sys.stderr)
         return path

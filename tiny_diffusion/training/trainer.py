@@ -207,10 +207,14 @@ class Trainer:
         self.scaler.state.copy_(tensors["scaler/loss_scale"])
         self.step = step
 
-    def heldout_loss(self, images: Tensor, labels: Tensor) -> float:
-        """The loss of the averaged weights on these images, with the same noise and noise levels each time."""
+    def heldout_loss(self, images: Tensor, labels: Tensor, t: np.ndarray | None = None) -> float:
+        """The loss of the averaged weights on these images, with the same noise each time.
+
+        t: the time of each image [the same ones each time, distributed as in training].
+        """
         objective = self.objective_at(1.0)
-        t = objective.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
+        if t is None:
+            t = objective.timesteps(stratified(stream(self.config.seed, "heldout"), len(images)))
         noise = torch.empty_like(images).normal_(generator=torch_stream(self.config.seed, "heldout", 1, self.device))
         total = 0.0
         with torch.no_grad():
