@@ -1,5 +1,6 @@
 """The folder that a run writes: which file lies where, and what a resume keeps of it.
 
+tensorboard/, wandb/             with --log
 samples/epoch_XXX.png            sampled from the averaged weights
 checkpoints/model_epoch_XXX.pt   every --save_interval epochs
 checkpoints/latest.pt            rolling, deleted when the run ends
@@ -79,7 +80,7 @@ class RunFolder:
 
     def last_logged_step(self) -> int:
         """The last step in the log of an earlier session; 0 without one."""
-        return max((line["step"] for line in _read_log(self.log_path)[1]), default=0)
+        return max((line["step"] for line in read_log(self.log_path)[1]), default=0)
 
     def adopt_log(self, other: "RunFolder", loss_history: Sequence[Sequence]) -> None:
         """Continues the log of a run that began in another folder.
