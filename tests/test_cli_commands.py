@@ -101,6 +101,7 @@ def test_training_writes_the_files_of_the_contract_and_no_others(run):
         "samples/epoch_003.png",
         "checkpoints/model_epoch_002.pt",
         "training_loss.png",
+        "latest.png",
         "model_final.pt",
         "log.jsonl",
     }
@@ -127,6 +128,10 @@ def test_checkpoints_say_when_they_were_saved(run):
 def test_sample_pictures_have_the_number_of_images_asked_for(run):
     for path in (run / "samples").iterdir():
         assert Image.open(path).size == (2 * TILE + 2, 2 * TILE + 2)
+
+
+def test_the_newest_samples_are_also_latest_png(run):
+    assert (run / "latest.png").read_bytes() == (run / "samples/epoch_003.png").read_bytes()
 
 
 def test_the_same_command_trains_the_same_weights(cli, run, tmp_path):

@@ -98,7 +98,7 @@ def test_the_file_of_a_lock_is_no_run_and_is_not_cleared(folder):
 
 
 WRITTEN = ["model_final.pt", "log.jsonl", "checkpoints/latest.pt", "checkpoints/model_epoch_005.pt"]
-PICTURES = ["samples/epoch_001.png", "samples/epoch_1000.png", "training_loss.png"]
+PICTURES = ["samples/epoch_001.png", "samples/epoch_1000.png", "training_loss.png", "latest.png"]
 NOT_OURS = [
     "notes.txt", "generated_samples.png", "intermediate/step_0000.png", "checkpoints/mine.pt", "samples/mine.png",
     "other.pt", "checkpoints/model_epoch_005.pt.bak",

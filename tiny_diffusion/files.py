@@ -50,6 +50,12 @@ def atomic_write(path: str | os.PathLike, *, fsync: bool = False) -> Iterator[Bi
             os.fsync(file.fileno())
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """Writes the bytes of one file to another, whole or not at all."""
+    with atomic_write(target) as file:
+        file.write(source.read_bytes())
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes the text as UTF-8, whole or not at all."""
     with atomic_write(path) as file:

@@ -106,8 +106,10 @@ def _measure_all(config: Config, options: BenchmarkOptions) -> dict:
 def _machine(device) -> dict[str, object]:
     import torch
 
+    from tiny_diffusion.runtime.machine import processor_of
+
     return {
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "processor": processor_of(device),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -147,12 +149,3 @@ def _report(found: dict) -> list[str]:
             for layer in step["layers"]
         ),
     ]
-
-
-def _processor() -> str:
-    """The name of the processor, or its architecture where the system does not name it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -93,7 +93,7 @@ function showDrawing(place, state, images) {
   const { shape, about, painter } = state;
   const quick = Object.keys(about).includes("student") ? "student" : "main";
   const model = choice("Model", Object.entries(about).map(([key, { title }]) => [key, title]), quick);
-  const strength = slider("Noise to add", { min: 0.05, max: 1, step: 0.01, value: 0.6, shown: (v) => `${Math.round(v * 100)} %` });
+  const strength = slider("Noise to add", { min: 0.05, max: 1, step: 0.01, value: 0.5, shown: (v) => `${Math.round(v * 100)} %` });
   const steps = slider("Steps", { min: 1, max: 20, value: quick === "student" ? about.student.sampling.steps : 6 });
   const { classes, guidable } = about.main;
   const label = choice("Class", [...(guidable ? [["none", "any (no class)"]] : []), ...classes], guidable ? "none" : classes[0]?.[0] ?? "none");

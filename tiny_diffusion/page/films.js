@@ -17,7 +17,7 @@ function showForward({ images, shape, schedule, schedules }) {
 
   function choose() {
     now = new Schedule(select.value === own.name ? own : { name: select.value, timesteps: own.timesteps, shift: own.shift });
-    const every = Math.max(1, Math.floor(own.timesteps / 300));
+    const every = Math.max(1, Math.floor(own.timesteps / 1000));
     const times = Array.from({ length: Math.ceil(own.timesteps / every) }, (_, i) => Math.min(i * every, last));
     const levels = times.map((time) => now.level(time));
     const points = (value) => levels.map((level, i) => [times[i], value(level)]);

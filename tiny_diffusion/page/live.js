@@ -51,10 +51,19 @@ class Settings {
     this.high = slider("Guided to time", { min: 0, max: 1, step: 0.01, value: high });
     const shown = [this.sampler, this.steps, this.eta, ...(classes.length ? [this.label] : []),
       ...(guidable ? [this.guidance, this.low, this.high] : [])];
+    this.sampler.input.addEventListener("change", () => this.useItsEta());
     for (const { input } of shown) input.addEventListener(input.tagName === "SELECT" ? "change" : "input", () => this.changed());
     const several = Object.keys(this.about).length > 1 ? [this.model] : [];
     this.body.replaceChildren(...[...several, ...shown].map(({ element }) => element));
     this.show();
+  }
+
+  // Another sampler brings its own eta, as in sample.py.
+  useItsEta() {
+    const { sampling } = this.about[this.model.value];
+    const { eta = 0, maxEta = 0 } = SAMPLERS[this.sampler.value];
+    this.eta.input.max = maxEta;
+    this.eta.set(this.sampler.value === sampling.sampler ? sampling.eta ?? eta : eta);
   }
 
   changed() {
@@ -88,14 +97,15 @@ class Settings {
     };
   }
 
-  // The command that draws the same picture.
+  // The command that draws the same picture, in parts that a line does not break.
   command({ sampler, steps, grid, eta, label, guidance, interval, seed, index }) {
     const { path, classes } = this.about[this.model.value];
     const guided = label !== null && guidance !== 1;
-    return [`python sample.py --checkpoint ${path} --seed ${seed} --indices ${index} --sampler ${sampler} --steps ${steps} --grid ${grid}`,
-      ...(eta === null ? [] : [`--eta ${eta}`]), ...(classes.length ? [`--classes ${label === null ? "none" : label}`] : []),
+    return ["python", "sample.py", "--checkpoint", path, `--seed ${seed}`, `--indices ${index}`, `--sampler ${sampler}`,
+      `--steps ${steps}`, `--grid ${grid}`, ...(eta === null ? [] : [`--eta ${eta}`]),
+      ...(classes.length ? [`--classes ${label ?? "none"}`] : []),
       ...(classes.length && label !== null ? [`--guidance ${guidance}`] : []),
-      ...(guided ? [`--guidance_interval ${interval ?? "0,1"}`] : [])].join(" ");
+      ...(guided ? [`--guidance_interval ${interval ?? "0,1"}`] : [])];
   }
 }
 
@@ -117,7 +127,7 @@ class Panel {
   draw() {
     const { live, settings } = this;
     const request = { ...settings.request(), seed: live.seed.value || "0", index: live.index.number };
-    this.command.textContent = this.settings.command(request);
+    this.command.replaceChildren(...this.settings.command(request).flatMap((part) => [part.startsWith("--") ? make("span", {}, part) : part, " "]));
     live.painter.sample(this.channel, settings.model.value, request, (step) => {
       this.noisy.show(step.x);
       this.clean.show(step.clean);

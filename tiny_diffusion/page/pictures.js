@@ -7,7 +7,7 @@ class Pictures {
     Object.assign(this, { shape, columns, gap });
     this.canvas = make("canvas", { className: "pixels", role: "img", "aria-label": label,
       width: columns * (shape.width + gap) - gap, height: rows * (shape.height + gap) - gap });
-    this.context = this.canvas.getContext("2d");
+    this.context = this.canvas.getContext("2d", { willReadFrequently: true });
   }
 
   // Shows image i.  values: (C, H, W) in [-1, 1].

@@ -5,6 +5,7 @@ samples/epoch_XXX.png            sampled from the averaged weights
 checkpoints/model_epoch_XXX.pt   every --save_interval epochs
 checkpoints/latest.pt            rolling, deleted when the run ends
 checkpoints/best.pt              the best score, with --keep_best
+latest.png                       the newest of samples/
 training_loss.png
 log.jsonl                        one line per step
 model_final.pt                   at the end
@@ -31,6 +32,7 @@ class RunFolder:
         self.latest = self.checkpoints / "latest.pt"
         self.best = self.checkpoints / "best.pt"
         self.loss_plot = self.path / "training_loss.png"
+        self.newest_picture = self.path / "latest.png"
         self.log_path = self.path / "log.jsonl"
         self._log = None
         self._losses: list[tuple[int, float]] = []
@@ -52,6 +54,7 @@ class RunFolder:
         written = [
             self.final,
             self.loss_plot,
+            self.newest_picture,
             self.log_path,
             self.latest,
             self.best,
@@ -155,7 +158,7 @@ class RunFolder:
             *partials_of(self.checkpoints, "*.pt"),
             *(
                 part
-                for path in (self.final, self.loss_plot, self.log_path)
+                for path in (self.final, self.loss_plot, self.newest_picture, self.log_path)
                 for part in partials_of(self.path, path.name)
             ),
         ]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -22,9 +21,11 @@ from tiny_diffusion.data.pixels import to_pictures
 from tiny_diffusion.diffusion.request import Request, default_sampling, labels_in_shares, request_from
 from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.errors import FileError
+from tiny_diffusion.files import copy_whole
 from tiny_diffusion.runs.checkpoint import save_checkpoint
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.trackers import Trackers
+from tiny_diffusion.runtime.machine import versions_on
 from tiny_diffusion.training.trainer import StepReport, Trainer
 
 HISTORY_POINTS = 1000  # of the loss curve that a checkpoint holds
@@ -133,8 +134,10 @@ class RunWriter:
         if torch.isfinite(images).all():
             labels, names = request.labels(), self.class_names
             self._show(path, lambda: self.callbacks.save_samples(path, to_pictures(images), labels, names))
-            if self.trackers and path.exists():
-                self.trackers.picture(self.trainer.step, "samples", path)
+            if path.is_file():
+                self._show(self.folder.newest_picture, lambda: copy_whole(path, self.folder.newest_picture))
+                if self.trackers:
+                    self.trackers.picture(self.trainer.step, "samples", path)
         else:
             tqdm.write(f"epoch {epoch}: the samples hold NaN; {path} is not written", file=sys.stderr)
         return path
@@ -228,7 +231,7 @@ class RunWriter:
             "background": self.config.background,
             "sampling": self.sampling,
             **({"student": asdict(self.student)} if self.student else {}),
-            "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]},
+            "versions": versions_on(self.trainer.device),
         }
 
 
