@@ -241,9 +241,9 @@ def test_a_model_that_outputs_nan_has_diverged(cli, trained, tmp_path):
         ("--eta 1.6", ["--eta", "1.6", "1.5"]),
         ("--sampler ddpm --eta 0", ["--eta 0", "--sampler ddpm", "--sampler ddim"]),
         ("--indices 0-3 --num_images 4", ["--num_images 4", "--indices"]),
-        ("--output picture.jpg", ["--output picture.jpg", ".png, .gif, .npz", "trailing slash"]),
-        ("--output picture", ["--output picture", ".png, .gif, .npz", "trailing slash"]),
-        ("--output .png", ["--output .png", ".png, .gif, .npz"]),
+        ("--output picture.jpg", ["--output picture.jpg", ".png, .gif, .webp, .mp4, .npz", "trailing slash"]),
+        ("--output picture", ["--output picture", ".png, .gif, .webp, .mp4, .npz", "trailing slash"]),
+        ("--output .png", ["--output .png", ".png, .gif, .webp, .mp4, .npz"]),
     ],
 )
 def test_sample_refuses_what_this_model_cannot_do_or_would_ignore(given, words, cli, trained, tmp_path):

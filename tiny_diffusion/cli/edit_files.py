@@ -104,19 +104,19 @@ def interpolate(count: int, model, diffusion, request, shape, output: Path, endi
     from tiny_diffusion.data.pixels import to_pictures
     from tiny_diffusion.diffusion.edits import Interpolate
     from tiny_diffusion.diffusion.sampling import sample
-    from tiny_diffusion.visuals.animations import save_gif
+    from tiny_diffusion.visuals.animations import FILMS, save_film
     from tiny_diffusion.visuals.images import grid, save_folder, save_npz, save_png
 
     edit = Interpolate(count)
     frames = to_pictures(sample(model, diffusion, replace(request, batch_size=2), shape, edit=edit))
-    pictures = output.with_suffix("") if ending in (".png", ".gif") else beside(output, "strip")
+    pictures = output.with_suffix("") if ending in (".png", *FILMS) else beside(output, "strip")
     if ending == ".npz":
         save_npz(output, frames)
     elif not ending:
         save_folder(output, frames)
     save_png(pictures.with_name(f"{pictures.name}.png"), grid(frames, columns=min(len(frames), STRIP_COLUMNS)))
     animation = [grid(frame[None], scale=max(1, ANIMATION_PIXELS // max(frame.shape))) for frame in frames]
-    save_gif(
-        pictures.with_name(f"{pictures.name}.gif"), animation, seconds=len(frames) / FRAMES_PER_SECOND, hold_seconds=0.5
-    )
-    print(f"{len(frames)} frames: {output}; the strip and the animation: {pictures}.png and .gif", file=sys.stderr)
+    film = ending if ending in FILMS else ".gif"
+    path = pictures.with_name(pictures.name + film)
+    save_film(path, animation, seconds=len(frames) / FRAMES_PER_SECOND, hold_seconds=0.5)
+    print(f"{len(frames)} frames: {output}; the strip and the animation: {pictures}.png and {film}", file=sys.stderr)

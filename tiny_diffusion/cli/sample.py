@@ -11,7 +11,7 @@ from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.edit_files import interpolate
 from tiny_diffusion.cli.editing import FRAMES, EditOptions, EditPlan
 from tiny_diffusion.cli.guidance import Interval
-from tiny_diffusion.cli.sample_files import IMAGES_IN_FRAMES, write, write_frames
+from tiny_diffusion.cli.sample_files import FILM_ENDINGS, IMAGES_IN_FRAMES, write, write_frames
 from tiny_diffusion.cli.selection import labels_of, number_list
 from tiny_diffusion.config.option import Choice, Flag, Int, Number, Text, again, option, specs
 from tiny_diffusion.config.rules import refuse_sampling
@@ -28,7 +28,7 @@ Sample images from a trained model.  The checkpoint says how; the options change
   PROGRAM --checkpoint outputs/mnist/model_final.pt --output outputs/mnist/denoising.gif
   PROGRAM --checkpoint outputs/mnist/model_final.pt --num_images 1000 --output outputs/mnist/samples/
 """
-ENDINGS = (".png", ".gif", ".npz")
+ENDINGS = (".png", *FILM_ENDINGS, ".npz")
 MODELS = ("checkpoint", "guide_checkpoint")  # options that take a checkpoint, or the folder of a run
 FLAT = 8  # grey levels between the darkest and the lightest pixel of an image that shows nothing
 FRESH = {name: row for name, row in SAMPLERS.items() if row.eta is not None}  # samplers that can add fresh noise
@@ -42,7 +42,7 @@ class SampleOptions:
     checkpoint: str | None = option(Text(), None, "the model: model_final.pt, or any checkpoint of a run")
     num_images: int = option(Int(1, 10_000_000), 64, "total number of images, shared evenly over --classes")
     output: str | None = option(
-        Text(), None, "picture.png, animation.gif, samples.npz, or a folder/ [generated_samples.png of the run]")
+        Text(), None, "picture.png, film.gif, .webp, .mp4, samples.npz, or folder/ [generated_samples.png of the run]")
     show_intermediate: bool = option(Flag(), False, "also write intermediate/step_XXXX.png, the steps of sampling")
     sampler: str | None = option(Choice(SAMPLERS), None, "how to step from noise to image [the checkpoint's]")
     steps: int | None = option(
@@ -87,6 +87,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     from tiny_diffusion.runs.folder import newest_in, run_of
     from tiny_diffusion.runs.guide import with_guide
     from tiny_diffusion.runtime.world import make_world
+    from tiny_diffusion.visuals.animations import check_film
     from tiny_diffusion.visuals.film import Film
 
     options = replace(options, **{name: newest_in(getattr(options, name)) for name in MODELS if name in given})
@@ -103,6 +104,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     model = to_device(model, world.device)
     output = output or run_of(Path(options.checkpoint)) / "generated_samples.png"
     check_writable("output", output, folder=not ending)
+    check_film(output)
     if plan and plan.name == "interpolate":
         if world.is_main:
             count = plan.options.frames or FRAMES
@@ -111,8 +113,9 @@ def run(argv: list[str], program: str, started: float) -> int:
     edit = plan and plan.edit(checkpoint, model, diffusion, request, world, output)
     labels, names = request.labels() if request.shows_classes else None, checkpoint.class_names
     film = None
-    if ending == ".gif" or options.show_intermediate:
-        film = Film(request.steps, len(indices) if ending == ".gif" else IMAGES_IN_FRAMES, labels, names)
+    is_film = ending in FILM_ENDINGS
+    if is_film or options.show_intermediate:
+        film = Film(request.steps, len(indices) if is_film else IMAGES_IN_FRAMES, labels, names)
     batches = _sample(model, diffusion, request, checkpoint, film, world, edit)
     if not world.is_main:
         deque(batches, maxlen=0)
@@ -137,7 +140,7 @@ def _output(text: str | None) -> tuple[Path | None, str]:
         return path, ""
     if path.suffix.lower() not in ENDINGS:
         raise OptionError(
-            f"--output {text}: the ending says what to write: .png, .gif, .npz, or a folder with a trailing slash."
+            f"--output {text}: the ending says what to write: {', '.join(ENDINGS)}, or a folder with a trailing slash."
         )
     return path, path.suffix.lower()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tiny_diffusion.files import clear_partials
 
+FILM_ENDINGS = (".gif", ".webp", ".mp4")
 IMAGES_IN_FRAMES = 256  # of --show_intermediate; they stay in memory, with all their steps
 
 
@@ -25,9 +26,9 @@ def write(output: Path, ending: str, batches: Iterator, count: int, film, labels
     elif ending == ".npz":
         more = {} if labels is None else {"labels": np.array(labels, np.int64), "class_names": np.array(names)}
         save_npz(output, (image for _, images in batches for image in images), count, **more)
-    elif ending == ".gif":
+    elif ending in FILM_ENDINGS:
         deque(batches, maxlen=0)
-        film.save_gif(output)
+        film.save(output)
     else:
         _write_folder(output, batches, labels, names)
     print(f"{count:,} images: {output}", file=sys.stderr)
@@ -62,5 +63,5 @@ def write_frames(output: Path, film, count: int) -> None:
     parent = output.parent if output.name not in ("", "..") else output.resolve().parent
     clear_partials(parent / "intermediate")
     frames = film.save_frames(parent / "intermediate")
-    of = f", of the first {IMAGES_IN_FRAMES} images" if count > IMAGES_IN_FRAMES else ""
+    of = f", of the first {film.max_images} images" if count > film.max_images else ""
     print(f"{frames} frames of the denoising{of}: {parent / 'intermediate'}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A film of sampling: some steps of every batch are kept, and saved as frames or as a GIF at the end."""
+"""A film of sampling: some steps of every batch are kept, and saved as frames or as an animation at the end."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiny_diffusion.visuals.animations import save_gif
+from tiny_diffusion.visuals.animations import save_film
 from tiny_diffusion.visuals.class_grid import class_grid
 from tiny_diffusion.visuals.images import denoising_frame, grid, save_png, strip
 
@@ -36,6 +36,7 @@ class Film:
         self.arrange = grid if labels is None else partial(class_grid, labels=labels[:max_images], names=names)
         chosen = np.linspace(0, steps, min(MAX_FRAMES, steps + 1)).round().astype(int).tolist()
         self.batches: dict[int, list[Frame]] = {step: [] for step in chosen}
+        self.max_images = max_images
         self.room = dict.fromkeys(chosen, max_images)
 
     def wants(self, step: int) -> bool:
@@ -56,9 +57,9 @@ class Film:
             noisy, clean = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("noisy", "clean"))
             yield Frame(step, batches[0].time, noisy, clean)
 
-    def save_gif(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """The film as an animation, x_t at left and the estimate of x_0 at right."""
-        save_gif(path, [denoising_frame(frame.noisy, frame.clean, self.arrange) for frame in self.frames()])
+        save_film(path, [denoising_frame(frame.noisy, frame.clean, self.arrange) for frame in self.frames()])
 
     def save_frames(self, folder: Path) -> int:
         """step_XXXX.png for each frame, and strip.png of the first images; returns the number of frames.
