@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -25,7 +26,7 @@ from tiny_diffusion.page.model import model_of
 from tiny_diffusion.page.scripts import FOLDER, PAGE, WORKER
 from tiny_diffusion.page.weights import MAX_PARAMETERS, network_of, too_large
 from tiny_diffusion.randomness import stream
-from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
+from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model, save_checkpoint
 
 SMALL = {"dataset": "digits", "base_channels": 8}
 NETWORKS = [
@@ -281,3 +282,41 @@ def test_no_script_is_long():
 )
 def test_what_cannot_be_shown_is_refused_by_its_option(argv, code, words, cli, trained):
     cli.refuses(code, ["report", *(word.format(trained=trained) for word in argv)], *words)
+
+
+def test_a_page_follows_a_run_until_it_ends(cli, trained, tmp_path, monkeypatch):
+    """It is written at once, then after each change, and the command ends with the run."""
+    from tiny_diffusion.cli import report
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)  # three steps: it has not ended
+    passes = []
+
+    def wait(seconds):
+        passes.append((run / "report.html").exists())
+        assert len(passes) < 9
+        if len(passes) == 2:
+            checkpoint = load_checkpoint(run / "model_final.pt")
+            about = {key: value for key, value in checkpoint.about.items() if key not in ("format", "sha256")}
+            save_checkpoint(run / "model_final.pt", about | {"finished": True, "step": 4}, checkpoint.tensors)
+
+    monkeypatch.setattr(report.time, "sleep", wait)
+    ended = cli.works("report", "--run", run, "--watch")
+    assert ended.out.count("wrote") == 2 and passes == [True, True]
+    assert "of step 3" in ended.out and "of step 4" in ended.out
+
+
+def test_a_model_that_is_too_large_is_shown_by_its_recordings(trained, monkeypatch):
+    from tiny_diffusion.page import build, weights
+
+    monkeypatch.setattr(weights, "MAX_PARAMETERS", 100)
+    content = build.content_of(build.open_run(trained))
+    assert "too large to run in a page" in content["live"]["missing"] and "models" not in content["live"]
+    assert "runs in this page" not in content["summary"] and content["film"]["count"] >= 4
+
+
+def test_a_page_without_its_data_set_says_so(tmp_path, nothing_from_outside):
+    from tiny_diffusion.page.recordings import real_images
+
+    config = resolve({"dataset": "mnist", "data_dir": str(tmp_path)})
+    assert "mnist" in real_images(config, tmp_path, None)["missing"]
