@@ -22,8 +22,9 @@ SOME_VALUES = {  # of the options of train; those with choices, and switches, ha
     "dropout": [0.0, 0.3], "label_dropout": [0.0, 0.4], "epochs": [1, 7], "minutes": [0.5, 3], "max_steps": [5],
     "batch_size": [12, 64], "accumulate": [1, 4], "lr": [1e-4, 1], "ema_decay": [0.0, 0.99], "grad_clip": [0.5],
     "seed": [3], "output_dir": ["a b"], "sample_interval": [2], "num_samples": [4, 9], "save_interval": [3],
-    "keep_last": [1], "eval_interval": [1, 3], "eval_images": [100, 500],
     "log": [("tensorboard",), ("wandb", "tensorboard")],
+    "keep_last": [1], "eval_interval": [1, 3], "eval_images": [100, 500], "betas": [(0.1, 0.9), (0.2, 0.5)],
+    "unet_details": [("norm_eps=1e-06",), ("downsample_padding=0", "add_attention=false")],
 }  # fmt: skip
 TINY = ["--dataset", "digits", "--base_channels", "8", "--num_samples", "4"]
 

@@ -15,6 +15,7 @@ from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.guidance import Interval
 from tiny_diffusion.config.option import Colour, Flag, Int, ListOf, Number, Size, Text, specs
 from tiny_diffusion.config.presets import PRESETS
+from tiny_diffusion.config.unet_details import DetailList
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
 EVERY_OPTION = [(c, name) for c, option_sets in OPTIONS.items() for options in option_sets for name in specs(options)]
@@ -32,6 +33,8 @@ def type_of(command, name):
 
 def a_value(kind):
     """Some value of a type."""
+    if isinstance(kind, DetailList):
+        return ("norm_eps=1e-06",)
     if isinstance(kind, ListOf):
         return (a_value(kind.item),)
     if isinstance(kind, Size):

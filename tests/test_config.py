@@ -496,6 +496,8 @@ def many_configurations():
             given[name] = draw.choice(SOME_VALUES.get(name) or specs(Config)[name].type.choices or [True])
         if given.get("dataset") == "folder":
             given.setdefault("data_dir", "x")
+        if "betas" in given or given.get("schedule") == "betas":
+            given |= {"schedule": "betas", "betas": draw.choice(SOME_VALUES["betas"]), "timesteps": 2}
         try:
             yield given, resolve(given)
         except OptionError:

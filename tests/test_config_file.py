@@ -173,6 +173,7 @@ def test_the_command_line_wins(option, write, resolved):
     """An option of the command line has the value given there, whatever the file holds."""
     beside = {"dataset": "folder", "data_dir": "x", "schedule": "linear", "class_cond": True, "batch_size": 12}
     beside["eval_interval"] = 2
+    beside |= {"schedule": "betas", "timesteps": 2} if option == "betas" else {}
     spec = specs(Config)[option]
     values = [
         value for value in SOME_VALUES.get(option) or spec.type.choices or [True] if resolves({**beside, option: value})

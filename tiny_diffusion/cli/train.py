@@ -10,9 +10,9 @@ from tiny_diffusion.cli.arguments import parse
 from tiny_diffusion.cli.start_run import begin, continue_run
 from tiny_diffusion.cli.train_actions import TrainActions
 from tiny_diffusion.config.option import specs
-from tiny_diffusion.config.option_file import read_options
+from tiny_diffusion.config.option_file import network_options, read_options
 from tiny_diffusion.config.presets import PRESETS
-from tiny_diffusion.config.training import Config, beneath, network_options, resolve
+from tiny_diffusion.config.training import Config, beneath, resolve
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.runtime.torchrun_store import has_begun
 
@@ -80,6 +80,7 @@ def _start(given: dict, actions: TrainActions, started: float, until_the_end: Ex
 
         actions = dataclasses.replace(actions, init_from=newest_in(actions.init_from))
         source = load_checkpoint(actions.init_from)
+        source.refuse_unknown_images(f"--init_from {actions.init_from}", given)
         given = {**beneath(given, network_options(source.config, "preset" not in given)), **given}
     try:
         config = resolve(given)

@@ -39,7 +39,7 @@ class FigureOptions:
     image_size: int | tuple[int, int] | None = again(Config, "image_size")
     background: str | None = again(Config, "background")
     num_images: int = option(Int(1, 100), 8, "images, a row each")
-    schedule: str = again(Config, "schedule")
+    schedule: str = again(Config, "schedule", type=Choice(SCHEDULES))
     timesteps: int = again(Config, "timesteps")
     beta_start: float | None = again(Config, "beta_start")
     beta_end: float | None = again(Config, "beta_end")

@@ -8,10 +8,12 @@ given the values too.
 import math
 from collections.abc import Iterable, Sequence
 
+from tiny_diffusion.config.unet_details import UNetDetails
 from tiny_diffusion.errors import OptionError
 
 MAX_PARAMETERS = 4e9  # beyond what one machine trains; refused before its memory is spent
 MAX_NORM_GROUPS = 8
+LEVEL_LISTS = ("up_attention_levels", "resnet_down_levels", "resnet_up_levels")  # of UNetDetails
 MAX_PATCH_SIZE, MAX_HEADS = 16, 64  # the largest that an error suggests
 
 
@@ -25,8 +27,11 @@ def check_network(config, sides: tuple[int, int]) -> None:
     check_tiling(config.size, config.patch_size, or_sizes)
     check_coarsest_level(config.size, config.patch_size, config.channel_mult, or_sizes)
     check_attention_levels(config.attention_levels, len(widths))
-    if config.attention_levels:
-        head_width(widths, config.attention_levels, config.attention_heads)
+    details = UNetDetails.of(config.unet_details)
+    check_details(details, widths)
+    up_levels = details.up_levels(config.attention_levels)
+    middle = [len(widths) - 1] if details.attends_in_the_middle(config.attention_levels) else []
+    head_widths(widths, {*config.attention_levels, *up_levels, *middle}, config.attention_heads, details)
     check_parameters(config.base_channels, config.channel_mult, config.layers_per_block)
 
 
@@ -98,6 +103,44 @@ def head_width(widths: Sequence[int], attention_levels: Sequence[int], attention
             f"heads that fit every level with attention. Use one of {_listed(filter(fits, range(1, MAX_HEADS + 1)))}."
         )
     return widths[-1] // attention_heads
+
+
+def head_widths(
+    widths: Sequence[int], attending: Iterable[int], attention_heads: int, details: UNetDetails
+) -> list[int]:
+    """Channels of a head at each level; only those of the levels that attend are of use.
+
+    Raises OptionError if they do not divide the width of a level that attends.
+    """
+    attending = sorted(attending)
+    if details.attention_head_dim is None:
+        return [head_width(widths, attending, attention_heads) if attending else 0] * len(widths)
+    for level in attending:
+        if details.attention_head_dim and widths[level] % details.attention_head_dim:
+            raise OptionError(
+                f"--unet_details attention_head_dim={details.attention_head_dim} does not divide the {widths[level]} "
+                f"channels of level {level}. Use a divisor, or 0 for one head."
+            )
+    return [details.attention_head_dim or width for width in widths]
+
+
+def check_details(details: UNetDetails, widths: Sequence[int]) -> None:
+    """Raises OptionError unless the details fit a network with levels of these widths."""
+    named = [(name, level) for name in LEVEL_LISTS for level in getattr(details, name) or ()]
+    for name, level in named:
+        if level >= len(widths):
+            raise OptionError(
+                f"--unet_details {name}={level}: --channel_mult makes levels 0 to {len(widths) - 1} only."
+            )
+    for name, each in (("norm_num_groups", widths), ("attn_norm_num_groups", widths[-1:])):
+        groups = getattr(details, name)
+        if groups and any(width % groups for width in each):
+            raise OptionError(
+                f"--unet_details {name}={groups} does not divide {_typed(each)} channels. "
+                f"Use a divisor of {math.gcd(*each)}."
+            )
+    if details.freq_shift >= widths[0] / 2:
+        raise OptionError(f"--unet_details freq_shift={details.freq_shift:g} must be less than {widths[0] // 2}.")
 
 
 def norm_groups(base_channels: int) -> int:

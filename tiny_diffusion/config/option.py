@@ -160,9 +160,10 @@ class Size(Type):
 
 @dataclass(frozen=True)
 class ListOf(Type):
-    """At most MAX_LISTED values of one type, between commas; `none` for an empty list."""
+    """At most `longest` values of one type, between commas; `none` for an empty list."""
 
     item: Type
+    longest: int = MAX_LISTED
 
     @property
     def choices(self):
@@ -179,9 +180,9 @@ class ListOf(Type):
             raise ValueError(f"{text!r} is not a list of numbers such as 1,2") from None
 
     def check(self, value):
-        if not isinstance(value, tuple) or len(value) > MAX_LISTED:
+        if not isinstance(value, tuple) or len(value) > self.longest:
             items = "numbers" if isinstance(self.item, Number) else "names"
-            return f"{value!r} is not a list of at most {MAX_LISTED} {items}"
+            return f"{value!r} is not a list of at most {self.longest} {items}"
         return _first_problem(self.item, value)
 
     def show(self, value):

@@ -58,3 +58,15 @@ def save_options(config: Config, path: Path) -> None:
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise OptionError(f"--save_config {path} exists and holds something else. Name another file, or delete it.")
     write_text(path, text)
+
+
+def network_options(config: Config, with_data: bool) -> dict[str, object]:
+    """The options that decide the network and the meaning of its output, apart from its classes.
+
+    with_data: and those of its images.
+    """
+    wanted = {name for name, spec in specs(type(config)).items() if spec.group == "network"}
+    wanted -= {"class_cond", "label_dropout"}
+    wanted |= {"schedule", "timesteps", "betas", "beta_start", "beta_end", "logsnr_shift", "prediction"}
+    wanted |= {"dataset", "data_dir", "image_size"} if with_data else set()
+    return {name: value for name, value in as_given(config).items() if name in wanted}

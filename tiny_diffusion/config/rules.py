@@ -15,7 +15,7 @@ from tiny_diffusion.config.option import MAX_SIDE, MIN_SIDE, Need, specs
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.predictions import determinant
 from tiny_diffusion.diffusion.samplers import SAMPLERS
-from tiny_diffusion.diffusion.schedules import SCHEDULES
+from tiny_diffusion.diffusion.schedules import GIVEN, SCHEDULES
 from tiny_diffusion.errors import OptionError, not_one_of
 
 LENGTHS = {"epochs", "minutes"}  # either of them sets the length of a run
@@ -35,9 +35,12 @@ IMAGE_FILES = _image_files("image_files", "image files")
 TRANSPARENCY = _image_files("transparent", "image files with transparency")
 BETAS = Need(
     "schedule",
-    lambda values: SCHEDULES[values["schedule"]].ends is not None,
+    lambda values: ends_of(values["schedule"]) is not None,
     ": --schedule {schedule} has no betas. Leave it out, or use "
     f"{', '.join(name for name, row in SCHEDULES.items() if row.ends)}.",
+)
+GIVEN_BETAS = Need(
+    "schedule", lambda values: values["schedule"] == GIVEN, f" without --schedule {GIVEN}. Leave one of them out."
 )
 ATTENTION = Need(
     "attention_levels",
@@ -52,6 +55,11 @@ MEASURED = Need(
     lambda values: values["eval_interval"] is not None,
     " without --eval_interval. Add --eval_interval 1, for example.",
 )
+
+
+def ends_of(schedule: str) -> tuple[float, float] | None:
+    """The default first and last beta of a schedule; None if it has none to choose."""
+    return SCHEDULES[schedule].ends if schedule in SCHEDULES else None
 
 
 def has_classes(dataset: str) -> bool | None:
@@ -224,15 +232,20 @@ def _check_splits(config) -> None:
 def _check_process(config) -> None:
     """Raises OptionError unless noise grows with every step and the network's output always determines the image."""
     ends = (config.beta_start, config.beta_end)
-    if any((end is None) == (SCHEDULES[config.schedule].ends is not None) for end in ends):
+    if any((end is None) == (ends_of(config.schedule) is not None) for end in ends):
         raise OptionError(
             f"--schedule {config.schedule} with beta_start {ends[0]} and beta_end {ends[1]}: "
-            f"{'it needs both' if SCHEDULES[config.schedule].ends else 'it has no betas, leave them out'}."
+            f"{'it needs both' if ends_of(config.schedule) else 'it has no betas, leave them out'}."
         )
+    count, wanted = len(config.betas or ()), config.timesteps if config.schedule == GIVEN else 0
+    if count != wanted:
+        raise OptionError(f"--betas are {count:,} in number; --schedule {config.schedule} takes {wanted:,} of them.")
     schedule = config.make_schedule()
     if config.beta_start is not None:
         refuse_falling_betas(config.beta_start, config.beta_end)
     if not (schedule.log_snr[1:] < schedule.log_snr[:-1]).all() or not (schedule.alpha[:-1] > 0).all():
+        if config.betas is not None:
+            raise OptionError("--betas must all be more than 0, and less than 1 before the last. Leave them out.")
         raise OptionError(
             f"--beta_start {config.beta_start:g} and --beta_end {config.beta_end:g} erase the image before the last "
             "step. Use smaller ones, such as 1e-4 and 0.02."

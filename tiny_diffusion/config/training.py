@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from tiny_diffusion.config import rules
 from tiny_diffusion.config.image_size import (
     default_channel_mult,
@@ -20,12 +22,15 @@ from tiny_diffusion.config.image_size import (
 )
 from tiny_diffusion.config.option import REQUIRED, Choice, Colour, Flag, Int, ListOf, Number, Size, Text, option, specs
 from tiny_diffusion.config.presets import PRESETS
+from tiny_diffusion.config.unet_details import DetailList
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.loss_weights import LOSS_WEIGHTS
 from tiny_diffusion.diffusion.predictions import PREDICTIONS
-from tiny_diffusion.diffusion.schedules import SCHEDULES, Schedule, make_schedule
+from tiny_diffusion.diffusion.schedules import GIVEN, SCHEDULES, Schedule, from_betas, make_schedule
 from tiny_diffusion.diffusion.timesteps import TIMESTEP_DISTRIBUTIONS
 from tiny_diffusion.errors import OptionError
+
+MAX_TIMESTEPS = 100_000
 
 # The options of each group of --help.
 data, diffusion, network, run, output = (
@@ -65,14 +70,18 @@ class Config:
         needs=rules.IMAGE_FILES, follows="dataset", since=None, free=True)
     hflip: bool = data(Flag(can_be_off=True), False, "mirror half of the images, left to right")
 
-    schedule: str = diffusion(Choice(SCHEDULES), "cosine", "how noise grows with the timestep")
-    timesteps: int = diffusion(Int(2, 100_000), 1000, "T, the length of the noising process")
+    schedule: str = diffusion(
+        Choice((*SCHEDULES, GIVEN)), "cosine", "how noise grows with the timestep; betas: as --betas says")
+    timesteps: int = diffusion(Int(2, MAX_TIMESTEPS), 1000, "T, the length of the noising process")
+    betas: tuple[float, ...] | None = diffusion(
+        ListOf(Number(0, 1), MAX_TIMESTEPS), None, "the T betas of --schedule betas, as loaded models may have",
+        needs=rules.GIVEN_BETAS, follows="schedule", since=None)
     beta_start: float | None = diffusion(
         Number(0, 0.999, open_low=True), None, "first beta, stated for T = 1000 [1e-4]",
-        needs=rules.BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[0])
+        needs=rules.BETAS, follows="schedule", fill=lambda values: rules.ends_of(values["schedule"])[0])
     beta_end: float | None = diffusion(
         Number(0, 0.999, open_low=True), None, "last beta, stated for T = 1000 [0.02; exponential 0.065]",
-        needs=rules.BETAS, follows="schedule", fill=lambda values: SCHEDULES[values["schedule"]].ends[1])
+        needs=rules.BETAS, follows="schedule", fill=lambda values: rules.ends_of(values["schedule"])[1])
     logsnr_shift: float | None = diffusion(
         Number(-20, 20), None,
         "added to the log-SNR of each level; large images need more noise [ln(32 / side) above 32 pixels]",
@@ -103,6 +112,9 @@ class Config:
     attention_heads: int = network(Int(1, 64), 2, "attention heads of the coarsest level", needs=rules.ATTENTION)
     activation: str = network(
         Choice(("silu", "relu", "gelu", "mish")), "silu", "nonlinearity of the residual blocks", since="silu")
+    unet_details: tuple[str, ...] = network(
+        DetailList(), (), "what else is not as usual, as loaded models may have it: norm_eps=1e-6,norm_num_groups=32",
+        since=())
     dropout: float = network(Number(0, 0.9), 0.0, "share of activations dropped in training")
     class_cond: bool | None = network(
         Flag(can_be_off=True), None,
@@ -182,6 +194,8 @@ class Config:
 
     def make_schedule(self) -> Schedule:
         """The noise schedule that the run trains on."""
+        if self.betas is not None:
+            return from_betas(np.array(self.betas), logsnr_shift=self.logsnr_shift)
         return make_schedule(self.schedule, self.timesteps, self.beta_start, self.beta_end, self.logsnr_shift)
 
 
@@ -232,18 +246,6 @@ def as_given(config: Config) -> dict[str, object]:
     """The options that resolve to this configuration, without those that have no effect in it."""
     values, rows = vars(config), specs(type(config)).items()
     return {name: values[name] for name, spec in rows if values[name] is not None and spec.is_of_use(values)}
-
-
-def network_options(config: Config, with_data: bool) -> dict[str, object]:
-    """The options that decide the network and the meaning of its output, apart from its classes.
-
-    with_data: and those of its images.
-    """
-    wanted = {name for name, spec in specs(type(config)).items() if spec.group == "network"}
-    wanted -= {"class_cond", "label_dropout"}
-    wanted |= {"schedule", "timesteps", "beta_start", "beta_end", "logsnr_shift", "prediction"}
-    wanted |= {"dataset", "data_dir", "image_size"} if with_data else set()
-    return {name: value for name, value in as_given(config).items() if name in wanted}
 
 
 def from_json(value: object) -> object:

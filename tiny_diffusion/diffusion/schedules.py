@@ -15,6 +15,7 @@ import numpy as np
 
 from tiny_diffusion.diffusion.levels import Level
 
+GIVEN = "betas"  # the name of a schedule whose betas are given one by one
 MAX_BETA = 0.999  # Nichol & Dhariwal (2021): beta = 1 would erase the image at once and make the inverse singular
 
 
@@ -106,9 +107,15 @@ def make_schedule(
         return Schedule(name, log_snr, straight=True, shift=logsnr_shift)
     ends = zip(row.ends or (), (beta_start, beta_end), strict=False)
     betas = row.betas(timesteps, *((own if given is None else given) * 1000 / timesteps for own, given in ends))
+    return from_betas(np.clip(betas, 0, MAX_BETA), name, logsnr_shift)
+
+
+def from_betas(betas: np.ndarray, name: str = GIVEN, logsnr_shift: float = 0.0) -> Schedule:
+    """The schedule of these betas, one per timestep, each of at least 0; only the last may be 1."""
     # alphas_cumprod = np.cumprod(1 - betas) = alpha^2; its logarithm, a sum, keeps its digits far into the noise.
-    log_alphas_cumprod = np.cumsum(np.log1p(-np.clip(betas, 0, MAX_BETA)))
-    log_snr = log_alphas_cumprod - np.log(-np.expm1(log_alphas_cumprod)) + logsnr_shift
+    with np.errstate(divide="ignore"):
+        log_alphas_cumprod = np.cumsum(np.log1p(-betas))
+        log_snr = log_alphas_cumprod - np.log(-np.expm1(log_alphas_cumprod)) + logsnr_shift
     return Schedule(name, log_snr, shift=logsnr_shift)
 
 

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from tiny_diffusion.config.training import Config
+from tiny_diffusion.config.unet_details import UNetDetails
 from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.models.unet import UNet
+
+# Tensors of models.unet.UNet.  The last row of CLASSES is the null class.
+CLASSES, TIME_BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
 
 
 def make_model(config: Config, channels: int, num_classes: int) -> UNet:
@@ -28,6 +32,7 @@ def make_model(config: Config, channels: int, num_classes: int) -> UNet:
         dropout=config.dropout,
         num_classes=num_classes if config.class_cond else 0,
         checkpoint_activations=config.checkpoint_activations,
+        details=UNetDetails.of(config.unet_details),
     )
 
 

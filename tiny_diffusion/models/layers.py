@@ -15,19 +15,24 @@ from tiny_diffusion.models.attention import attend
 
 
 class TimeEmbedding(nn.Module):
-    """Real-valued times (B,), about 0 to 1000, -> vectors (B, width): sinusoids, then Linear-SiLU-Linear."""
+    """Real-valued times (B,), about 0 to 1000, -> vectors (B, width): sinusoids, then Linear-SiLU-Linear.
 
-    def __init__(self, sinusoid_width: int, width: int):
+    cosines_first, freq_shift: the two ways to write the sinusoids, as UNetDetails has them.
+    """
+
+    def __init__(self, sinusoid_width: int, width: int, cosines_first: bool = True, freq_shift: float = 0.0):
         super().__init__()
+        self.cosines_first, self.freq_shift = cosines_first, freq_shift
         self.linear_1 = nn.Linear(sinusoid_width, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, time: Tensor, dtype: torch.dtype) -> Tensor:
         # The angles are float32 in every network: in bfloat16, times 998 and 999 are the same number.
         half = self.linear_1.in_features // 2
-        frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
-        angle = time.float()[:, None] * frequency
-        sinusoids = torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)
+        exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=time.device)
+        angle = time.float()[:, None] * torch.exp(exponent / (half - self.freq_shift))
+        waves = (angle.cos(), angle.sin()) if self.cosines_first else (angle.sin(), angle.cos())
+        sinusoids = torch.cat(waves, dim=1).to(dtype)
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
@@ -61,7 +66,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, *, head_width: int, groups: int):
         super().__init__()
         self.head_width = head_width
-        self.group_norm = nn.GroupNorm(groups, width)
+        self.group_norm = nn.GroupNorm(groups, width) if groups else nn.Identity()
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -73,14 +78,17 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width, rounded up: 28 -> 14 -> 7 -> 4."""
+    """Halves height and width, rounded up: 28 -> 14 -> 7 -> 4.
 
-    def __init__(self, width: int):
+    padding: 1 on every side, or 0 for one row and one column of zeros at the end only.
+    """
+
+    def __init__(self, width: int, padding: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -93,7 +101,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, size: tuple[int, int]) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 

@@ -16,17 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tiny_diffusion.config import network_shape
-from tiny_diffusion.models.layers import (
-    ACTIVATIONS,
-    Attention,
-    Downsample,
-    ResidualBlock,
-    TimeEmbedding,
-    Upsample,
-    start_at_zero,
-)
-
-LevelBlock = Callable[[int, Sequence[int]], nn.Module]  # (level, input widths of its residual blocks) -> its Block
+from tiny_diffusion.config.unet_details import UNetDetails
+from tiny_diffusion.models.layers import ACTIVATIONS, TimeEmbedding, start_at_zero
+from tiny_diffusion.models.levels import LevelParts
 
 
 class UNet(nn.Module):
@@ -42,6 +34,7 @@ class UNet(nn.Module):
     activation         of the residual blocks, a key of layers.ACTIVATIONS; elsewhere it is SiLU, as in diffusers
     num_classes        0: no labels.  Otherwise label `num_classes`, one past the last, is guidance's null class
     checkpoint_activations  in training, keep a residual block's inputs only and run it again in the backward pass
+    details            how networks made elsewhere differ from ours
 
     Weights are drawn from torch's global generator.  Raises OptionError (a ValueError) for sizes that do not fit.
     """
@@ -61,6 +54,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         checkpoint_activations: bool = False,
+        details: UNetDetails = UNetDetails(),  # noqa: B008 (it is frozen)
     ):
         super().__init__()
         self.patch_size = patch_size
@@ -69,31 +63,25 @@ class UNet(nn.Module):
         self.checkpoint_activations = checkpoint_activations
 
         widths = network_shape.level_widths(base_channels, channel_mult)
-        network_shape.check_attention_levels(attention_levels, len(widths))
         embedding_width = time_emb_dim or 4 * base_channels
-        groups = network_shape.norm_groups(base_channels)
-        residual = partial(
-            ResidualBlock, embedding_width=embedding_width, groups=groups, dropout=dropout, activation=activation
-        )
-        attention = no_attention = nn.Identity
-        if attention_levels:
-            head_width = network_shape.head_width(widths, attention_levels, attention_heads)
-            attention = partial(Attention, head_width=head_width, groups=groups)
-
-        def level_block(level: int, in_widths: Sequence[int]) -> Block:
-            attend = attention if level in attention_levels else no_attention
-            resnets = [residual(in_width, widths[level]) for in_width in in_widths]
-            return Block(resnets, [attend(widths[level]) for _ in resnets])
+        parts = LevelParts(
+            widths, attention_levels, attention_heads, details,
+            groups=details.norm_num_groups or network_shape.norm_groups(base_channels),
+            embedding_width=embedding_width, dropout=dropout, activation=activation,
+        )  # fmt: skip
 
         # Weights are drawn in the order of these lines, so a seed's network depends on it.
         self.conv_in = nn.Conv2d(channels * patch_size**2, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], embedding_width)
+        self.time_embedding = TimeEmbedding(widths[0], embedding_width, details.flip_sin_to_cos, details.freq_shift)
         self.class_embedding = nn.Embedding(num_classes + 1, embedding_width) if num_classes else None
-        self.down_blocks = down_blocks(widths, layers_per_block, level_block)
-        self.mid_block = Block([residual(widths[-1], widths[-1]) for _ in range(2)], [attention(widths[-1])])
-        self.up_blocks = up_blocks(widths, layers_per_block, level_block)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[0])
+        self.down_blocks = down_blocks(parts, layers_per_block)
+        self.mid_block = parts.middle()
+        self.up_blocks = up_blocks(parts, layers_per_block)
+        self.conv_norm_out = nn.GroupNorm(parts.groups, widths[0])
         self.conv_out = start_at_zero(nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1))
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.eps = details.norm_eps
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's output, of the shape of x.
@@ -111,7 +99,7 @@ class UNet(nn.Module):
                 h = run(resnet, attention, embedding, h)
                 skips.append(h)
             for downsample in block.downsamplers:
-                h = downsample(h)
+                h = downsample(h, embedding)
                 skips.append(h)
         h = run(self.mid_block.resnets[0], self.mid_block.attentions[0], embedding, h)
         h = run(self.mid_block.resnets[1], None, embedding, h)
@@ -119,7 +107,7 @@ class UNet(nn.Module):
             for resnet, attention in zip(block.resnets, block.attentions, strict=True):
                 h = run(resnet, attention, embedding, h, skips.pop())
             for upsample in block.upsamplers:
-                h = upsample(h, size=skips[-1].shape[2:])
+                h = upsample(h, embedding, size=skips[-1].shape[2:])
         return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch_size)
 
     def runner(self) -> Callable[..., Tensor]:
@@ -139,42 +127,30 @@ class UNet(nn.Module):
         return self.activation(embedding)
 
 
-class Block(nn.Module):
-    """The parts of one level, in lists named as in diffusers; UNet.forward runs them.
-
-    A block on the way down also has `downsamplers`, and one on the way up `upsamplers`: lists of one module or none.
-    """
-
-    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module]):
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-
-
-def down_blocks(widths: Sequence[int], layers_per_block: int, level_block: LevelBlock) -> nn.ModuleList:
+def down_blocks(parts: LevelParts, layers_per_block: int) -> nn.ModuleList:
     """The way down, the finest level first, with a downsampler after each level but the coarsest."""
-    blocks = nn.ModuleList()
+    blocks, widths = nn.ModuleList(), parts.widths
     for level, width in enumerate(widths):
         width_above = widths[max(level - 1, 0)]
-        block = level_block(level, [width_above] + [width] * (layers_per_block - 1))
-        block.downsamplers = nn.ModuleList([Downsample(width)] if level < len(widths) - 1 else [])
+        block = parts.on_the_way_down(level, [width_above] + [width] * (layers_per_block - 1))
+        block.downsamplers = nn.ModuleList([parts.downsample(level)] if level < len(widths) - 1 else [])
         blocks.append(block)
     return blocks
 
 
-def up_blocks(widths: Sequence[int], layers_per_block: int, level_block: LevelBlock) -> nn.ModuleList:
+def up_blocks(parts: LevelParts, layers_per_block: int) -> nn.ModuleList:
     """The way up, the coarsest level first, with an upsampler after each level but the finest.
 
     Each residual block also reads one output of the way down, its skip: the last one that is left.
     """
     # What the way down leaves: the output of conv_in, of every residual block, and of every downsampler.
+    blocks, widths = nn.ModuleList(), parts.widths
     skip_widths = [widths[0], *(width for width in widths for _ in range(layers_per_block + 1))][:-1]
-    blocks = nn.ModuleList()
     for level in reversed(range(len(widths))):
         width, width_below = widths[level], widths[min(level + 1, len(widths) - 1)]
         in_widths = [width_below] + [width] * layers_per_block
-        block = level_block(level, [in_width + skip_widths.pop() for in_width in in_widths])
-        block.upsamplers = nn.ModuleList([Upsample(width)] if level > 0 else [])
+        block = parts.on_the_way_up(level, [in_width + skip_widths.pop() for in_width in in_widths])
+        block.upsamplers = nn.ModuleList([parts.upsample(level)] if level > 0 else [])
         blocks.append(block)
     return blocks
 

@@ -98,7 +98,7 @@ def content_of(run: Run, data_dir: str | None = None) -> dict[str, object]:
         "shape": {"channels": channels, "height": height, "width": width},
         "run": _run(run, model),
         "schedule": schedule_of(config),
-        "schedules": list(SCHEDULES),
+        "schedules": list(dict.fromkeys((*SCHEDULES, config.schedule))),
         "images": recordings.real_images(config, run.folder, data_dir),
         "film": recordings.film_of(checkpoint, model, FILM_BYTES_BESIDE_STUDENT if run.student else FILM_BYTES),
         "live": _live(run),
@@ -138,9 +138,7 @@ def _run(run: Run, model) -> dict[str, object]:
 def _live(run: Run) -> dict[str, object]:
     """The models by name, as process.js takes them, each with a "title"; or "missing", which says why there is none."""
     if reason := why_not_live(run.checkpoint):
-        return {
-            "missing": f"This model is too large to run in a page: {reason}. The recordings above show what it does."
-        }
+        return {"missing": f"This model cannot run in a page: {reason}. The recordings above show what it does."}
     models = {"main": model_of(run.checkpoint) | {"title": "the run's model", "path": printable(str(run.path))}}
     if run.student and why_not_live(run.student) is None:
         steps = run.student.student.steps

@@ -7,6 +7,8 @@ from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
 
 def why_not_live(checkpoint: Checkpoint) -> str | None:
     """Why the page cannot run this model itself; None if it can."""
+    if checkpoint.config.unet_details:
+        return f"its network is of another program ({', '.join(checkpoint.config.unet_details)})"
     parameters = count_parameters(checkpoint.config, checkpoint.about["channels"], len(checkpoint.class_names))
     return too_large(parameters, checkpoint.config.size)
 
@@ -27,6 +29,7 @@ def model_of(checkpoint: Checkpoint, weights: str = "ema") -> dict[str, object]:
 def schedule_of(config) -> dict[str, object]:
     """What schedules.js makes the same schedule from."""
     ends = {"ends": [config.beta_start, config.beta_end]} if config.beta_start is not None else {}
+    ends |= {} if config.betas is None else {"betas": list(config.betas)}
     return {"name": config.schedule, "timesteps": config.timesteps, "shift": config.logsnr_shift, **ends}
 
 

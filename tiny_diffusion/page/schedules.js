@@ -25,8 +25,8 @@ const BETAS = {
 const BETA_ENDS = { linear: [1e-4, 0.02], exponential: [1e-4, 0.065] }; // at T = 1000
 
 class Schedule {
-  // shift: what is added to log-SNR at every t.   ends: the first and the last beta at T = 1000.
-  constructor({ name, timesteps, shift = 0, ends = BETA_ENDS[name] ?? [] }) {
+  // shift: what is added to log-SNR at every t.   ends: the first and the last beta at T = 1000.   betas: all of them.
+  constructor({ name, timesteps, shift = 0, ends = BETA_ENDS[name] ?? [], betas: given }) {
     Object.assign(this, { name, timesteps, shift, straight: BETAS[name] === null });
     if (this.straight) {
       this.logSnr = Float64Array.from({ length: timesteps }, (_, t) => {
@@ -35,7 +35,7 @@ class Schedule {
       });
       return;
     }
-    const betas = BETAS[name](...[0, 1].map((i) => ((ends[i] ?? 0) * 1000) / timesteps), timesteps);
+    const betas = given ?? BETAS[name](...[0, 1].map((i) => ((ends[i] ?? 0) * 1000) / timesteps), timesteps);
     let logCumprod = 0; // of 1 - beta, which is alpha^2
     this.logSnr = Float64Array.from(betas, (beta) => {
       logCumprod += Math.log1p(-Math.min(Math.max(beta, 0), 0.999));
