@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A new folder beside `path` that gets its name when the block ends without an error, and is deleted otherwise.
+
+    An empty folder of that name is replaced.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    partial = partial_path(path)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.is_dir():
+            path.rmdir()
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ COMMANDS = {
     "classifier": ("tiny_diffusion.cli.classifier", "train the small classifier whose features evaluate compares"),
     "benchmark": ("tiny_diffusion.cli.benchmark", "measure how fast this machine trains and samples"),
     "report": ("tiny_diffusion.cli.report", "show a run as one HTML page in which its model runs"),
+    "export": ("tiny_diffusion.cli.export", "write a model for diffusers, ONNX or safetensors"),
     "info": ("tiny_diffusion.cli.info", "show what a checkpoint holds"),
 }
 COMMAND_NAMES = {  # what other programs call our commands

@@ -164,6 +164,7 @@ def _open_model(options: EvaluateOptions, world):
         raise OptionError(
             "--bits_per_dim needs a model trained without classes, too, not --label_dropout 0. Leave it out."
         )
+    model.checkpoint.refuse_unknown_images(f"--checkpoint {options.checkpoint}", vars(options))
     requests = model.requests(
         options.num_images, options.sampler or (), options.steps or (), grid=options.grid,
         guidance=options.guidance or (), guidance_interval=options.guidance_interval,

@@ -46,6 +46,9 @@ def run(argv: list[str], program: str, started: float) -> int:
     if student := checkpoint.student:
         baked = f", guidance {student.guidance:g} baked in" if student.guidance != 1 else ""
         rows["distilled"] = f"to {student.steps} evaluations{baked}, from the model of sha256 {student.teacher[:12]}"
+    if "imported" in about:
+        rows["checkpoint"] = f"{path}: {about['imported']}, sha256 {about['sha256'][:12]} of its weights"
+        rows |= {} if about["step"] else {"training": "elsewhere"}
     for name, text in rows.items():
         print(f"{name:<12}{text}")
     print()

@@ -25,6 +25,7 @@ from tiny_diffusion.files import atomic_write
 from tiny_diffusion.models.build import make_model, part_of
 from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
 from tiny_diffusion.runs.checkpoint_keys import KEYS, OPTIONAL_KEYS, invalid_keys
+from tiny_diffusion.runs.foreign import is_diffusers_folder, read_folder, read_safetensors
 from tiny_diffusion.runtime.program import typed
 
 FORMAT = 1
@@ -62,6 +63,18 @@ class Checkpoint:
         """The labels that had training images; all of them where the checkpoint is too old to say."""
         counts = self.class_counts
         return tuple(label for label in range(len(self.class_names)) if not counts or counts[label])
+
+    def refuse_unknown_images(self, named: str, given: Mapping[str, object]) -> None:
+        """Raises OptionError for a model trained elsewhere, unless the options that are given say on which images.
+
+        named: the option that names this checkpoint, and its value.
+        """
+        elsewhere = "imported" in self.about and not self.about["step"]
+        if elsewhere and all(given.get(name) is None for name in ("dataset", "data_dir", "preset", "reference")):
+            raise OptionError(
+                f"{named} is a model made elsewhere, which does not say what its images are. Add --dataset, or "
+                "--dataset folder --data_dir with a folder of images."
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -104,8 +117,21 @@ def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads and verifies a checkpoint, on the CPU.  Raises FileError, naming the file and the reason."""
+    """Reads and verifies a checkpoint, on the CPU.  Raises FileError, naming the file and the reason.
+
+    path: a checkpoint of a run, a folder in diffusers' format, or a .safetensors file of `export`.
+    """
     path = Path(path)
+    if is_diffusers_folder(path):
+        about, tensors = read_folder(path)
+        return _checked(path, {**about, "sha256": digest(about, part_of(tensors, "ema"))}, tensors)
+    if path.is_file() and path.suffix == ".safetensors":
+        about, tensors = read_safetensors(path)
+        if not isinstance(about, dict) or (set(about) ^ KEYS) - OPTIONAL_KEYS:
+            raise FileError(f"{path} is no file of `export`: its configuration has other keys.")
+        if about["sha256"] != digest(about, part_of(tensors, "ema")):
+            raise FileError(f"{path} is damaged: its contents do not match its sha256. Export the model again.")
+        return _checked(path, about, tensors)
     if not path.is_file():
         if path.is_dir():
             name = "Name a checkpoint in it" if any(path.glob("*.pt")) else "It holds no checkpoint; name one"
@@ -129,6 +155,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise FileError(f"{path} is not a checkpoint of this program, or it is damaged ({reason}).") from error
     if not whole:
         raise FileError(f"{path} is damaged: its contents do not match its sha256. Use another checkpoint of the run.")
+    return _checked(path, about, tensors)
+
+
+def _checked(path: Path, about: dict, tensors: dict[str, Tensor]) -> Checkpoint:
+    """The checkpoint, if its JSON is one that a run can have written.  Raises FileError."""
     try:
         config = Config.from_dict(about["config"])
     except (OptionError, TypeError, AttributeError) as error:

@@ -185,7 +185,9 @@ def newest_in(path: str | Path) -> str | Path:
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint lies in."""
+    """The folder of the run that a checkpoint lies in; a folder that is a model itself is its own."""
+    if checkpoint.is_dir():
+        return checkpoint
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from tiny_diffusion.data.image_set import ImageSet
 from tiny_diffusion.errors import FileError, OptionError
+from tiny_diffusion.models.build import CLASSES, TIME_BIAS
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
 from tiny_diffusion.training.trainer import Trainer
-
-# Tensors of models.unet.UNet.  The last row of CLASSES is the null class.
-CLASSES, TIME_BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
 
 
 def restore(trainer: Trainer, data: ImageSet, checkpoint: Checkpoint, path: Path) -> None:
