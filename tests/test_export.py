@@ -1,6 +1,7 @@
 """Models go out to diffusers and safetensors and come back: weights, outputs, whole chains; foreign ones come in."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -57,6 +58,14 @@ def pipeline(exported):
         return pipe
 
     return load
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A folder that diffusers itself wrote."""
+    folder = tmp_path_factory.mktemp("theirs") / "folder"
+    save_theirs(folder)
+    return folder
 
 
 def assert_same_state(ours, theirs):
@@ -307,6 +316,13 @@ def test_a_model_made_by_diffusers_is_scored_and_trained_further(cli, tmp_path):
     assert (tuned.prediction, tuned.schedule, tuned.dataset) == ("epsilon", "linear", "digits")
 
 
+def test_a_folder_without_folders_is_read_as_early_versions_wrote_it(theirs, tmp_path):
+    """google/ddpm-cifar10-32 has model_index.json and everything else beside it."""
+    for file in theirs.rglob("*.*"):
+        shutil.copy(file, tmp_path)
+    assert_same_state(load_checkpoint(tmp_path).tensors, load_checkpoint(theirs).tensors)
+
+
 def test_weights_of_early_versions_have_their_names_of_today(tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -362,17 +378,8 @@ def cut(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("theirs") / "folder"
-    save_theirs(folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_folder_that_cannot_be_read_is_refused_in_one_line(name, theirs, cli, tmp_path):
-    import shutil
-
     shutil.copytree(theirs, folder := tmp_path / "folder")
     breaking, word = BROKEN[name]
     breaking(folder)
@@ -437,8 +444,6 @@ def test_a_folder_that_diffusers_would_load_differently_is_not_kept(monkeypatch,
 
 
 def test_a_folder_whose_own_file_is_of_another_model_is_refused(exported, tmp_path):
-    import shutil
-
     shutil.copytree(exported("epsilon")[1], folder := tmp_path / "x")
     change_json(folder / "unet" / "config.json", norm_eps=1e-3)
     with pytest.raises(FileError, match="norm_eps"):

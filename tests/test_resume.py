@@ -376,6 +376,8 @@ REFUSED = {  # another value as typed, and the run's own as it is printed; nothi
     "attention_heads": ("1", "2"),
     "patch_size": ("2", "1"),
     "activation": ("gelu", "silu"),
+    "betas": ("0.1,0.9", "(not set)"),
+    "unet_details": ("norm_eps=0.001", "none"),
     "dropout": ("0.5", "0"),
     "class_cond": ("False", "True"),  # by --no_class_cond
     "label_dropout": ("0.2", "0.1"),
