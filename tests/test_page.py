@@ -311,7 +311,7 @@ def test_a_model_that_is_too_large_is_shown_by_its_recordings(trained, monkeypat
 
     monkeypatch.setattr(weights, "MAX_PARAMETERS", 100)
     content = build.content_of(build.open_run(trained))
-    assert "too large to run in a page" in content["live"]["missing"] and "models" not in content["live"]
+    assert "cannot run in a page: it has" in content["live"]["missing"] and "models" not in content["live"]
     assert "runs in this page" not in content["summary"] and content["film"]["count"] >= 4
 
 
