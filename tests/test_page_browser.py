@@ -119,7 +119,7 @@ def test_forward_and_reverse_follow_their_controls(open_page):
     page.get_by_label("Timestep t").press("End")
     page.get_by_label("Timestep t").press("PageDown")
     assert changes(page, real, lambda: page.get_by_label("Schedule").select_option("flow"))
-    assert changes(page, recorded, lambda: move(page.locator("#reverse-body").get_by_label("Step"), "Home", 1))
+    assert changes(page, recorded, lambda: move(page.locator("#reverse-body").get_by_label("Frame"), "Home", 1))
     assert changes(page, recorded, lambda: page.get_by_role("button", name="Play").click())
     page.get_by_role("button", name="Play").wait_for(timeout=SECONDS * 1000)  # it ends by itself
 

@@ -108,10 +108,10 @@ def content_of(run: Run, data_dir: str | None = None) -> dict[str, object]:
 
 def _summary(run: Run, model) -> str:
     config, steps = run.checkpoint.config, run.checkpoint.about["step"]
-    kind = "class-conditional" if config.class_cond else "unconditional"
+    kind = "A class-conditional" if config.class_cond else "An unconditional"
     size = f"{_parameters(model) / 1e6:.2f} million parameters"
     live = "" if why_not_live(run.checkpoint) else " It runs in this page."
-    return f"A {kind} U-Net of {size}, trained on {config.dataset} for {steps:,} steps.{live}"
+    return f"{kind} U-Net of {size}, trained on {config.dataset} for {steps:,} steps.{live}"
 
 
 def _parameters(model) -> int:

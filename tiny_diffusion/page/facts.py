@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tiny_diffusion.config.option import specs
+from tiny_diffusion.config.option import Spec, specs
 from tiny_diffusion.config.training import Config, resolve
 from tiny_diffusion.errors import OptionError, printable
 from tiny_diffusion.models.build import make_model
@@ -54,10 +54,10 @@ def _speed(log: Sequence[dict]) -> str | None:
 def options_of(config: Config) -> tuple[list[list[str]], list[list[str]]]:
     """[name, value, default] of the options that differ from the defaults of their data set; [name, value] of all."""
     usual, changed, all_options = _defaults(config), [], []
-    for name in specs(type(config)):
+    for name, spec in specs(type(config)).items():
         if name in OF_THIS_MACHINE:
             continue
-        value, default = (_text(getattr(options, name)) for options in (config, usual))
+        value, default = (_text(spec, getattr(options, name)) for options in (config, usual))
         all_options.append([f"--{name}", value])
         if value != default and name != "dataset":
             changed.append([f"--{name}", value, default])
@@ -76,10 +76,10 @@ def _defaults(config: Config) -> Config:
     return dataclasses.replace(usual, class_cond=config.class_cond) if usual.class_cond is None else usual
 
 
-def _text(value: object) -> str:
+def _text(spec: Spec, value: object) -> str:
     """A value as the page shows it."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
+        return spec.type.show(value)
     if value is None or isinstance(value, bool):
         return {None: "unset", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else printable(str(value))

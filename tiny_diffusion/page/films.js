@@ -53,7 +53,7 @@ function showReverse({ film, shape }) {
   const left = new Pictures(shape, "The noisy images x_t of the recording", columns, film.count);
   const right = new Pictures(shape, "The estimates of x_0 of the recording", columns, film.count);
   const last = film.levels.length - 1;
-  const step = slider("Step", { min: 0, max: last, value: last, whole: true, shown: (i) => `${i} of ${last}` });
+  const step = slider("Frame", { min: 0, max: last, value: last, whole: true, shown: (i) => `${i} of ${last}` });
   const text = make("p", { className: "quiet" });
 
   function show() {

@@ -108,7 +108,9 @@ class Stream {
         const tail = this.tail();
         return (size >>> 8) & 1 ? -tail : tail;
       }
-      const height = (heights[layer - 1] - heights[layer]) * this.uniform() + heights[layer];
+      // Rounded to 32 bits as numpy does: another decision here would shift all numbers that follow.
+      const step = Math.fround(heights[layer - 1] - heights[layer]);
+      const height = Math.fround(Math.fround(step * this.uniform()) + heights[layer]);
       if (height < Math.exp(-0.5 * x * x)) return x;
     }
   }
@@ -116,9 +118,9 @@ class Stream {
   // A number beyond the last layer.
   tail() {
     for (;;) {
-      const x = -Math.log1p(-this.uniform()) / ZIGGURAT_END;
-      const y = -Math.log1p(-this.uniform());
-      if (y + y > x * x) return Math.fround(ZIGGURAT_END + x);
+      const x = Math.fround(Math.fround(1 / ZIGGURAT_END) * -Math.fround(Math.log1p(-this.uniform())));
+      const y = -Math.fround(Math.log1p(-this.uniform()));
+      if (y + y > Math.fround(x * x)) return Math.fround(ZIGGURAT_END + x);
     }
   }
 
