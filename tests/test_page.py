@@ -321,3 +321,21 @@ def test_a_page_without_its_data_set_says_so(tmp_path, nothing_from_outside):
 
     config = resolve({"dataset": "mnist", "data_dir": str(tmp_path)})
     assert "mnist" in real_images(config, tmp_path, None)["missing"]
+
+
+def test_a_student_of_the_run_is_in_the_page_with_its_own_steps(trained, tmp_path):
+    from tiny_diffusion.config.student import Student
+    from tiny_diffusion.page.build import content_of as content_of_run
+    from tiny_diffusion.page.build import open_run
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    checkpoint = load_checkpoint(run / "model_final.pt")
+    student = Student(steps=2, segments=1, guidance=1.0, teacher=checkpoint.about["sha256"])
+    about = {key: value for key, value in checkpoint.about.items() if key not in ("format", "sha256")}
+    about |= {"student": vars(student), "sampling": about["sampling"] | student.sampling()}
+    (run / "student").mkdir()
+    save_checkpoint(run / "student" / "model_final.pt", about, checkpoint.tensors)
+    models = content_of_run(open_run(run))["live"]["models"]
+    assert list(models) == ["main", "student"]
+    assert (models["student"]["sampling"]["sampler"], models["student"]["sampling"]["steps"]) == ("ddim", 2)
