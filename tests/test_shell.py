@@ -79,7 +79,7 @@ def scripts():
         (f"{CONSOLE} sam", {"sample"}),
         (f"{CONSOLE} sample --sampler ''", set(SAMPLERS)),
         (f"{CONSOLE} sample --no", set()),
-        (f"{CONSOLE} train --no_", {"--no_class_cond"}),
+        (f"{CONSOLE} train --no_class", {"--no_class_cond"}),
         (f"{CONSOLE} train --activation g", {"gelu"}),
         (f"{CONSOLE} info --", {"--help", "--checkpoint"}),
     ],
