@@ -115,7 +115,6 @@ class WandB:
             silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True
         )
         try:
-            write_text(name, run_id + "\n")
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "tiny_diffusion"), id=run_id, resume="allow", dir=str(folder),
                 name=os.environ.get("WANDB_NAME", folder.resolve().name), config=dict(config), settings=quiet,
@@ -124,6 +123,7 @@ class WandB:
             raise FileError(
                 f"--log wandb cannot begin: {_one_line(error)}. Run wandb login, or set WANDB_MODE=offline."
             ) from error
+        write_text(name, run_id + "\n")
         self.where = f"offline, wandb sync {Path(self.run.dir).parent}" if self.run.offline else self.run.url
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
