@@ -1,1 +1,1 @@
-"""How fast it is: rates.py of the machine, speed.py of training and sampling, profile.py of the parts of a step."""
+"""How fast: rates.py measures the machine, speed.py training and sampling, profile.py the parts of a training step."""

@@ -1,7 +1,7 @@
 """Where the time of a training step goes: by kind of operation, and by shape of convolution.
 
-torch's profiler times every operation and adds some microseconds to each.  This overhead is measured for a whole step,
-and an equal share of it is subtracted from every operation.
+The profiler of torch times every operation, which adds some microseconds to each.  This overhead is measured for a
+whole step, and an equal share of it is subtracted from every operation.
 """
 
 import time
@@ -83,7 +83,10 @@ def _seconds(run: Iterator, device: torch.device) -> float:
 
 
 def _summary(events, plain: float, profiled: float, steps: int, convolutions: dict, cuda: bool) -> StepProfile:
-    """plain, profiled: seconds of all steps without and under the profiler.  cuda: the operations ran on a GPU."""
+    """The profile of the steps whose operations are `events`.
+
+    plain, profiled: seconds of all steps without and under the profiler.  cuda: the operations ran on a GPU.
+    """
     # On a GPU the profiler's overhead is on the CPU, and the times of the kernels are unchanged.
     overhead = 0.0 if cuda else max(0.0, profiled - plain) / max(1, len(events))
     times, products = dict.fromkeys(ROWS, 0.0), 0.0
@@ -180,4 +183,5 @@ def count_convolutions(trainer: Trainer, run: Iterator) -> dict[tuple, Convoluti
 
 
 def _key(image, weight) -> tuple:
+    """What a convolution is counted by, from the shapes of its input and its weight."""
     return tuple(image[2:]), tuple(weight)

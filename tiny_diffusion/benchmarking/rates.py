@@ -12,7 +12,10 @@ SIDE = 1024  # of the square matrices whose product is timed on a CPU
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, seconds: float, min_calls: int = 3) -> list[float]:
-    """Calls `work` for about `seconds`, at least min_calls times after a first; the seconds of each but the first."""
+    """How many seconds each call of `work` takes.
+
+    The first call warms up and is left out.  Then `work` is called for about `seconds`, and at least min_calls times.
+    """
     taken: list[float] = []
     until = time.perf_counter() + seconds
     for call in range(10**9):

@@ -1,4 +1,4 @@
-"""How fast a configuration trains and samples here.  Images are random: their values do not change the work."""
+"""How fast this machine trains and samples with a configuration.  The images are random, which changes no speed."""
 
 import math
 import subprocess
@@ -24,11 +24,11 @@ from tiny_diffusion.training.run_length import RunLength
 from tiny_diffusion.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent.parent  # where `python -m tiny_diffusion` is found
-MAX_IMAGES = 60_000  # random ones in place of a data set
+MAX_IMAGES = 60_000  # of the random images that take the place of a data set
 
 
 def make_trainer(config: Config, device: torch.device) -> Trainer:
-    """An endless training of the configuration, on as many random images as its data set has, up to MAX_IMAGES."""
+    """A trainer that never ends, on as many random images as the data set has, but at most MAX_IMAGES."""
     dataset = DATASETS[config.dataset]
     count = min(dataset.images(config.splits) or MAX_IMAGES, MAX_IMAGES)
     random = np.random.default_rng(config.seed)

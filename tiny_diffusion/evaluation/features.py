@@ -72,7 +72,9 @@ def make_features(asked: str, dataset: str, shape: tuple[int, int, int], device:
         features = OF_FILES[path.suffix.lower()](path, device)
     if features.shape is not None and features.shape != shape:
         wanted, given = ("x".join(map(str, sides)) for sides in (features.shape, shape))
-        raise OptionError(f"--features {asked} takes images of {wanted}, and these are {given}. Use pixels, or others.")
+        raise OptionError(
+            f"--features {asked} takes images of {wanted}, and these are {given}. Use pixels, or another file."
+        )
     return features
 
 
@@ -97,10 +99,12 @@ def _batches(images: Tensor) -> Iterator[Tensor]:
 
 
 def _scaled(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 images as float32 in [-1, 1], on the device."""
     return to_float(images.to(device))
 
 
 def _pixels(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
+    """The pixels themselves, as one vector.  Raises OptionError where their covariance would be too large."""
     channels, height, width = shape
     if (count := channels * height * width) > MAX_PIXELS:
         raise OptionError(
@@ -111,6 +115,7 @@ def _pixels(dataset: str, shape: tuple[int, int, int], device: torch.device) -> 
 
 
 def _classifier(dataset: str, shape: tuple[int, int, int], device: torch.device) -> Features:
+    """The last hidden layer of the package's classifier for this data set.  Raises OptionError if it has none."""
     path = weights_path(dataset)
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
@@ -168,7 +173,7 @@ def _of_torchscript(path: Path, device: torch.device) -> Features:
             model = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise FileError(f"--features {path} is no TorchScript file ({reason}). Name another.") from error
+        raise FileError(f"--features {path} is not a TorchScript file ({reason}). Name another file.") from error
     inception = path.name == "inception-2015-12-05.pt"  # returns logits unless it is asked for features
 
     def extract(images: Tensor) -> Tensor:
@@ -190,7 +195,7 @@ def _of_onnx(path: Path, device: torch.device) -> Features:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise FileError(
-            f"--features {path} is no ONNX file ({str(error).splitlines()[0][:120]}). Name another."
+            f"--features {path} is not an ONNX file ({str(error).splitlines()[0][:120]}). Name another file."
         ) from error
     name = session.get_inputs()[0].name
 
@@ -202,7 +207,7 @@ def _of_onnx(path: Path, device: torch.device) -> Features:
 
 
 def _checked(path: Path, extract: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The user's own network with its failures, and outputs that are no features, as OptionError."""
+    """`extract`, but OptionError is raised where the user's network fails, or returns something else than features."""
 
     def checked(images: Tensor) -> Tensor:
         given = "x".join(map(str, images.shape[1:]))

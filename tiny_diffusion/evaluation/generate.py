@@ -103,7 +103,7 @@ class ModelImages:
     def sample(self, request: Request, on_batch: Callable[[int], object] = lambda count: None) -> NamedImages:
         """The images as they would be saved.
 
-        on_batch: called with the size of each finished batch.  Raises DivergenceError.
+        on_batch: called with the size of each finished batch.  Raises DivergenceError if an image holds NaN.
         """
         parts = []
         for batch in request.batches(self.world):

@@ -24,8 +24,9 @@ MAX_CLASSES = 100_000
 
 @dataclass(frozen=True, eq=False)
 class NamedImages:
-    """name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, if they are known.
+    """A set of images under a name.
 
+    name: as it is printed.  images: (N, C, H, W) uint8.  labels: (N,) int64, if they are known.
     class_names: of each label; "" for a class whose name is not known.   of: how many images they are a random subset
     of; None if they are all.
     """

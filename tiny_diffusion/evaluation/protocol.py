@@ -28,11 +28,11 @@ IMAGES_PER_FEATURE = 10  # below which a Frechet distance is mostly bias
 
 @dataclass(frozen=True)
 class Floor:
-    """What held-out real images score in the place of the images to score; empty if none are held out.
+    """The scores of held-out real images, to compare the scores of samples with; empty if no images are held out.
 
-    count: how many held-out images.  scores: by their short names.  near: the distance to the nearest training
-    image that 99 % of the held-out images exceed, in grey levels (root mean square).  in_shares: whether they have the
-    training set's shares of the classes.
+    count: how many held-out images.  scores: by their short names.  near: the distance to the nearest training image
+    that 99 % of the held-out images exceed, in grey levels (root mean square).  in_shares: whether the classes have the
+    shares that the images to score have.
     """
 
     count: int = 0
@@ -170,6 +170,7 @@ def label(metric: str, features: Features, n: int, split: str) -> str:
 
 
 def _warnings(n: int, reference: Reference, floor: Floor) -> list[str]:
+    """What makes the numbers of n images hard to compare, one sentence each."""
     found, dimension = [], reference.features.shape[1]
     if min(n, len(reference.features)) < MIN_NEIGHBOURHOODS:
         found.append(
@@ -181,7 +182,7 @@ def _warnings(n: int, reference: Reference, floor: Floor) -> list[str]:
             f"or take {IMAGES_PER_FEATURE * dimension:,}"
         )
     if 0 < floor.count < n:
-        shares = " in the shares of the training set's classes" if floor.in_shares else ""
+        shares = " in the shares of the classes of the images" if floor.in_shares else ""
         found.append(f"the floor is that of {floor.count:,} images, all that are held out{shares}, not of {n:,}")
     return found
 

@@ -31,8 +31,9 @@ OF_ANY_SIZE = ("flowers102", "folder")  # formats whose images have no size of t
 
 @dataclass(frozen=True, eq=False)
 class Real:
-    """split: which part of its set `images` is, in words.  heldout: other real images, if there are any.
+    """Real images to compare with.
 
+    split: which part of its set `images` is, in words.  heldout: other real images, if there are any.
     option: the option that named the set.
     """
 
