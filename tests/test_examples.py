@@ -24,11 +24,11 @@ def test_from_scratch_learns_and_writes_a_picture_of_64_digits(tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last_and_shows_pictures(tmp_path, monkeypatch):
-    """In a kernel of its own, with a few steps of training."""
+    """In a kernel of its own, with one epoch of training."""
     nbformat = pytest.importorskip("nbformat", reason="the notebook needs nbclient and ipykernel: requirements-dev.txt")
     nbclient = pytest.importorskip("nbclient", reason="the notebook needs nbclient and ipykernel: requirements-dev.txt")
     pytest.importorskip("ipykernel", reason="the notebook needs nbclient and ipykernel: requirements-dev.txt")
-    monkeypatch.setenv("TOUR_STEPS", "3")
+    monkeypatch.setenv("TOUR_EPOCHS", "1")
     monkeypatch.setenv("TOUR_IMAGES", "20")
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
