@@ -103,3 +103,17 @@ def test_the_notebook_holds_only_what_anybody_can_run():
     assert not [
         cell for cell in notebook["cells"] if cell["cell_type"] == "code" and "/work" in "".join(cell["source"])
     ]
+
+
+NEEDS_FILES = {"--init", "--inpaint", "--invert", "--guide_checkpoint"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [ROOT / "README.md", *DOCS], ids=lambda path: path.name)
+def test_the_commands_that_sample_run_in_short(text, cli, loud):
+    """On a small model, with few images and steps."""
+    short = {"--checkpoint": str(loud), "--num_images": "4", "--steps": "2", "--timesteps": "2", "--frames": "3"}
+    for command, words in commands_of(text.read_text("utf-8")):
+        if command == "sample" and not NEEDS_FILES & set(words):
+            pairs = zip(["", *words], words, strict=False)
+            cli.works(command, *(short.get(before, word) for before, word in pairs))
