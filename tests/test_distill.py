@@ -17,9 +17,11 @@ from tiny_diffusion.diffusion.request import default_sampling
 from tiny_diffusion.diffusion.samplers import ddim
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.diffusion.timesteps import stratified
+from tiny_diffusion.models.unet import UNet
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
 from tiny_diffusion.runs.writer import RunWriter
+from tiny_diffusion.training import moments
 from tiny_diffusion.training.distill import Consistency, Levels, per_image
 
 DEVIATION = 0.5  # of the pixels of Gaussian data
@@ -183,6 +185,64 @@ def test_the_levels_of_a_student_are_even_in_the_angle(steps):
     assert sampling.keys() <= default_sampling("ddim", 1000).keys()
 
 
+# The moments
+
+
+def gaussian(seed, k=5):
+    """The mean and the covariance of a Gaussian of k dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(k, k, generator=generator, dtype=torch.float64)
+    return torch.randn(k, generator=generator, dtype=torch.float64), root @ root.T + 0.1 * torch.eye(k)
+
+
+def test_the_gradient_of_the_frechet_distance_is_that_of_its_closed_form():
+    """By differences along random directions; and the distance of a Gaussian to itself is 0, with no gradient."""
+    (mean, covariance), (target, wanted), (step, turn) = map(gaussian, range(3))
+    slope, curvature, _ = moments.frechet_gradient(mean, covariance, target, wanted)
+    h = 1e-5
+    above, below = (
+        moments.frechet_gradient(mean + e * step, covariance + e * turn, target, wanted)[2] for e in (h, -h)
+    )
+    torch.testing.assert_close((above - below) / (2 * h), slope @ step + (curvature * turn).sum(), rtol=1e-6, atol=0)
+    for each in moments.frechet_gradient(target, wanted, target, wanted):
+        torch.testing.assert_close(each, torch.zeros_like(each), rtol=0, atol=1e-9)
+
+
+def test_samples_that_follow_the_witness_take_on_the_mean_and_covariance_of_real_images():
+    """A generator of two numbers each, m + s z, trained on the witness alone, ends at those of the target."""
+    state = moments.Moments(2, 0, 1)
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(4000, 2, generator=generator) * torch.tensor([2.0, 0.5]) + torch.tensor([1.0, -1.0])
+    state.set_target(real, torch.zeros(4000, dtype=torch.int64))
+    centre, scale = (torch.tensor(values, requires_grad=True) for values in ([0.5, -0.5], [1.5, 0.8]))
+    for step in range(400):
+        z = state.project(centre + scale * torch.randn(256, 2, generator=generator))
+        if state.is_warm(0):
+            slopes = torch.autograd.grad(state.witness(z, None, 0), (centre, scale))
+            with torch.no_grad():
+                for value, slope in zip((centre, scale), slopes, strict=True):
+                    value -= 0.006 * (1 - step / 400) * slope.sign()
+        state.add(0, moments.sums_of(z.detach(), None, 1))
+    torch.testing.assert_close(centre.detach(), real.mean(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(scale.detach().abs(), real.std(0), rtol=0.1, atol=0)
+    assert state.distance[0] < 0.01
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_what_is_matched_is_what_the_student_samples(steps):
+    """From the same noise, evaluation by evaluation; only the last keeps gradients."""
+    diffusion, network = process(), UNet(1, base_channels=8, attention_levels=(), num_classes=3)
+    torch.nn.init.normal_(network.conv_out.weight, std=0.1)
+    levels = make_levels(diffusion.schedule, "angle", steps)
+    task = moments.MomentMatching(Consistency(diffusion, 1), diffusion, levels, network, 3)
+    noise, label = torch.randn(steps, 1, 8, 8), torch.arange(steps) % 3
+    got = task.sampled(network, noise, label, steps - 1)
+    x, draws = noise * levels[0].sigma, iter(noise.roll(k, 0) for k in range(1, steps))
+    *_, last = ddim(diffusion.denoiser(network, label), x, levels, lambda: next(draws), eta=1.0)
+    torch.testing.assert_close(got.detach().clamp(-1, 1), last.x)
+    assert got.requires_grad and task.features(got).shape == (steps, task.features.width)
+
+
 # The command
 
 
@@ -215,15 +275,20 @@ def slow(*values):
 @pytest.mark.parametrize(
     "words, more, asked",
     [
-        ([], [], {"steps": 2, "segments": 1, "guidance": 1.0}),
+        ([], ["--steps", 1], {"steps": 1, "segments": 1, "guidance": 1.0, "moments": True}),
+        slow(["--class_cond"], ["--accumulate", 2], {"steps": 2, "moments": True}),
+        slow([], ["--method", "consistency"], {"steps": 2, "segments": 1, "guidance": 1.0, "moments": False}),
         slow(["--class_cond"], ["--guidance", 2, "--steps", 4], {"steps": 4, "segments": 1, "guidance": 2.0}),
         slow(["--schedule", "flow", "--prediction", "flow"], ["--method", "phased"], {"steps": 2, "segments": 2}),
         slow(["--prediction", "x0", "--schedule", "linear"], ["--steps", 1, "--accumulate", 2], {"steps": 1}),
     ],
     ids=str,
 )
-def test_a_student_samples_by_itself_with_exactly_its_evaluations(words, more, asked, teachers, cli, tmp_path):
+def test_a_student_samples_by_itself_with_exactly_its_evaluations(
+    words, more, asked, teachers, cli, tmp_path, monkeypatch
+):
     """And it is an ordinary checkpoint, whose run resumes bit for bit from any step."""
+    monkeypatch.setattr(moments, "WARM_UP", 2)  # so that these few steps match moments
     path, whole, parts = teachers(*words), tmp_path / "whole", tmp_path / "parts"
     argv = ["distill", "--checkpoint", path, *RUN, *more]
     cli.works(*argv, "--output_dir", whole)
@@ -233,7 +298,7 @@ def test_a_student_samples_by_itself_with_exactly_its_evaluations(words, more, a
     student = load_checkpoint(whole / "model_final.pt")
     assert asked.items() <= student.about["student"].items()
     assert student.student.teacher == load_checkpoint(path).about["sha256"]
-    assert student.config.lr == pytest.approx(2e-4)
+    assert student.config.lr == pytest.approx(6e-4 if student.student.moments else 2e-4)
     assert student.request(range(3)).evaluations() == student.student.steps
     calls = []
     model = load_model(student)
@@ -257,12 +322,23 @@ def test_an_older_or_ordinary_checkpoint_is_no_student(teachers):
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 3}, {"steps": True}, {"segments": 4}, {"guidance": -1}, {"teacher": None}, {"more": 1}],
+    [
+        {"steps": 3},
+        {"steps": True},
+        {"segments": 4},
+        {"guidance": -1},
+        {"teacher": None},
+        {"more": 1},
+        {"moments": 1},
+        {"moments": True, "segments": 2},
+        {"moments": True, "guidance": 2.0},
+    ],
     ids=str,
 )
 def test_what_no_run_can_have_written_is_no_student(change):
     values = {"steps": 2, "segments": 1, "guidance": 1.0, "teacher": "abc"}
-    assert is_student(values) and not is_student({**values, **change})
+    assert is_student(values) and is_student({**values, "moments": True})
+    assert not is_student({**values, **change})
     assert not is_student(None) and not is_student({})
 
 
@@ -274,6 +350,7 @@ def test_what_cannot_be_distilled_is_refused_in_one_line_and_nothing_is_written(
     for words, reasons in (
         (["--steps", 3], ["--steps", "'3'", "1, 2, 4"]),
         (["--guidance", 2], ["--guidance 2", "class_cond"]),
+        (["--guidance", 2, "--method", "moments"], ["--guidance 2", "--method moments", "Leave one out"]),
         (["--keep_best"], ["--keep_best", "--eval_interval"]),
         (["--epochs", 2, "--minutes", 2], ["--epochs", "--minutes"]),
         (["--overwrite", "--resume"], ["--overwrite", "--resume"]),
@@ -299,7 +376,7 @@ def test_a_run_goes_on_as_what_it_was(teachers, cli, tmp_path):
     cli.works(*argv, "--checkpoint", path, "--max_steps", 2)
     for words, reasons in (
         (["--steps", 4], ["--steps 4", "2", "another folder"]),
-        (["--method", "phased"], ["--method phased", "consistency"]),
+        (["--method", "phased"], ["--method phased", "moments"]),
         (["--checkpoint", teachers("--class_cond")], ["not the teacher"]),
         (["--lr", 0.5], ["--lr 0.5"]),
     ):

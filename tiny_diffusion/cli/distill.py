@@ -10,7 +10,7 @@ from tiny_diffusion.cli.train import after_restart
 from tiny_diffusion.cli.train_actions import TrainActions
 from tiny_diffusion.config.option import Choice, Number, Text, again, option, specs
 from tiny_diffusion.config.rules import LENGTHS, refuse_ignored, refuse_sampling
-from tiny_diffusion.config.student import STEPS, Student
+from tiny_diffusion.config.student import METHODS, STEPS, Student
 from tiny_diffusion.config.training import Config, filled
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.errors import OptionError
@@ -23,13 +23,13 @@ evaluations.  It is a run like one of train, and ends with a checkpoint that eve
   python -m tiny_diffusion distill --output_dir outputs/two --resume
   python -m tiny_diffusion distill --checkpoint outputs/mnist/model_final.pt --steps 1 --guidance 1.5
 """
-LR_SHARE = 0.1  # of the teacher's learning rate
+LR_SHARE = {True: 0.3, False: 0.1}  # of the teacher's learning rate: with the moments, and without
 # Options of train with another default here, which is the teacher's.
 TEACHERS = {
     "data_dir": "folder of the images [the teacher's]",
     "epochs": "length of the run, in passes over the data [the teacher's length]",
     "batch_size": "images per step [the teacher's]",
-    "lr": "peak learning rate [a tenth of the teacher's]",
+    "lr": "peak learning rate [0.3 of the teacher's with moments, else 0.1]",
 }
 OF_TRAIN = (
     *TEACHERS, "minutes", "max_steps", "accumulate", "auto_batch", "checkpoint_activations", "compile", "deterministic",
@@ -73,9 +73,11 @@ class DistillOptions:
     steps: str = option(Choice(map(str, STEPS)), "2", "evaluations that the new model samples with")
     guidance: float = option(
         Number(0, 100), 1.0, "of the teacher's classes, baked into the new model; 1 learns from the images alone")
-    method: str = option(
-        Choice(("consistency", "phased")), "consistency",
-        "jumps to the clean image with fresh noise between them, or (phased) from level to level without")
+    method: str | None = option(
+        Choice(METHODS), None,
+        "consistency: jumps to the clean image with fresh noise between them; moments: and the features of samples get "
+        "the mean and covariance of real images'; phased: jumps from level to level without noise "
+        "[moments; consistency with --guidance]")
     # fmt: on
 
 
@@ -100,7 +102,7 @@ def run(argv: list[str], program: str, started: float) -> int:
         options = DistillOptions(**asked | {"checkpoint": newest_in(asked["checkpoint"])})
         teacher = load_checkpoint(options.checkpoint)
         student = _student(teacher, options)
-        config = _configuration(teacher.config, given)
+        config = _configuration(teacher.config, student, given)
         return begin(config, actions, started, until_the_end, (teacher, options.checkpoint, "checkpoint"), student)
 
 
@@ -119,18 +121,25 @@ def _student(teacher, options: DistillOptions) -> Student:
         )
     if steps > config.timesteps:
         raise OptionError(f"--steps {steps} is more than this model's {config.timesteps} timesteps. Use fewer.")
+    if options.method == "moments" and options.guidance != 1:
+        raise OptionError(
+            f"--guidance {options.guidance:g} and --method moments want different samples: moments matches the "
+            "training images as they are. Leave one out."
+        )
     if options.guidance != 1:
         usual = teacher.about["sampling"]
         refuse_sampling(config, usual, samplers=[], steps=[], eta=None, guidance=[options.guidance])
-    segments = steps if options.method == "phased" else 1
-    return Student(steps, segments, options.guidance, teacher.about["sha256"])
+    method = options.method or ("moments" if options.guidance == 1 else "consistency")
+    segments = steps if method == "phased" else 1
+    return Student(steps, segments, options.guidance, teacher.about["sha256"], method == "moments")
 
 
-def _configuration(teacher: Config, given: dict) -> Config:
+def _configuration(teacher: Config, student: Student, given: dict) -> Config:
     """The teacher's configuration, as a run of its own with these options."""
     own = {name: getattr(Config, name) for name in OF_TRAIN if name not in TEACHERS}
     own |= {name: value for name, value in DATASETS[teacher.dataset].defaults.items() if name in own}
-    values = {**vars(teacher), **own, "preset": None, "precision": "fp32", "lr": LR_SHARE * teacher.lr}
+    values = {**vars(teacher), **own, "preset": None, "precision": "fp32"}
+    values["lr"] = LR_SHARE[student.moments] * teacher.lr
     if not LENGTHS & set(given):
         values["minutes"] = teacher.minutes
     elif "minutes" in given:
@@ -145,13 +154,13 @@ def _refuse_another(found, asked: dict) -> None:
     student = found.student
     if student is None:
         raise OptionError("--resume: this run was made by train, not by distill. Continue it by train --resume.")
-    own = {
-        "steps": str(student.steps),
-        "guidance": student.guidance,
-        "method": "phased" if student.segments > 1 else "consistency",
-    }
+    own = {"steps": str(student.steps), "guidance": student.guidance, "method": student.method}
     for name, value in asked.items():
-        if name in own and own[name] != value and not (name == "method" and student.steps == 1):
+        if (
+            name in own
+            and own[name] != value
+            and not (student.steps == 1 and {own[name], value} == {"consistency", "phased"})
+        ):
             raise OptionError(
                 f"--{name} {value} differs from this run's {own[name]} and would change its result: "
                 "leave it out, or start a run in another folder."

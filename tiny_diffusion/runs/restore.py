@@ -12,6 +12,7 @@ from tiny_diffusion.models.build import CLASSES, TIME_BIAS
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
 from tiny_diffusion.training.trainer import Trainer
 
+OF_WEIGHTS = {"model", "ema", "teacher"}  # the trainer's networks that are U-Nets
 
 def restore(trainer: Trainer, data: ImageSet, checkpoint: Checkpoint, path: Path) -> None:
     """Continues the checkpoint's run.
@@ -67,8 +68,8 @@ def take_weights(trainer: Trainer, data: ImageSet, source: Checkpoint, path: str
             f"--{option} {path} is a network of other sizes than the options ask for. "
             "Leave out the options of the network, and it keeps its own."
         )
-    for network in trainer.networks.values():
-        network.load_state_dict(state)
+    for name in OF_WEIGHTS & trainer.networks.keys():
+        trainer.networks[name].load_state_dict(state)
 
 
 def with_classes_of(state: dict[str, Tensor], trainer: Trainer, same: bool) -> dict[str, Tensor]:

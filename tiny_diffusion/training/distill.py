@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from tiny_diffusion.config.student import GRID, Student
 from tiny_diffusion.diffusion.grids import make_levels
+from tiny_diffusion.diffusion.levels import Level
 from tiny_diffusion.diffusion.predictions import recover
 from tiny_diffusion.diffusion.process import Diffusion, Model
 from tiny_diffusion.diffusion.timesteps import edm
+from tiny_diffusion.training.moments import MomentMatching
 
 MEAN, STD = -0.9, 2.0  # of ln(sigma/alpha): ECT's N(-1.1, 2^2) for pixels of standard deviation 0.6 instead of 0.5
 SMALLEST_GAP = 1 / 256  # of the pair's sigma/alpha, near pure noise; five times as much near the clean image
@@ -30,8 +32,19 @@ SOFTENING = 1e-4  # of the norm, sqrt(x^2 + s^2) - s, whose gradient would not b
 
 def distillation(student: Student, diffusion: Diffusion, model: nn.Module) -> dict[str, object]:
     """What a Trainer of the model needs to make it this student, by the names of its arguments."""
-    teacher = copy.deepcopy(model).eval().requires_grad_(False) if student.guidance != 1 else None
-    return {"objective_at": Consistency(diffusion, student.segments, teacher, student.guidance), "teacher": teacher}
+    needs_teacher = student.moments or student.guidance != 1
+    teacher = copy.deepcopy(model).eval().requires_grad_(False) if needs_teacher else None
+    guide = teacher if student.guidance != 1 else None
+    consistency = Consistency(diffusion, student.segments, guide, student.guidance)
+    if not student.moments:
+        return {"objective_at": consistency, "networks": {"teacher": teacher} if needs_teacher else {}}
+    levels = make_levels(diffusion.schedule, GRID, student.steps)
+    matching = MomentMatching(consistency, diffusion, levels, teacher, model.num_classes)
+    matching.moments.to(next(model.parameters()).device)
+    return {
+        "objective_at": matching, "networks": {"teacher": teacher, "moments": matching.moments},
+        "begin": matching.begin, "after_step": matching.after_step,
+    }  # fmt: skip
 
 
 class Consistency:
@@ -47,6 +60,11 @@ class Consistency:
         self.end_angle, self.end_alpha, self.end_sigma = (
             np.array([getattr(level, name) for level in ends]) for name in ("angle", "alpha", "sigma")
         )
+
+    def clean(self, model: Model, x: Tensor, level: Level, label: Tensor | None) -> Tensor:
+        """The model's estimate of the clean images of x, with gradients."""
+        output = model(x, x.new_full((len(x),), float(level.time)), label).to(x.dtype)
+        return recover(self.diffusion.prediction, level.alpha, level.sigma, x, output)[0]
 
     def __call__(self, progress: float) -> "ConsistencyLoss":
         return ConsistencyLoss(self, SMALLEST_GAP * max(1.0, COARSER / 2 ** int(8 * progress)))

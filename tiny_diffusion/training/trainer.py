@@ -63,13 +63,15 @@ class Trainer:
 
     clock: the seconds that the run has spent, over all its sessions.   num_classes: of class-conditional models.
     objective_at: the objective at a share of the run from 0 to 1 [always the diffusion's own].
-    teacher: another network that the objective needs, whose weights stay as they are.
+    networks: others that the objective needs, by name, which are saved with the run.
+    begin: called before the first step, with the batches.   after_step: called after each, with its objective too.
     """
 
     def __init__(
         self, model: nn.Module, config: Config, batches: Batches, length: RunLength, clock: Callable[[], float],
         num_classes: int = 0, objective_at: Callable[[float], Objective] | None = None,
-        teacher: nn.Module | None = None,
+        networks: Mapping[str, nn.Module] | None = None, begin: Callable[[Batches], None] | None = None,
+        after_step: Callable[[Objective, Batches], None] | None = None,
     ):  # fmt: skip
         self.model, self.config, self.batches, self.length, self.clock = model, config, batches, length, clock
         self.world, self.rows = batches.world, batches.rows
@@ -80,7 +82,8 @@ class Trainer:
         self.objective_at = objective_at or (lambda progress: self.diffusion)
         self.objective = self.objective_at(0.0)
         self.ema = Ema(model, config.ema_decay)
-        self.networks = {"model": model, "ema": self.ema.model} | ({} if teacher is None else {"teacher": teacher})
+        self.networks = {"model": model, "ema": self.ema.model, **(networks or {})}
+        self.begin, self.after_step = begin, after_step
         self.scaler = LossScaler(config.precision == "fp16", self.device)
         max_parts = self.local_batch if config.auto_batch else config.accumulate
         self.splitter = BatchSplitter(config.accumulate, max_parts, self.device, on_retry=self.drop_gradients)
@@ -95,6 +98,8 @@ class Trainer:
     def run(self) -> Iterator[StepReport]:
         """Trains until the run has reached its length; yields a report after each step."""
         self.model.train()
+        if self.begin is not None and not self.step:
+            self.begin(self.batches)
         while (progress := self.length.progress(self.step, self.clock())) < 1:
             started = time.perf_counter()
             lr = self.config.lr * self.length.lr_scale(self.step, progress)
@@ -139,6 +144,8 @@ class Trainer:
         self.scaler.update(bad)
         self.step += 1
         self.ema.update(self.step)
+        if self.after_step is not None:
+            self.after_step(self.objective, self.batches)
         return loss, norm
 
     def compute_gradients(self, parts: int) -> Tensor:
