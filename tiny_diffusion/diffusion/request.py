@@ -12,8 +12,6 @@ from tiny_diffusion.diffusion.schedules import Schedule
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 
-DEFAULT_STEPS = 20  # benchmarks/RESULTS.md has the quality by steps
-
 
 @dataclass(frozen=True)
 class Request:
@@ -118,7 +116,8 @@ def default_sampling(
     sampler: the one that suits the model's images.   timesteps: T of its schedule.   guidance, guidance_interval: those
     of Request; an interval is stored only if there is one.
     """
-    row, steps = SAMPLERS[sampler], min(DEFAULT_STEPS, timesteps)
+    row = SAMPLERS[sampler]
+    steps = row.usual_steps(timesteps)
     usual = {"sampler": sampler, "steps": steps, "grid": row.grid, "guidance": guidance, "eta": row.eta, "clip": True}
     return usual if guidance_interval is None else {**usual, "guidance_interval": list(guidance_interval)}
 
@@ -136,8 +135,9 @@ def request_from(
     eta: float | None = None,
     **more,
 ) -> Request:
-    """A model's default sampling, with the given options in place of its own.  Another sampler brings its grid and eta.
+    """A model's default sampling, with the given options in place of its own.
 
+    Another sampler brings its own steps, grid and eta.
     defaults: as `default_sampling` makes them.   timesteps: T of the model's schedule.   more: other fields of Request.
     """
     sampler = sampler or defaults["sampler"]
@@ -150,7 +150,7 @@ def request_from(
     return Request(
         indices=indices,
         sampler=sampler,
-        steps=steps or (defaults["steps"] if row.few or not other else timesteps),
+        steps=steps or (row.usual_steps(timesteps) if other else defaults["steps"]),
         grid=grid or (row.grid if other else defaults["grid"]),
         guidance=guidance,
         guidance_interval=None if whole else tuple(interval),

@@ -74,8 +74,9 @@ class Sampler:
     """run: the generator.  order: of convergence; None for a random process.  draws: whether `run` needs `draw`.
 
     grid: the grid to use unless another is asked for.  eta: its default, None where eta cannot be chosen.
-    max_eta: the largest allowed; a larger one spreads samples too far.  few: whether few steps are enough; if not, the
-    default is one step for each timestep.
+    max_eta: the largest allowed; a larger one spreads samples too far.
+    steps: how many to take unless another number is asked for (benchmarks/RESULTS.md has the quality by steps); None is
+    one for each timestep.
     evaluations_per_step: calls of the denoiser for each step but the last, which has one.
     """
 
@@ -85,21 +86,25 @@ class Sampler:
     draws: bool = False
     eta: float | None = None
     max_eta: float = 0.0
-    few: bool = True
+    steps: int | None = 20
     evaluations_per_step: int = 1
 
     def evaluations(self, steps: int) -> int:
         """Calls of the denoiser for this many steps."""
         return self.evaluations_per_step * (steps - 1) + 1
 
+    def usual_steps(self, timesteps: int) -> int:
+        """The steps to take unless another number is asked for, on a schedule of so many timesteps."""
+        return min(self.steps or timesteps, timesteps)
+
 
 SAMPLERS = {
     #               generator          order  grid
-    "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True, few=False),
+    "ddpm": Sampler(partial(ddim, eta=1.0), None, "trailing", draws=True, steps=None),
     "ddim": Sampler(ddim, 1, "trailing", eta=0.0, max_eta=1.0),
     "heun": Sampler(heun, 2, "angle", evaluations_per_step=2),
     "dpmpp_2m": Sampler(dpmpp_2m, 2, "rho"),
     "abm": Sampler(abm, 3, "angle"),
     # For Gaussian data of deviation 0.5, 1.5 spreads samples up to 6 % too far, 2 up to 13 %, 10 up to three times.
-    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, eta=ETA, max_eta=1.5),
+    "sa_solver": Sampler(sa_solver, None, "angle", draws=True, eta=ETA, max_eta=1.5, steps=10),
 }

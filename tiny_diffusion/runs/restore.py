@@ -14,6 +14,7 @@ from tiny_diffusion.training.trainer import Trainer
 
 OF_WEIGHTS = {"model", "ema", "teacher"}  # the trainer's networks that are U-Nets
 
+
 def restore(trainer: Trainer, data: ImageSet, checkpoint: Checkpoint, path: Path) -> None:
     """Continues the checkpoint's run.
 

@@ -154,7 +154,7 @@ class TeacherFeatures:
                 h = run_residual(resnet, attention, embedding, h)
             outputs.append(h)
             for downsample in block.downsamplers:
-                h = downsample(h)
+                h = downsample(h, embedding)
         outputs.append(run_residual(net.mid_block.resnets[0], net.mid_block.attentions[0], embedding, h))
         means = [output.mean((2, 3)) for output in outputs]
         sizes = [(output.square().mean((2, 3)) + SMALLEST_VARIANCE).sqrt() for output in outputs]
