@@ -27,7 +27,6 @@ WHITENING = 0.25  # a component is divided by variance^0.25: half way from the f
 CLASS_WEIGHT = 4.0  # of the distance of the means of each class
 MEMORY = 0.98  # share of the averages that a step keeps
 WARM_UP, REFRESH = 30, 10  # batches before the first gradient; batches for which its coefficients are kept
-SHRINKAGE = 0.1  # of the samples' covariance towards the target, which bounds the gradient and moves no fixed point
 SMALLEST_VARIANCE = 1e-6  # of a feature, and of a covariance relative to its largest
 
 
@@ -88,10 +87,7 @@ class Moments(nn.Module):
             tensor.double().cpu()
             for tensor in (self.mean[evaluation], self.second[evaluation], self.real_mean, self.real_covariance)
         )
-        sampled = second - torch.outer(mean, mean)
-        shrunk = sampled.lerp(covariance, SHRINKAGE)
-        slope, curvature, _ = frechet_gradient(mean, shrunk, target, covariance)
-        *_, distance = frechet_gradient(mean, sampled, target, covariance)
+        slope, curvature, distance = frechet_gradient(mean, second - torch.outer(mean, mean), target, covariance)
         self.slope[evaluation] = slope.to(self.slope)
         self.curvature[evaluation] = curvature.to(self.curvature)
         self.distance[evaluation] = distance / covariance.trace().clamp(min=SMALLEST_VARIANCE)
