@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tiny_diffusion.models.unet import UNet
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
 from tiny_diffusion.runs.writer import RunWriter
+from tiny_diffusion.runtime.world import SINGLE_PROCESS
 from tiny_diffusion.training import moments
 from tiny_diffusion.training.distill import Consistency, Levels, per_image
 
@@ -226,6 +228,25 @@ def test_samples_that_follow_the_witness_take_on_the_mean_and_covariance_of_real
     torch.testing.assert_close(centre.detach(), real.mean(0), rtol=0, atol=0.1)
     torch.testing.assert_close(scale.detach().abs(), real.std(0), rtol=0.1, atol=0)
     assert state.distance[0] < 0.01
+
+
+def test_one_image_is_a_target_and_a_batch_that_is_not_finite_changes_no_average():
+    """A step with such a batch is undone, so the averages must not keep it."""
+    diffusion, network = process(), UNet(1, base_channels=8, attention_levels=())
+    task = moments.MomentMatching(
+        Consistency(diffusion, 1), diffusion, make_levels(diffusion.schedule, "angle", 1), network, 0
+    )
+    one = SimpleNamespace(world=SINGLE_PROCESS)
+    task.moments.set_target(task.features(torch.zeros(1, 1, 8, 8)), torch.zeros(1, dtype=torch.int64))
+    assert all(buffer.isfinite().all() for buffer in task.moments.buffers())
+    task.moments.steps += 1  # the next one matches moments
+    for value, batches in ((math.nan, 0), (0.5, 1)):
+        objective = task(0.0)
+        objective.loss(network, *torch.full((2, 2, 1, 8, 8), value), np.array([500.0, 500.0]))
+        task.after_step(objective, one)
+        task.moments.steps += 1
+        assert task.moments.batches.tolist() == [batches]
+        assert task.moments.mean.isfinite().all()
 
 
 @pytest.mark.parametrize("steps", STEPS)

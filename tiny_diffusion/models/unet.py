@@ -92,16 +92,8 @@ class UNet(nn.Module):
         network_shape.check_tiling(x.shape[2:], self.patch_size)
         run = self.runner()
         embedding = self.embed(time, label, x.dtype)
-        h = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
-        skips = [h]
-        for block in self.down_blocks:
-            for resnet, attention in zip(block.resnets, block.attentions, strict=True):
-                h = run(resnet, attention, embedding, h)
-                skips.append(h)
-            for downsample in block.downsamplers:
-                h = downsample(h, embedding)
-                skips.append(h)
-        h = run(self.mid_block.resnets[0], self.mid_block.attentions[0], embedding, h)
+        skips = self.way_down(x, embedding, run)
+        h = run(self.mid_block.resnets[0], self.mid_block.attentions[0], embedding, skips[-1])
         h = run(self.mid_block.resnets[1], None, embedding, h)
         for block in self.up_blocks:
             for resnet, attention in zip(block.resnets, block.attentions, strict=True):
@@ -109,6 +101,16 @@ class UNet(nn.Module):
             for upsample in block.upsamplers:
                 h = upsample(h, embedding, size=skips[-1].shape[2:])
         return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch_size)
+
+    def way_down(self, x: Tensor, embedding: Tensor, run: Callable[..., Tensor]) -> list[Tensor]:
+        """The outputs of conv_in and then, level by level, of each residual block and of the downsampler."""
+        outputs = [self.conv_in(F.pixel_unshuffle(x, self.patch_size))]
+        for block in self.down_blocks:
+            for resnet, attention in zip(block.resnets, block.attentions, strict=True):
+                outputs.append(run(resnet, attention, embedding, outputs[-1]))
+            for downsample in block.downsamplers:
+                outputs.append(downsample(outputs[-1], embedding))
+        return outputs
 
     def runner(self) -> Callable[..., Tensor]:
         """`run_residual`, through torch's checkpoint in training if activations are not to be kept."""

@@ -56,15 +56,15 @@ class Moments(nn.Module):
     def set_target(self, features: Tensor, label: Tensor) -> None:
         """From the (N, width) features of real images and their labels."""
         features, label = features.double().cpu(), label.cpu()
-        centre, scale = features.mean(0), features.var(0).clamp(min=SMALLEST_VARIANCE).sqrt()
-        values, vectors = torch.linalg.eigh(torch.cov(((features - centre) / scale).T))
+        centre, scale = features.mean(0), features.var(0, correction=0).clamp(min=SMALLEST_VARIANCE).sqrt()
+        values, vectors = torch.linalg.eigh(torch.cov(((features - centre) / scale).T, correction=0))
         k = self.basis.shape[1]
         values, vectors = values[-k:].clamp(min=SMALLEST_VARIANCE), vectors[:, -k:]
         self.centre.copy_(centre)
         self.basis.copy_(vectors / values**WHITENING / scale[:, None])
         z = (features - centre) @ self.basis.cpu().double()
         self.real_mean.copy_(z.mean(0))
-        self.real_covariance.copy_(torch.cov(z.T))
+        self.real_covariance.copy_(torch.cov(z.T, correction=0))
         self.real_class_means.copy_(self.real_mean.expand_as(self.real_class_means))
         for each in label.unique().tolist() if len(self.real_class_means) > 1 else ():
             self.real_class_means[each] = z[label == each].mean(0).to(self.real_mean)
@@ -144,14 +144,12 @@ class TeacherFeatures:
         and root mean square, and of the middle block also the means of its four quarters."""
         net = self.teacher
         embedding = net.embed(images.new_full((len(images),), self.time), None, images.dtype)
-        h, outputs = net.conv_in(F.pixel_unshuffle(images, net.patch_size)), []
+        down = net.way_down(images, embedding, run_residual)
+        outputs, end = [], 0
         for block in net.down_blocks:
-            for resnet, attention in zip(block.resnets, block.attentions, strict=True):
-                h = run_residual(resnet, attention, embedding, h)
-            outputs.append(h)
-            for downsample in block.downsamplers:
-                h = downsample(h, embedding)
-        outputs.append(run_residual(net.mid_block.resnets[0], net.mid_block.attentions[0], embedding, h))
+            outputs.append(down[end + len(block.resnets)])
+            end += len(block.resnets) + len(block.downsamplers)
+        outputs.append(run_residual(net.mid_block.resnets[0], net.mid_block.attentions[0], embedding, down[-1]))
         means = [output.mean((2, 3)) for output in outputs]
         sizes = [(output.square().mean((2, 3)) + SMALLEST_VARIANCE).sqrt() for output in outputs]
         return torch.cat([F.adaptive_avg_pool2d(outputs[-1], 2).flatten(1), *means, *sizes], 1).float()
@@ -185,10 +183,11 @@ class MomentMatching:
 
     @torch.no_grad()
     def after_step(self, objective: "MomentLoss", batches: Batches) -> None:
-        """Averages in what the step has sampled, on all ranks."""
+        """Averages in what the step has sampled, on all ranks, unless it is not finite, as the step is then undone."""
         if objective.sums is not None:
             batches.world.all_reduce_mean_(list(objective.sums.values()))
-            self.moments.add(objective.evaluation, objective.sums)
+            if objective.sums["zz"].isfinite().all():
+                self.moments.add(objective.evaluation, objective.sums)
         self.moments.steps += 1
 
     def sampled(self, model, noise: Tensor, label: Tensor | None, evaluation: int) -> Tensor:
