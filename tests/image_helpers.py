@@ -75,3 +75,14 @@ def open_folder(folder: Path, size: int | tuple[int, int] = 8, **options):
 def means(data) -> list[int]:
     """The mean grey of each image, which tells plain ones apart."""
     return data.images[:].float().mean((1, 2, 3)).round().int().tolist()
+
+
+def read_film(path: str | Path) -> tuple[np.ndarray, list[float], int | None]:
+    """(frames int (T, H, W, 3), the seconds of each, loop: 0 is for ever) of a GIF or a WebP."""
+    frames, seconds = [], []
+    with Image.open(path) as picture:
+        for i in range(picture.n_frames):
+            picture.seek(i)
+            frames.append(np.asarray(picture.convert("RGB")).astype(int))
+            seconds.append(picture.info["duration"] / 1000)
+        return np.stack(frames), seconds, picture.info.get("loop")

@@ -4,21 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+from image_helpers import read_film
 from PIL import Image
 
 from tiny_diffusion.errors import FileError
 from tiny_diffusion.visuals.animations import FILMS, dithered, film_palette, save_film
-
-
-def read_by_pil(path):
-    """(frames int (T, H, W, 3), seconds of each)."""
-    frames, seconds = [], []
-    with Image.open(path) as picture:
-        for i in range(picture.n_frames):
-            picture.seek(i)
-            frames.append(np.asarray(picture.convert("RGB")).astype(int))
-            seconds.append(picture.info["duration"] / 1000)
-    return np.stack(frames), seconds
 
 
 def read_by_ffmpeg(path):
@@ -45,7 +35,7 @@ def photograph():
 
 def test_a_gif_of_a_photograph_has_its_frames_durations_and_colours(photograph, tmp_path):
     save_film(tmp_path / "a.gif", photograph, seconds=1.2, hold_seconds=0.8)
-    frames, seconds = read_by_pil(tmp_path / "a.gif")
+    frames, seconds, _ = read_film(tmp_path / "a.gif")
     assert len(frames) == 6 and seconds == pytest.approx([0.2] * 5 + [1.0])
     assert len(np.unique(frames.reshape(-1, 3), axis=0)) <= 256  # one palette for the film
     assert (frames[:, :8] == 80).all() and (frames[:, :, -9:] == 80).all()
@@ -57,7 +47,7 @@ def test_a_gif_of_a_photograph_has_its_frames_durations_and_colours(photograph, 
 
 def test_a_webp_is_exact(photograph, tmp_path):
     save_film(tmp_path / "a.webp", photograph, seconds=1.2, hold_seconds=0.8)
-    frames, seconds = read_by_pil(tmp_path / "a.webp")
+    frames, seconds, _ = read_film(tmp_path / "a.webp")
     assert np.array_equal(frames, photograph) and seconds == pytest.approx([0.2] * 5 + [1.0])
 
 
@@ -85,7 +75,7 @@ def test_grey_films_keep_their_greys(ending, tmp_path):
     grey = np.stack([ramp, ramp[:, ::-1], ramp.transpose(1, 0, 2)])
     grey[2] = grey[2, :, :, :1]
     save_film(tmp_path / f"a{ending}", grey, seconds=0.3, hold_seconds=0)
-    frames = (read_by_ffmpeg if ending == ".mp4" else read_by_pil)(tmp_path / f"a{ending}")[0]
+    frames = (read_by_ffmpeg if ending == ".mp4" else read_film)(tmp_path / f"a{ending}")[0]
     assert len(frames) == 3
     assert np.abs(frames - grey).max() <= (3 if ending == ".mp4" else 0)
 
@@ -110,7 +100,7 @@ def test_a_film_of_several_batches_shows_every_image_at_its_place(loud, cli):
     words = ["sample", "--checkpoint", loud, "--num_images", 5, "--batch_size", 2, "--steps", 3, "--output"]
     cli.works(*words, "film.webp")
     cli.works(*words, "grid.png")
-    frames, seconds = read_by_pil("film.webp")
+    frames, seconds, _ = read_film("film.webp")
     grid = np.asarray(Image.open("grid.png").convert("RGB"))
     assert len(frames) == 4 and sum(seconds) == pytest.approx(6)  # the noise and three steps
     right = frames[-1][-grid.shape[0] :, -grid.shape[1] :]
@@ -119,7 +109,7 @@ def test_a_film_of_several_batches_shows_every_image_at_its_place(loud, cli):
 
 def test_an_interpolation_is_a_film_of_the_asked_format(loud, cli):
     cli.works("sample", "--checkpoint", loud, "--interpolate", "0,1", "--frames", 4, "--steps", 2, "--output", "x.webp")
-    assert len(read_by_pil("x.webp")[0]) == 4 and Image.open("x.png")
+    assert len(read_film("x.webp")[0]) == 4 and Image.open("x.png")
 
 
 def test_a_missing_encoder_is_named_before_sampling(loud, cli, monkeypatch, tmp_path):

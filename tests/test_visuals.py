@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_helpers import read_film
 from PIL import Image
 
 from tiny_diffusion.visuals import figures, images
@@ -193,21 +194,10 @@ def test_a_png_comes_back_exactly_and_is_the_same_bytes_twice(channels, tmp_path
     assert a.read_bytes() == b.read_bytes()
 
 
-def gif(path):
-    """(frames as RGB arrays, durations in seconds, loop)."""
-    frames, seconds = [], []
-    with Image.open(path) as picture:
-        for i in range(picture.n_frames):
-            picture.seek(i)
-            frames.append(np.asarray(picture.convert("RGB")).astype(int))
-            seconds.append(picture.info["duration"] / 1000)
-        return frames, seconds, picture.info["loop"]
-
-
 def test_a_grey_animation_is_exact_and_lasts_as_long_as_asked(tmp_path, draw):
     frames = [grid(draw(4, 8, 8, 1)) for _ in range(7)]
     save_film(tmp_path / "a.gif", frames, seconds=2.0, hold_seconds=1.5)
-    back, seconds, loop = gif(tmp_path / "a.gif")
+    back, seconds, loop = read_film(tmp_path / "a.gif")
     assert len(back) == 7 and loop == 0
     assert sum(seconds) == pytest.approx(3.5) and max(seconds[:-1]) - min(seconds[:-1]) < 0.011
     assert seconds[-1] == pytest.approx(2 / 7 + 1.5, abs=0.01)
@@ -218,7 +208,7 @@ def test_a_grey_animation_is_exact_and_lasts_as_long_as_asked(tmp_path, draw):
 def test_more_frames_than_browsers_can_show_are_thinned_between_the_ends(tmp_path):
     frames = [np.full((4, 4, 3), i, np.uint8) for i in range(200)]
     save_film(tmp_path / "a.gif", frames, seconds=1.0, hold_seconds=0.5)
-    back, seconds, _ = gif(tmp_path / "a.gif")
+    back, seconds, _ = read_film(tmp_path / "a.gif")
     assert len(back) == 50 and min(seconds) >= 0.02 and sum(seconds) == pytest.approx(1.5)
     assert back[0].max() == 0 and back[-1].min() == 199
 
@@ -227,7 +217,7 @@ def test_still_moments_and_single_frames_keep_their_time(tmp_path, draw):
     frame = draw(8, 8, 3)
     for frames in ([frame], [frame] * 3, [frame, frame, 255 - frame]):
         save_film(tmp_path / "a.gif", frames, seconds=0.6, hold_seconds=0.4)
-        assert sum(gif(tmp_path / "a.gif")[1]) == pytest.approx(1.0)
+        assert sum(read_film(tmp_path / "a.gif")[1]) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="at least one frame"):
         save_film(tmp_path / "b.gif", [])
 
