@@ -18,6 +18,7 @@ from tiny_diffusion.diffusion.request import default_sampling
 from tiny_diffusion.diffusion.samplers import ddim
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 from tiny_diffusion.diffusion.timesteps import stratified
+from tiny_diffusion.evaluation import distances
 from tiny_diffusion.models.unet import UNet
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
@@ -200,7 +201,9 @@ def gaussian(seed, k=5):
 def test_the_gradient_of_the_frechet_distance_is_that_of_its_closed_form():
     """By differences along random directions; and the distance of a Gaussian to itself is 0, with no gradient."""
     (mean, covariance), (target, wanted), (step, turn) = map(gaussian, range(3))
-    slope, curvature, _ = moments.frechet_gradient(mean, covariance, target, wanted)
+    slope, curvature, distance = moments.frechet_gradient(mean, covariance, target, wanted)
+    two = (distances.Moments(2, m, c) for m, c in ((mean, covariance), (target, wanted)))  # of 2 images: scatter = C
+    assert float(distance) == pytest.approx(distances.frechet_distance(*two), rel=1e-9)
     h = 1e-5
     above, below = (
         moments.frechet_gradient(mean + e * step, covariance + e * turn, target, wanted)[2] for e in (h, -h)

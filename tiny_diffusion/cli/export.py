@@ -80,7 +80,9 @@ def _label(options: ExportOptions, checkpoint) -> int | None:
     if text is None:
         text = ("none" if options.format == "diffusers" else "all") if config.class_cond else ""
     if text in ("", "all") and text not in names:
-        return None if not options.classes else _refuse_without_classes(text, config.class_cond)
+        if text and not config.class_cond:
+            labels_of(text, False, ())  # refuses it
+        return None
     if text == "none" and text not in names and config.class_cond:
         if not config.label_dropout:
             raise OptionError(
@@ -96,11 +98,6 @@ def _label(options: ExportOptions, checkpoint) -> int | None:
             f"--classes {text}: the model was trained on no image of class {listed(names[labels[0] :][:1])}."
         )
     return labels[0]
-
-
-def _refuse_without_classes(text: str, class_cond: bool) -> None:
-    if not class_cond:
-        labels_of(text, class_cond, ())
 
 
 def _write(format: str, model, path: Path) -> list[str]:
