@@ -238,3 +238,9 @@ def test_without_webassembly_plain_javascript_draws_the_same(open_page, file, tm
     page = open_page(path=plain)
     assert "plain JavaScript" in page.locator("#live-body").inner_text()
     assert np.abs(settled(page, "Setting: x_t").astype(int) - fast).max() <= 1
+
+
+def test_a_curve_names_the_whole_step_under_its_mark(open_page):
+    """Rounded to three digits, the last of 1,405 steps would be step 1410, which there never was."""
+    curve = "chart({label: 'loss', x: 'step', series: [{name: 'loss', points: [[0, 2], [1405, 0.5]]}]})"
+    assert "step 1405: loss 0.5" in open_page().evaluate(f"{curve}.element.textContent")

@@ -90,7 +90,7 @@ function chart({ label, x: xName, series, logarithmic = false, shares = 1, onMar
       .map(([name, [, y]]) => `${name} ${Number.isFinite(y) ? shortNumber(y) : "none"}`);
     line.setAttribute("x1", placeX(at));
     line.setAttribute("x2", placeX(at));
-    readout.textContent = `${xName} ${shortNumber(Math.round(at * 100) / 100)}: ${values.join(", ")}`;
+    readout.textContent = `${xName} ${Math.round(at)}: ${values.join(", ")}`;
     svg.setAttribute("aria-valuenow", at);
     svg.setAttribute("aria-valuetext", readout.textContent);
   }
