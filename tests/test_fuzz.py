@@ -7,6 +7,7 @@ anew around it, and then a value of the JSON is replaced and the sha256 computed
 import io
 import json
 import math
+import pickle
 import random
 import signal
 import sys
@@ -25,6 +26,7 @@ from tiny_diffusion.data.files.decode import ImageSpec, UnreadableImage, decode,
 from tiny_diffusion.errors import FileError, OptionError
 from tiny_diffusion.evaluation.images import read_images
 from tiny_diffusion.runs.checkpoint import Checkpoint, digest, load_checkpoint, load_model, save_checkpoint
+from tiny_diffusion.runs.checkpoint_format import read_pickle
 
 CPU_SECONDS = 10  # that one file may take; each takes about a thousandth of one
 MEMORY = 200e6  # bytes that all of them together may
@@ -317,3 +319,9 @@ def test_an_array_that_claims_what_is_not_there_is_refused_at_once(claim, compre
     with bounded_time(), pytest.raises(FileError) as refused:
         read_images("images", str(path))
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_pickle_with_a_text_of_unknown_escapes_is_refused_without_a_warning():
+    """Python warns of them while it reads the argument of an opcode that no checkpoint has."""
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        read_pickle(b"\x80\x02S'\\G'\n.")

@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import re
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -152,10 +153,12 @@ def read_pickle(content: bytes) -> object:
     """
     stack, marks, memo = [], [], {}
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "STOP":
-                return stack.pop()
-            _execute(opcode.name, argument, stack, marks, memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escape sequences in an argument, which are read before it is refused
+            for opcode, argument, _ in pickletools.genops(content):
+                if opcode.name == "STOP":
+                    return stack.pop()
+                _execute(opcode.name, argument, stack, marks, memo)
     except (LookupError, TypeError) as error:
         raise ValueError("a malformed pickle") from error
     raise ValueError("a pickle without an end")
