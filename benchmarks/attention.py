@@ -9,7 +9,11 @@ measures CPU time, which other programs disturb less; on several threads, elapse
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
