@@ -58,10 +58,10 @@ MASK = np.repeat([0.0, 1.0], [KNOWN, PIXELS - KNOWN])
 IMAGE = np.array([0.1, -0.9, 0.3, 0.4, 9.0, 9.0, 9.0, 9.0])  # those after the known ones are never looked at
 
 
-def painted(gaussian, sampler, steps, turns, count=1500):
+def painted(gaussian, sampler, steps, corrections, count=1500):
     """Images (count, PIXELS) whose first pixels are IMAGE's."""
     rng = np.random.default_rng(0)
-    denoise = known_pixels(gaussian, IMAGE, MASK, lambda level: turns)
+    denoise = known_pixels(gaussian, IMAGE, MASK, lambda level: corrections)
     levels = make_levels(make_schedule("cosine"), "angle", steps)
     options = {"draw": lambda: rng.standard_normal((count, PIXELS))} if SAMPLERS[sampler].draws else {}
     *_, last = SAMPLERS[sampler].run(denoise, rng.standard_normal((count, PIXELS)), levels, **options)
@@ -102,9 +102,9 @@ def test_every_sampler_paints_the_closed_form_conditional_mean_and_covariance(sa
 def test_two_corrections_a_step_come_nearer_than_replacement_at_equal_evaluations(gaussian):
     mean, covariance = gaussian.given(IMAGE)
 
-    def error(steps, turns):
+    def error(steps, corrections):
         gaussian.calls = 0
-        off = painted(gaussian, "sa_solver", steps, turns)[:, KNOWN:].mean(0) - mean
+        off = painted(gaussian, "sa_solver", steps, corrections)[:, KNOWN:].mean(0) - mean
         assert gaussian.calls == 60
         return abs(off / np.sqrt(np.diag(covariance))).max()
 
@@ -144,7 +144,7 @@ def test_inversion_converges_to_the_closed_form_with_ddims_order(gaussian):
 
     def noise(steps):
         levels = make_levels(make_schedule("cosine"), "angle", steps)
-        *_, top = invert(gaussian, images, levels, turns=8)
+        *_, top = invert(gaussian, images, levels, iterations=8)
         return top.x, gaussian.flow(images, CLEAN, levels[0])
 
     (coarse, exact), (fine, _) = noise(100), noise(200)
@@ -152,9 +152,9 @@ def test_inversion_converges_to_the_closed_form_with_ddims_order(gaussian):
     assert_allclose(2 * fine - coarse, exact, atol=0.05)  # Richardson: without the error of first order
 
 
-def test_inversion_costs_its_turns_at_each_level(gaussian):
+def test_inversion_costs_its_iterations_at_each_level(gaussian):
     levels = make_levels(make_schedule("cosine"), "angle", 10)
-    steps = list(invert(gaussian, np.zeros((1, PIXELS)), levels, turns=2))
+    steps = list(invert(gaussian, np.zeros((1, PIXELS)), levels, iterations=2))
     assert [step.level for step in steps] == levels[-2::-1]
     assert gaussian.calls == 20
 

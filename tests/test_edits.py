@@ -143,11 +143,11 @@ def test_the_label_is_found_by_the_known_pixels():
 
 def test_corrections_are_as_many_as_asked_and_most_in_the_middle_band():
     levels = make_levels(make_schedule("cosine"), "angle", 20)
-    turns = corrections(levels, 40)
-    assert sum(map(turns, levels[:-1])) == 40
-    assert turns(levels[0]) == turns(levels[-2]) == 1
-    assert {turns(level) for level in levels if 30 < math.degrees(level.angle) < 75} == {3}
-    assert turns(level_at(make_schedule("cosine"), 0.1)) == 0
+    corrections_at = corrections(levels, 40)
+    assert sum(map(corrections_at, levels[:-1])) == 40
+    assert corrections_at(levels[0]) == corrections_at(levels[-2]) == 1
+    assert {corrections_at(level) for level in levels if 30 < math.degrees(level.angle) < 75} == {3}
+    assert corrections_at(level_at(make_schedule("cosine"), 0.1)) == 0
 
 
 class Counted(torch.nn.Module):

@@ -17,7 +17,7 @@ from tiny_diffusion.diffusion.grids import make_levels
 from tiny_diffusion.diffusion.levels import CLEAN, Array, Denoise, Draw, Level, Step
 from tiny_diffusion.diffusion.schedules import Schedule
 
-FIXED_POINT_TURNS = 3  # of `invert`: evaluations a step
+FIXED_POINT_ITERATIONS = 3  # of `invert`: evaluations a step
 MIDDLE_BAND = (math.radians(30), math.radians(75))  # angles at which an image's structure is decided
 MAX_GAIN = 50.0  # of a correction in `known_pixels`
 FIRST_ANGLES, LAST_ANGLES, FINALISTS = (85, 75), (72, 68, 64, 60), 3  # of `likeliest_labels`; angles in degrees
@@ -65,12 +65,12 @@ def paste(known: Array, mask: Array, images: Array) -> Array:
 
 
 def known_pixels(
-    denoise: Denoise, known: Array, mask: Array, turns: Callable[[Level], int] = lambda level: 2
+    denoise: Denoise, known: Array, mask: Array, corrections_at: Callable[[Level], int] = lambda level: 2
 ) -> Denoise:
     """The denoiser of the unknown pixels given the known ones, for any sampler: inpainting.
 
     known: (B, ...) images.   mask: 1 where they are unknown, else 0; of a shape that broadcasts.
-    turns: how many corrections there are at a level, each one evaluation more.
+    corrections_at: how many corrections there are at a level, each one evaluation more.
 
     Replacement, as in RePaint (Lugmayr et al., 2022), puts the known pixels into the estimate of x_0, but at high noise
     levels the estimate of the others hardly depends on them, because the network sees them under noise.  Given x_0
@@ -83,7 +83,7 @@ def known_pixels(
     def conditional(x: Array, level: Level) -> tuple[Array, Array]:
         clean, _ = denoise(x, level)
         moved, gain, last = x, level.alpha, None
-        for _ in range(turns(level)):
+        for _ in range(corrections_at(level)):
             residual = (1 - mask) * (known - clean)
             if last is not None:
                 step, before = last
@@ -99,7 +99,7 @@ def known_pixels(
 
 
 def corrections(levels: Sequence[Level], count: int) -> Callable[[Level], int]:
-    """`turns` for `known_pixels` that are `count` in all: one at each level, and the others in the middle band."""
+    """`corrections_at` for `known_pixels`: `count` in all, one at each level and the others in the middle band."""
     visited = levels[:-1]
     middle = [level for level in visited if MIDDLE_BAND[0] < level.angle < MIDDLE_BAND[1]]
     given = Counter(islice(chain(visited, cycle(middle or visited)), count))
@@ -144,21 +144,23 @@ def likeliest_labels(
     return [own[k][image] for image, k in enumerate(best)], evaluations
 
 
-def invert(denoise: Denoise, clean: Array, levels: Sequence[Level], turns: int = FIXED_POINT_TURNS) -> Iterator[Step]:
+def invert(
+    denoise: Denoise, clean: Array, levels: Sequence[Level], iterations: int = FIXED_POINT_ITERATIONS
+) -> Iterator[Step]:
     """DDIM upwards: the noise from which `ddim` over the same levels makes these images.  Song et al. (2021), 4.3.
 
     levels: the noisiest first, CLEAN last.   Yields a Step for each level, from the cleanest; the x of the last one
     over its sigma is the noise.   denoise: without clipping.
-    Each step solves ddim's own step for its start by fixed-point iteration, of `turns` evaluations (Pan et al., 2023),
-    where plain DDIM inversion takes the velocity of the step's end.  x / radius turns with the angle:
-    y(end) = cos(turn) y(start) - sin(turn) v(start).
+    Each step solves ddim's own step for its start by fixed-point iterations of one evaluation (Pan et al., 2023),
+    where plain DDIM inversion takes the velocity of the step's end.  y = x / radius rotates with the angle:
+    y(end) = cos(rotation) y(start) - sin(rotation) v(start).
     """
     y = clean
     for below, level in pairwise(reversed(levels)):
-        turn, start = level.angle - below.angle, y
-        for _ in range(turns):
+        rotation, start = level.angle - below.angle, y
+        for _ in range(iterations):
             estimate = denoise(level.radius * start, level)
-            start = (y + math.sin(turn) * level.velocity(*estimate)) / math.cos(turn)
+            start = (y + math.sin(rotation) * level.velocity(*estimate)) / math.cos(rotation)
         y = start
         yield Step(level, level.radius * y, estimate[0])
 

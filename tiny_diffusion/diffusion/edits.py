@@ -72,8 +72,8 @@ class Inpaint:
             spare = max(0, spare - used)
         x = noise * levels[0].sigma
         yield Step(levels[0], x, paste(known, mask, torch.zeros_like(x)))
-        turns = corrections(levels, spare)
-        yield from batch.run(known_pixels(batch.denoiser(labels), known, mask, turns), x, levels)
+        corrections_at = corrections(levels, spare)
+        yield from batch.run(known_pixels(batch.denoiser(labels), known, mask, corrections_at), x, levels)
 
 
 @dataclass(frozen=True, eq=False)
