@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back bit for bit, and nothing else is let in."""
 
 import copy
+import dataclasses
 import errno
 import io
 import json
@@ -69,6 +70,17 @@ def original(tmp_path_factory, make_trainer):
     writer = RunWriter(trainer.config, RunFolder(folder / "run"), trainer, trainer.batches.data, Callbacks())
     assert writer.save(folder / "network.pt", 1.0)
     return folder / "network.pt", trainer
+
+
+def test_a_request_without_classes_is_one_without_guidance(original):
+    """There is nothing to guide by, whatever the model's default is."""
+    checkpoint = load_checkpoint(original[0])
+    sampling = {**checkpoint.about["sampling"], "guidance": 1.5, "guidance_interval": [0.2, 0.8]}
+    guided = dataclasses.replace(checkpoint, about={**checkpoint.about, "sampling": sampling})
+    assert (guided.request([0]).guidance, guided.request([0]).guidance_interval) == (1.5, (0.2, 0.8))
+    plain = guided.request([0], classes=())
+    assert (plain.classes, plain.guidance, plain.guidance_interval) == ((), 1.0, None)
+    assert guided.request([0], classes=(), guidance=2).guidance == 2  # by a guide
 
 
 @pytest.fixture

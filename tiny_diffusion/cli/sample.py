@@ -188,7 +188,6 @@ def _request(options: SampleOptions, checkpoint, indices: Sequence[int]):
             if (value := getattr(options, name)) is not None:
                 shown = specs(SampleOptions)[name].type.show(value)
                 raise OptionError(f"--{name} {shown} would be ignored with --classes none. Leave it out.")
-        asked |= {} if labels else {"guidance": 1.0}
     return checkpoint.request(indices, **asked)
 
 

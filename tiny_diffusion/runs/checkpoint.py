@@ -93,11 +93,13 @@ class Checkpoint:
         """A request for these images as `sample` makes it: the checkpoint's own sampling, changed where asked.
 
         classes: labels that the images take in turn [those of `order_in_shares`, for the shares of the training set];
-        empty to sample without classes.   asked: fields of Request.
+        empty to sample without classes, and without guidance unless it is asked for.   asked: fields of Request.
         """
         config = self.config
         if classes is None:
             classes = self.classes_in_shares() if config.class_cond else ()
+        if not classes and asked.get("guidance") is None:
+            asked["guidance"] = 1.0
         return request_from(self.about["sampling"], config.timesteps, indices, classes=tuple(classes), **asked)
 
 
