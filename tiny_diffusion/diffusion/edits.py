@@ -68,7 +68,7 @@ class Inpaint:
         spare = (EVALUATIONS_PER_STEP - 1) * (len(levels) - 1)
         if labels is None and self.classes:
             plain = partial(batch.denoiser, guidance=1.0)
-            labels, used = likeliest_labels(plain, known, mask, self.classes, batch.schedule, batch.draw)
+            labels, used = likeliest_labels(plain, known, mask, self.classes, batch.schedule)
             spare = max(0, spare - used)
         x = noise * levels[0].sigma
         yield Step(levels[0], x, paste(known, mask, torch.zeros_like(x)))
