@@ -351,7 +351,7 @@ BROKEN = {
     "a bin": (lambda f: next((f / "unet").glob("*.safetensors")).rename(f / "unet" / "x.bin"), "pickle"),
     "no weights": (lambda f: next((f / "unet").glob("*.safetensors")).unlink(), "half-written"),
     "half the weights": (lambda f: cut(next((f / "unet").glob("*.safetensors"))), "half-written"),
-    "half the JSON": (lambda f: cut(f / "unet" / "config.json"), "not JSON"),
+    "half the JSON": (lambda f: cut(f / "unet" / "config.json"), "not a JSON file"),
     "no network": (lambda f: (f / "unet" / "config.json").unlink(), "config.json"),
     "no scheduler": (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json"),
     "an unknown block": (

@@ -4,6 +4,7 @@ A file is written under a temporary name beside its target and then renamed, so 
 one, never a part of one.
 """
 
+import codecs
 import json
 import math
 import os
@@ -85,6 +86,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes plain values as indented JSON, whole or not at all, with null for NaN and infinity."""
     write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, name: str = "") -> object:
+    """The value in a JSON file, in UTF-8, or in UTF-16 as PowerShell's > writes it.
+
+    name: what messages call the file; empty: its path.   Raises FileError.
+    """
+    try:
+        content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return json.loads(content.decode("utf-16" if is_utf16 else "utf-8-sig"))
+    except OSError as error:
+        raise FileError(f"{name or path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{name or path} is not a JSON file, it may be half-written: {error}.") from error
 
 
 def finite(value: object) -> object:

@@ -1,6 +1,5 @@
 """Options in a file: one JSON object of names and values, which --config reads and --save_config writes."""
 
-import codecs
 import json
 from pathlib import Path
 
@@ -9,8 +8,8 @@ from tiny_diffusion.config.image_size import square
 from tiny_diffusion.config.option import REQUIRED, Text, specs
 from tiny_diffusion.config.rules import check_values
 from tiny_diffusion.config.training import Config, as_given, from_json
-from tiny_diffusion.errors import FileError, OptionError, not_one_of
-from tiny_diffusion.files import check_writable, write_text
+from tiny_diffusion.errors import OptionError, not_one_of
+from tiny_diffusion.files import check_writable, read_json, write_text
 
 
 def read_options(path: Path) -> dict[str, object]:
@@ -19,14 +18,7 @@ def read_options(path: Path) -> dict[str, object]:
     The file holds some options, or all of a configuration, as --dry_run prints it and a checkpoint holds it.  Raises
     FileError if it is not JSON, and OptionError for a name or a value that is wrong.
     """
-    try:
-        content = path.read_bytes()
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what > of PowerShell writes
-        values = json.loads(content.decode("utf-16" if is_utf16 else "utf-8-sig"))
-    except OSError as error:
-        raise FileError(f"--config {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"--config {path} is not a JSON file: {error}.") from error
+    values = read_json(path, f"--config {path}")
     if not isinstance(values, dict):
         raise OptionError(f"--config {path} holds no options: it must be one JSON object of names and values.")
     for name in values:

@@ -17,6 +17,7 @@ from tiny_diffusion.config.unet2d import DEFAULTS, network_options_of, shown, un
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.request import default_sampling
 from tiny_diffusion.errors import FileError, printable
+from tiny_diffusion.files import read_json
 from tiny_diffusion.models.build import CLASSES
 from tiny_diffusion.runs.checkpoint_keys import KEYS, OPTIONAL_KEYS
 
@@ -38,10 +39,10 @@ def read_folder(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
     Raises FileError, naming the file and the reason.
     """
-    index = _read_json(path / INDEX) if (path / INDEX).exists() else {}
+    index = _read_object(path / INDEX) if (path / INDEX).exists() else {}
     pipeline = _check_pipeline(path, index)
     network, scheduler = _read_network(path, bool(index)), _read_scheduler(path)
-    ours = _read_json(path / OURS) if (path / OURS).exists() else None
+    ours = _read_object(path / OURS) if (path / OURS).exists() else None
     if ours is None and pipeline == PIPELINES[-1]:
         raise FileError(f"{path} was exported by this program, but {OURS} is missing in it. Export it again.")
     try:
@@ -108,7 +109,7 @@ def about_of(config: Config, channels: int, class_names: list[str], sampling: Ma
 
 def _check_pipeline(path: Path, index: Mapping) -> str:
     """The class of the pipeline, "" for a bare network.  Raises FileError for what is no pipeline of images."""
-    name = index.get("_class_name", "") if isinstance(index, dict) else None
+    name = index.get("_class_name", "")
     name = name[-1] if isinstance(name, list) and name else name
     parts = {key for key, value in index.items() if isinstance(value, list) and not key.startswith("_") and any(value)}
     if more := sorted(parts - {"unet", "scheduler"}):
@@ -127,7 +128,7 @@ def _read_network(path: Path, is_pipeline: bool) -> dict:
     if not (folder / "config.json").exists():
         what = "is half-written: it" if is_pipeline else "is neither a model of diffusers nor a checkpoint: it"
         raise FileError(f"{path} {what} has no {'unet/' if is_pipeline else ''}config.json.")
-    network = _read_json(folder / "config.json")
+    network = _read_object(folder / "config.json")
     if network.get("_class_name") != "UNet2DModel":
         raise FileError(f"{folder} holds a {shown(network.get('_class_name'))}, and only a UNet2DModel can be read.")
     return network
@@ -139,7 +140,7 @@ def _read_scheduler(path: Path) -> dict:
     names.append(path.parent / "scheduler" / "scheduler_config.json")
     for name in names:
         if name.exists():
-            return _read_json(name)
+            return _read_object(name)
     raise FileError(
         f"{path} has no scheduler/scheduler_config.json, which says how noise was added in training. "
         "Save the scheduler there, too: scheduler.save_pretrained(...)."
@@ -177,14 +178,9 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, metadata
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise FileError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{file} is not JSON, it may be half-written.") from error
-    if not isinstance(value, dict):
+def _read_object(file: Path) -> dict:
+    """The JSON object in a file.  Raises FileError."""
+    if not isinstance(value := read_json(file), dict):
         raise FileError(f"{file} holds no JSON object.")
     return value
 
