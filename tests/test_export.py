@@ -392,7 +392,9 @@ def test_a_folder_of_other_things_is_no_model(cli, tmp_path):
     (tmp_path / "folder").mkdir()
     cli.refuses(1, ["info", "--checkpoint", tmp_path / "folder"], "folder")
     (tmp_path / "folder" / "config.json").write_text('{"architectures": ["BertModel"]}')
-    cli.refuses(1, ["info", "--checkpoint", tmp_path / "folder"], "UNet2DModel")
+    cli.refuses(1, ["info", "--checkpoint", tmp_path / "folder"], "without a name", "UNet2DModel")
+    (tmp_path / "folder" / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    cli.refuses(1, ["info", "--checkpoint", tmp_path / "folder"], "a pipeline without a name", "DDPMPipeline")
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def about_of(config: Config, channels: int, class_names: list[str], sampling: Ma
 
 def _check_pipeline(path: Path, index: Mapping) -> str:
     """The class of the pipeline, "" for a bare network.  Raises FileError for what is no pipeline of images."""
-    name = index.get("_class_name", "")
+    name = index.get("_class_name", "without a name" if index else "")
     name = name[-1] if isinstance(name, list) and name else name
     parts = {key for key, value in index.items() if isinstance(value, list) and not key.startswith("_") and any(value)}
     if more := sorted(parts - {"unet", "scheduler"}):
@@ -129,8 +129,8 @@ def _read_network(path: Path, is_pipeline: bool) -> dict:
         what = "is half-written: it" if is_pipeline else "is neither a model of diffusers nor a checkpoint: it"
         raise FileError(f"{path} {what} has no {'unet/' if is_pipeline else ''}config.json.")
     network = _read_object(folder / "config.json")
-    if network.get("_class_name") != "UNet2DModel":
-        raise FileError(f"{folder} holds a {shown(network.get('_class_name'))}, and only a UNet2DModel can be read.")
+    if (kind := network.get("_class_name", "network without a name")) != "UNet2DModel":
+        raise FileError(f"{folder} holds a {shown(kind)}, and only a UNet2DModel can be read.")
     return network
 
 
