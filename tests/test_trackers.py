@@ -15,6 +15,7 @@ from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.runs.trackers import TRACKERS, Trackers
 
 RUN = ["train", *SMALL, "--attention_levels", "none", "--device", "cpu", "--batch_size", 500, "--epochs", 3]  # 9 steps
+SCORED = ["--eval_interval", 1, "--eval_images", 100]
 CURVES = {"loss": "loss", "gradient_norm": "grad_norm", "learning_rate": "lr", "images_per_second": "images_per_second"}
 
 
@@ -25,7 +26,7 @@ def log_of(folder):
 def resumed(cli, tmp_path, tracker):
     """A run with a tracker, whose second session ended without a checkpoint at step 6, as a kill does; its folder."""
     folder = tmp_path / "run"
-    start = [*RUN, "--output_dir", folder]
+    start = [*RUN, *SCORED, "--output_dir", folder]
     cli.works(*start, "--log", tracker, "--max_steps", 4)
     shutil.copy(folder / "model_final.pt", folder / "checkpoints" / "kept.pt")
     cli.works(*start, "--resume", "--max_steps", 6)
@@ -53,7 +54,12 @@ def test_tensorboard_holds_each_step_of_a_resumed_run_once(cli, tmp_path):
         np.testing.assert_allclose([p.value for p in points], [line[name] for line in lines], rtol=1e-5, atol=0.06)
     heldout = [(point.step, point.value) for point in record.Scalars("heldout_loss")]
     np.testing.assert_allclose(heldout, load_checkpoint(folder / "model_final.pt").about["heldout_history"], rtol=1e-5)
-    noise = [tag for tag in record.Tags()["scalars"] if tag.startswith("loss_by_noise/")]
+    tags = record.Tags()["scalars"]
+    (distance,) = (tag for tag in tags if tag.startswith("relative_frechet_distance"))
+    scores = [(line["step"], line[name]) for line in lines for name in line if name.startswith("relative_frechet")]
+    np.testing.assert_allclose([(point.step, point.value) for point in record.Scalars(distance)], scores, rtol=1e-5)
+    assert len(scores) == 3
+    noise = [tag for tag in tags if tag.startswith("loss_by_noise/")]
     assert len(noise) == 8
     for tag in noise:
         steps = [point.step for point in record.Scalars(tag)]
