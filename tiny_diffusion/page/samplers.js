@@ -75,33 +75,31 @@ function* dpmpp2m(denoise, x, levels) {
 
 function* abm(denoise, x, levels) {
   let y = combine([1 / levels[0].radius, x]);
-  let history = []; // {angle, clean, noise}, the newest first
-  for (const [level, following] of pairwise(levels)) {
-    const estimate = denoise(x, level);
-    if (following.sigma === 0) {
-      yield { level: following, x: estimate.clean, clean: estimate.clean };
-      continue;
-    }
-    history = [{ angle: level.angle, ...estimate }, ...history.slice(0, 2)];
+  yield* multistep(3, denoise, x, levels, (history, level, following) => {
     if (history.length > 1) y = combine([1, y], ...velocityIntegral(history, history[1].angle, level.angle));
-    x = combine([1, y], ...velocityIntegral(history, level.angle, following.angle)).map((v) => v * following.radius);
-    yield { level: following, x, clean: estimate.clean };
-  }
+    const moved = combine([1, y], ...velocityIntegral(history, level.angle, following.angle));
+    return moved.map((value) => value * following.radius);
+  });
 }
 
 function* saSolver(denoise, x, levels, draw, eta) {
+  yield* multistep(2, denoise, x, levels, (history, level, following, x) => {
+    const shrink = shrinkOf(level, following);
+    const kept = (following.sigma / level.sigma) * shrink ** (eta ** 2);
+    const moved = combine([kept, x], ...dataTerm(history, shrink, following, eta));
+    if (!eta) return moved;
+    return combine([1, moved], [following.sigma * Math.sqrt(1 - shrink ** (2 * eta ** 2)), draw()]);
+  });
+}
+
+// Steps by move(history, level, following, x) -> x, until the last one, which ends at the estimate itself.
+// history: at most `count` estimates {angle, clean, noise}, the newest first.
+function* multistep(count, denoise, x, levels, move) {
   let history = [];
   for (const [level, following] of pairwise(levels)) {
     const estimate = denoise(x, level);
-    if (following.sigma === 0) {
-      yield { level: following, x: estimate.clean, clean: estimate.clean };
-      continue;
-    }
-    history = [{ angle: level.angle, ...estimate }, ...history.slice(0, 1)];
-    const shrink = shrinkOf(level, following);
-    const kept = (following.sigma / level.sigma) * shrink ** (eta ** 2);
-    x = combine([kept, x], ...dataTerm(history, shrink, following, eta));
-    if (eta) x = combine([1, x], [following.sigma * Math.sqrt(1 - shrink ** (2 * eta ** 2)), draw()]);
+    history = [{ angle: level.angle, ...estimate }, ...history.slice(0, count - 1)];
+    x = following.sigma === 0 ? estimate.clean : move(history, level, following, x);
     yield { level: following, x, clean: estimate.clean };
   }
 }
