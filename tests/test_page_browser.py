@@ -3,6 +3,7 @@
 Skipped where one of the two is not installed.  axe-core, which looks for barriers, comes with axe-playwright-python.
 """
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -206,6 +207,18 @@ def test_the_keyboard_reaches_every_control(open_page):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("() => document.activeElement.dataset.n"))
     assert {str(number) for number in range(wanted)} <= reached
+
+
+def test_reload_shows_the_page_that_was_written_since(open_page, file, tmp_path):
+    """As `report --watch` writes it; the page of a run that has ended has no such button."""
+    text, path = file.read_text("utf-8"), tmp_path / "run.html"
+    path.write_text(text, "utf-8")
+    page = open_page(path=path)
+    path.write_text(text.replace("its state after step 1.", "its state after step 2."), "utf-8")
+    page.get_by_role("button", name="Reload").click()
+    page.get_by_text("its state after step 2.").wait_for(timeout=SECONDS * 1000)
+    path.write_text(re.sub("The run has not ended[^\"]*", "", text), "utf-8")
+    assert open_page(path=path).get_by_role("button", name="Reload").count() == 0
 
 
 @pytest.mark.parametrize("width, scheme", [(1280, "dark"), (390, "light")])

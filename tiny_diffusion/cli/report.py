@@ -16,7 +16,7 @@ It shows the options and curves, real images under noise, a recorded sampling, t
 a drawing that it denoises, and what `evaluate` measured.
 
   python -m tiny_diffusion report --run outputs/mnist --output mnist.html
-  python -m tiny_diffusion report --run outputs/mnist --watch
+  python -m tiny_diffusion report --run outputs/mnist --watch      # the page changes in the browser when you reload it
 """
 WATCH_SECONDS = 5.0  # between looks at a run
 

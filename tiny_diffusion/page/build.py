@@ -20,6 +20,10 @@ from tiny_diffusion.page.scripts import FOLDER, PAGE, WORKER, kernel, script
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_checkpoint, load_model
 from tiny_diffusion.runs.folder import RunFolder
 
+UNFINISHED = (
+    "The run has not ended: this is its state after step {step:,}. report --watch writes this file again while the run "
+    "goes on, and reloading the page shows it."
+)
 FILM_BYTES, FILM_BYTES_BESIDE_STUDENT = 400_000, 150_000
 
 
@@ -124,9 +128,7 @@ def _run(run: Run, model) -> dict[str, object]:
     multiplications = facts.multiplications_of(checkpoint.config, checkpoint.shape, len(checkpoint.class_names))
     finished = checkpoint.about["finished"]
     return {
-        "text": ""
-        if finished
-        else f"The run has not ended: this is its state after step {checkpoint.about['step']:,}.",
+        "text": "" if finished else UNFINISHED.format(step=checkpoint.about["step"]),
         "facts": facts.facts_of(checkpoint, log, _parameters(model), multiplications),
         "changed": changed,
         "options": options,

@@ -2,7 +2,7 @@
 
 function showRun({ run }) {
   const find = (id) => document.getElementById(id);
-  find("run-text").textContent = run.text;
+  if (run.text) find("run-text").append(`${run.text} `, button("Reload", () => location.reload(), true));
   const facts = make("div", {}, make("h3", {}, "What it is"), table(null, run.facts));
   const rows = run.changed.length ? table(["option", "value", "default"], run.changed)
     : make("p", {}, "None: every option has its default.");
