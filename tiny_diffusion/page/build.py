@@ -106,7 +106,7 @@ def content_of(run: Run, data_dir: str | None = None) -> dict[str, object]:
         "images": recordings.real_images(config, run.folder, data_dir),
         "film": recordings.film_of(checkpoint, model, FILM_BYTES_BESIDE_STUDENT if run.student else FILM_BYTES),
         "live": _live(run),
-        "judged": judged.judged_of(run.folder / "evaluation", run.path.name),
+        "judged": judged.judged_of(run.folder / "evaluation", printable(str(run.path))),
     }
 
 

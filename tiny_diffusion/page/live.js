@@ -127,7 +127,7 @@ class Panel {
   draw() {
     const { live, settings } = this;
     const request = { ...settings.request(), seed: live.seed.value || "0", index: live.index.number };
-    this.command.replaceChildren(...this.settings.command(request).flatMap((part) => [part.startsWith("--") ? make("span", {}, part) : part, " "]));
+    this.command.replaceChildren(...commandParts(this.settings.command(request)));
     live.painter.sample(this.channel, settings.model.value, request, (step) => {
       this.noisy.show(step.x);
       this.clean.show(step.clean);

@@ -75,6 +75,10 @@ function button(text, call, second = false) {
   return element;
 }
 
+// The words of a command for an element `code`.  A line breaks between them and not within an option.
+const commandParts = (words) =>
+  words.flatMap((word) => [word.startsWith("--") ? make("span", {}, word) : word, " "]);
+
 function figure(canvas, caption) {
   return make("figure", {}, canvas, make("figcaption", {}, caption));
 }

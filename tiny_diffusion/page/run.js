@@ -33,7 +33,8 @@ function showEpochs(place, epochs) {
 function showJudged({ judged }) {
   const place = document.getElementById("judged-body");
   if (judged.missing) {
-    place.append(make("p", { className: "note" }, judged.missing, make("br"), make("code", {}, judged.command)));
+    const command = make("code", {}, ...commandParts(judged.command.split(" ")));
+    place.append(make("p", { className: "note" }, judged.missing, make("br"), command));
     return;
   }
   place.append(make("p", {}, judged.text));

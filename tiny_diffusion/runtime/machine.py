@@ -19,7 +19,8 @@ def processor_of(device: torch.device) -> str:
 
 def versions_on(device: torch.device) -> dict[str, str]:
     """What computed a checkpoint: the versions of the libraries, and the processor with its number of threads."""
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    threads = "" if device.type == "cuda" else f", {count} thread{'' if count == 1 else 's'}"
     return {
         "torch": torch.__version__,
         "numpy": np.__version__,
