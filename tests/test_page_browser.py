@@ -257,3 +257,14 @@ def test_a_curve_names_the_whole_step_under_its_mark(open_page):
     """Rounded to three digits, the last of 1,405 steps would be step 1410, which there never was."""
     curve = "chart({label: 'loss', x: 'step', series: [{name: 'loss', points: [[0, 2], [1405, 0.5]]}]})"
     assert "step 1405: loss 0.5" in open_page().evaluate(f"{curve}.element.textContent")
+
+
+def test_a_value_that_was_measured_at_another_step_says_so(open_page):
+    """The held-out loss has a point an epoch, the training loss one a step."""
+    curve = "chart({label: 'loss', x: 'step', series: [{name: 'held out', points: [[10, 2], [20, 1]], dots: true}]})"
+    page = open_page()
+    page.evaluate(f"() => {{ window.drawn = {curve}; document.body.append(drawn.element) }}")
+    for at, text in ((20, "step 20: held out 1"), (13, "step 13: held out 2 of step 10")):
+        assert (
+            page.evaluate(f"() => {{ drawn.mark({at}); return drawn.element.querySelector('p').textContent }}") == text
+        )

@@ -86,8 +86,11 @@ function chart({ label, x: xName, series, logarithmic = false, shares = 1, onMar
 
   function mark(x) {
     at = Math.min(Math.max(x, left), right);
-    const values = series.map(({ name, points }) => [name, nearest(points, at)])
-      .map(([name, [, y]]) => `${name} ${Number.isFinite(y) ? shortNumber(y) : "none"}`);
+    const values = series.map(({ name, points, dots }) => {
+      const [there, y] = nearest(points, at);
+      const elsewhere = dots && Math.round(there) !== Math.round(at) ? ` of ${xName} ${Math.round(there)}` : "";
+      return `${name} ${Number.isFinite(y) ? shortNumber(y) : "none"}${elsewhere}`;
+    });
     line.setAttribute("x1", placeX(at));
     line.setAttribute("x2", placeX(at));
     readout.textContent = `${xName} ${Math.round(at)}: ${values.join(", ")}`;
