@@ -60,8 +60,8 @@ def main() -> None:
     for kind, title in KINDS.items():
         print(f"{title:<26}{'fastest':>9}{'median':>10}   times torch's")
         of_torch = None
-        for name, found in zip(("torch, one thread", "WebAssembly", "plain JavaScript"), zip(*rounds), strict=True):
-            times = [milliseconds for one in found for milliseconds in one[kind]]
+        for i, name in enumerate(("torch, one thread", "WebAssembly", "plain JavaScript")):
+            times = [milliseconds for found in rounds for milliseconds in found[i][kind]]
             both = min(times), statistics.median(times)
             of_torch = of_torch or both
             ratios = [f"{mine / torchs:.2f}" for mine, torchs in zip(both, of_torch, strict=True)]
