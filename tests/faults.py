@@ -126,6 +126,10 @@ def no_privileges() -> None:
 # Of one process among several
 
 
+def work_in(folder: str) -> None:
+    os.chdir(folder)
+
+
 def one_of_several(told: dict[str, str]) -> None:
     """What torchrun tells each process."""
     os.environ.update(told)

@@ -1,13 +1,13 @@
 """The docs and the README: every command parses, every link resolves, every quote of code is where its link points."""
 
-import importlib
 import json
 import re
 import runpy
-import shlex
 from pathlib import Path
 
 import pytest
+from cli_helpers import OPTIONS
+from command_lines import lines_of_help, lines_of_markdown
 
 from tiny_diffusion.cli import COMMANDS
 from tiny_diffusion.cli.arguments import parse
@@ -16,38 +16,44 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "tests" / "README.md", *DOCS]
 LINKS = runpy.run_path(str(ROOT / "docs" / "line_links.py"))
-SCRIPTS = {"train.py": "train", "sample.py": "sample", "visualize_diffusion.py": "visualize"}
 every_text = pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-
-
-def commands_of(text: str) -> list[tuple[str, list[str]]]:
-    """(command, its words) of each command of ours in a text, whether on a line of its own or between backticks."""
-    found = []
-    for line in re.findall(r"(?:torchrun|python|tiny-diffusion) [^`\n]*", text):
-        words = shlex.split(line.replace("\\", "/"), comments=True)
-        for script, command in SCRIPTS.items():
-            if script in words:
-                found.append((command, words[words.index(script) + 1 :]))
-        rest = words[words.index("tiny_diffusion") + 1 :] if "tiny_diffusion" in words else []
-        rest = words[1:] if words[0] == "tiny-diffusion" else rest
-        if rest and rest[0] in COMMANDS:
-            found.append((rest[0], rest[1:]))
-    return found
 
 
 @every_text
 def test_every_command_parses(text):
     aliases = {"steps": ("timesteps",)}
-    for command, words in commands_of(text.read_text("utf-8")):
-        words = [word for word in words if word != "..."]
-        sets = importlib.import_module(COMMANDS[command][0]).OPTIONS
-        parse(words, command, "", *sets, aliases=aliases if command == "sample" else None)
+    for line in lines_of_markdown(text.read_text("utf-8")):
+        if line.command in COMMANDS:
+            words = [word for word in line.words if word not in ("...", "--help")]
+            sets = OPTIONS[line.command]
+            parse(words, line.command, "", *sets, aliases=aliases if line.command == "sample" else None)
 
 
-def test_commands_are_found():
-    text = "`python train.py --dataset digits`, then\npython -m tiny_diffusion info x.pt   # what it holds\n"
-    assert commands_of(text) == [("train", ["--dataset", "digits"]), ("info", ["x.pt"])]
-    assert len(commands_of((ROOT / "README.md").read_text("utf-8"))) >= 15
+SOME_TEXT = r"""
+Say `python train.py
+--dataset digits`, then
+
+```
+.venv\Scripts\python -m tiny_diffusion info x         # its contents
+torchrun --standalone --nproc_per_node=2 sample.py --steps 5 > log
+```
+
+```python
+python = "no command"
+```
+"""
+
+
+def test_commands_are_found_in_blocks_and_between_backticks():
+    found = [(line.command, line.words, line.processes) for line in lines_of_markdown(SOME_TEXT)]
+    wanted = [("info", ("x",), 1), ("sample", ("--steps", "5"), 2), ("train", ("--dataset", "digits"), 1)]
+    assert found == wanted
+    assert len(lines_of_markdown((ROOT / "README.md").read_text("utf-8"))) >= 25
+
+
+def test_a_remark_in_a_help_text_is_no_part_of_the_command():
+    found = lines_of_help("  python train.py --seed 3    another seed\nSee python train.py too.")
+    assert [(line.command, line.words) for line in found] == [("train", ("--seed", "3"))]
 
 
 @every_text
@@ -103,17 +109,3 @@ def test_the_notebook_holds_only_what_anybody_can_run():
     assert not [
         cell for cell in notebook["cells"] if cell["cell_type"] == "code" and "/work" in "".join(cell["source"])
     ]
-
-
-NEEDS_FILES = {"--init", "--inpaint", "--invert", "--guide_checkpoint"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("text", [ROOT / "README.md", *DOCS], ids=lambda path: path.name)
-def test_the_commands_that_sample_run_in_short(text, cli, loud):
-    """On a small model, with few images and steps."""
-    short = {"--checkpoint": str(loud), "--num_images": "4", "--steps": "2", "--timesteps": "2", "--frames": "3"}
-    for command, words in commands_of(text.read_text("utf-8")):
-        if command == "sample" and not NEEDS_FILES & set(words):
-            pairs = zip(["", *words], words, strict=False)
-            cli.works(command, *(short.get(before, word) for before, word in pairs))

@@ -217,7 +217,7 @@ def test_reload_shows_the_page_that_was_written_since(open_page, file, tmp_path)
     path.write_text(text.replace("its state after step 1.", "its state after step 2."), "utf-8")
     page.get_by_role("button", name="Reload").click()
     page.get_by_text("its state after step 2.").wait_for(timeout=SECONDS * 1000)
-    path.write_text(re.sub("The run has not ended[^\"]*", "", text), "utf-8")
+    path.write_text(re.sub('The run has not ended[^"]*', "", text), "utf-8")
     assert open_page(path=path).get_by_role("button", name="Reload").count() == 0
 
 
