@@ -19,8 +19,17 @@ from tiny_diffusion.models.build import make_diffusion
 
 PAIRS = [pair for pair in itertools.product(PREDICTIONS, SCHEDULES) if pair != ("epsilon", "flow")]
 pairs = pytest.mark.parametrize("prediction, name", PAIRS)
-every_loss = pytest.mark.parametrize("loss_kind", LOSSES)
-every_weight = pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
+# A loss, a weight of guidance and a sampler are given errors, outputs and estimates, and know nothing of the pair that
+# made them.  So each of them meets two pairs, one of each kind of schedule, and every pair meets one of them.
+TWO_PAIRS = [("epsilon", "cosine"), ("v", "flow")]
+
+
+def with_pairs(others, one):
+    """Rows (*other, prediction, schedule): each of the others with two pairs, and one of them with every pair."""
+    rows = [(*other, *pair) for other in others for pair in TWO_PAIRS] + [(*one, *pair) for pair in PAIRS]
+    return list(dict.fromkeys(rows))
+
+
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
@@ -110,16 +119,15 @@ def test_drawn_timesteps_follow_the_distribution_and_stay_on_the_schedule(timest
 # The loss
 
 
-@pairs
-@every_loss
-@every_weight
+@pytest.mark.parametrize(
+    "loss_weight, loss_kind, prediction, name", with_pairs(itertools.product(LOSS_WEIGHTS, LOSSES), ("edm", "huber"))
+)
 def test_the_perfect_network_has_no_loss(loss_weight, loss_kind, prediction, name, batch):
     diffusion = Diffusion(make_schedule(name, T), prediction, loss_weight, loss_kind=loss_kind)
     assert diffusion.loss(perfect(diffusion, *batch), *batch, TIMES).item() < 1e-6  # float32 rounds v
 
 
-@pairs
-@every_loss
+@pytest.mark.parametrize("loss_kind, prediction, name", with_pairs([(kind,) for kind in LOSSES], ("huber",)))
 def test_a_network_that_is_wrong_by_a_known_amount_has_the_loss_of_that_amount(loss_kind, prediction, name, batch):
     """Half of the pixels are off by 0.4, where the Huber loss is a square, and half by 3, where it is a line."""
     off = torch.full((5, 2, 3, 4), 0.4)
@@ -132,9 +140,10 @@ def test_a_network_that_is_wrong_by_a_known_amount_has_the_loss_of_that_amount(l
     assert loss.item() == pytest.approx(mean, rel=1e-4)
 
 
-@pairs
-@every_loss
-@pytest.mark.parametrize("loss_weight", [name for name, row in LOSS_WEIGHTS.items() if row])
+@pytest.mark.parametrize(
+    "loss_weight, loss_kind, prediction, name",
+    with_pairs(itertools.product([name for name, row in LOSS_WEIGHTS.items() if row], LOSSES), ("min_snr", "huber")),
+)
 def test_a_weight_on_the_image_makes_one_objective_of_every_prediction(loss_weight, loss_kind, prediction, name, batch):
     """It is the weight times the loss of the recovered image's error: here 0.4 in half of the pixels, -3 in the rest.
 
@@ -278,8 +287,7 @@ def test_without_guidance_the_network_is_called_once_with_the_levels_time_and_la
     assert label is labels
 
 
-@pytest.mark.parametrize("guidance", [0.5, 2.5, 7.0])
-@pairs
+@pytest.mark.parametrize("guidance, prediction, name", with_pairs([(0.5,), (2.5,), (7.0,)], (2.5,)))
 def test_guidance_asks_twice_and_goes_that_much_further_towards_the_label(guidance, prediction, name, batch, recorder):
     """Ho & Salimans (2022), eq. 6, on the output; the image that is recovered is linear in it."""
     model, calls = recorder
@@ -354,8 +362,7 @@ def test_image_and_noise_are_recovered_in_the_precision_of_x_from_an_output_of_l
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
-@pairs
-@every_sampler
+@pytest.mark.parametrize("sampler, prediction, name", with_pairs([(name,) for name in SAMPLERS], ("sa_solver",)))
 def test_every_sampler_draws_the_images_the_perfect_network_knows_whatever_it_predicts(sampler, prediction, name):
     """In float32 with clipping on, as users draw: epsilon on cosine divides by an alpha of 2e-4 at its first step."""
     rng = np.random.default_rng(1)
