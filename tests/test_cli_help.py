@@ -11,7 +11,7 @@ from cli_helpers import OPTIONS
 from run_helpers import RUN
 
 from tiny_diffusion.cli import COMMANDS
-from tiny_diffusion.cli.arguments import parse
+from tiny_diffusion.cli.arguments import hint, parse
 from tiny_diffusion.cli.guidance import Interval
 from tiny_diffusion.config.option import Colour, Flag, Int, ListOf, Number, Size, Text, specs
 from tiny_diffusion.config.presets import PRESETS
@@ -19,7 +19,6 @@ from tiny_diffusion.config.unet_details import DetailList
 
 every_command = pytest.mark.parametrize("command", COMMANDS)
 EVERY_OPTION = [(c, name) for c, option_sets in OPTIONS.items() for options in option_sets for name in specs(options)]
-every_option = pytest.mark.parametrize("command, name", EVERY_OPTION)
 TORCH_AND_ITS_LIKE = ["torch", "torchvision", "matplotlib", "sklearn", "scipy", "PIL", "tqdm", "imageio"]
 
 
@@ -115,15 +114,20 @@ print([name for name in {TORCH_AND_ITS_LIKE} if name in sys.modules])
 # Spelling
 
 
-@every_option
-def test_an_option_is_accepted_with_underscores_and_with_hyphens(command, name):
-    kind = type_of(command, name)
-    value = True if isinstance(kind, Flag) else a_value(kind)
-    for flag in (f"--{name}", f"--{name.replace('_', '-')}"):
-        shown = kind.show(value)
-        for argv in [[flag]] if value is True else [[flag, shown], [f"{flag}={shown}"]]:
-            given = parse(argv, "test", "", *OPTIONS[command])
-            assert given == {name: value} and type(given[name]) is type(value)
+@every_command
+@pytest.mark.parametrize("spelt", ["underscores", "hyphens"])
+def test_all_options_are_accepted_with_underscores_and_with_hyphens(spelt, command):
+    """All of a command's at once, each followed by its value or joined to it by an equals sign."""
+    kinds = {name: type_of(command, name) for name in names_of(command)}
+    values = {name: True if isinstance(kind, Flag) else a_value(kind) for name, kind in kinds.items()}
+    for joined in (False, True):
+        argv = []
+        for name, value in values.items():
+            flag, shown = f"--{name if spelt == 'underscores' else name.replace('_', '-')}", kinds[name].show(value)
+            argv += [flag] if value is True else [f"{flag}={shown}"] if joined else [flag, shown]
+        given = parse(argv, "test", "", *OPTIONS[command])
+        assert given == values
+        assert [type(given[name]) for name in values] == [type(value) for value in values.values()]
 
 
 @pytest.mark.parametrize(
@@ -168,17 +172,20 @@ def test_resume_takes_a_checkpoint_or_none():
         assert parse(argv, "test", "", *OPTIONS["train"])["resume"] == value
 
 
-@every_option
-def test_an_abbreviated_option_is_refused(command, name, cli):
-    if name[:-1] not in names_of(command):
-        cli.refuses(2, [command, f"--{name[:-1]}=1"], f"'--{name[:-1]}=1' is not an option here")
+@every_command
+def test_an_abbreviated_option_is_refused(command, cli):
+    name = next(name for name in names_of(command) if name[:-1] not in names_of(command))
+    cli.refuses(2, [command, f"--{name[:-1]}=1"], f"'--{name[:-1]}=1' is not an option here")
 
 
-@pytest.mark.parametrize("command, name", [(command, name) for command, name in EVERY_OPTION if len(name) > 3])
-def test_a_misspelt_option_is_answered_with_the_right_one(command, name, cli):
-    for misspelt in (f"{name}x", name.upper()):
-        line = cli.refuses(2, [command, f"--{misspelt}", "1"], f"'--{misspelt}' is not an option here")
-        assert line.endswith(f"Did you mean --{name}?")
+@every_command
+def test_a_misspelt_option_is_answered_with_the_right_one(command, cli):
+    names = names_of(command)
+    for name in names:
+        for misspelt in (f"{name}x", name.upper()) if len(name) > 3 else ():
+            assert hint(f"--{misspelt}", names) == f"Did you mean --{name}?"
+    line = cli.refuses(2, [command, f"--{names[0]}x", "1"], f"'--{names[0]}x' is not an option here")
+    assert line.endswith(f"Did you mean --{names[0]}?")
 
 
 @every_command
