@@ -16,6 +16,8 @@ every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 every_length = pytest.mark.parametrize("timesteps", [2, 200])
 every_shift = pytest.mark.parametrize("shift", [0.0, -4.2])  # -4.2: for images of 256 pixels
+# The shortest process, and a longer one with the shift of images of 256 pixels.
+every_kind = pytest.mark.parametrize("timesteps, shift", [(2, 0.0), (200, -4.2)])
 
 
 def ratios(levels):
@@ -26,8 +28,7 @@ def ratios(levels):
 # Laws of every grid
 
 
-@every_shift
-@every_length
+@every_kind
 @every_schedule
 @every_grid
 def test_n_steps_are_n_falling_times_within_the_table_for_every_n(grid, name, timesteps, shift):
@@ -117,8 +118,7 @@ def test_leading_is_the_grid_of_the_ddim_paper():
     assert_array_equal(GRIDS["leading"](make_schedule("linear", 10), 7), np.arange(7)[::-1])
 
 
-@every_shift
-@pytest.mark.parametrize("steps", [3, 50])
+@pytest.mark.parametrize("steps, shift", [(3, 0.0), (50, -4.2)])
 @every_schedule
 def test_log_snr_takes_equal_steps_of_log_snr_down_to_the_first_entry(name, steps, shift):
     """From the second level on: the first is the last entry, which may be noisier than the range."""
@@ -128,8 +128,7 @@ def test_log_snr_takes_equal_steps_of_log_snr_down_to_the_first_entry(name, step
     assert_allclose(values, np.linspace(noisiest, schedule.log_snr[0], steps)[1:], rtol=0, atol=1e-9)
 
 
-@every_shift
-@pytest.mark.parametrize("steps", [3, 50])
+@pytest.mark.parametrize("steps, shift", [(3, 0.0), (50, -4.2)])
 @every_schedule
 def test_rho_takes_equal_steps_of_the_seventh_root_of_the_ratio_down_to_the_first_entry(name, steps, shift):
     """Karras et al. (2022), eq. 5, from sigma_max = 80 before the shift or where the schedule ends."""
@@ -145,8 +144,7 @@ def angles_before(shift, levels):
     return [np.arctan2(level.sigma, level.alpha * np.exp(-shift / 2)) for level in levels]
 
 
-@every_shift
-@pytest.mark.parametrize("steps", [1, 50])
+@pytest.mark.parametrize("steps, shift", [(1, 0.0), (50, -4.2)])
 @every_schedule
 def test_angle_takes_equal_steps_of_the_angle_before_the_shift_all_the_way_to_the_clean_image(name, steps, shift):
     levels = make_levels(make_schedule(name, logsnr_shift=shift), "angle", steps)

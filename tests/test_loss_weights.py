@@ -16,7 +16,6 @@ from tiny_diffusion.diffusion.timesteps import MEAN, STD, TIMESTEP_DISTRIBUTIONS
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_length = pytest.mark.parametrize("timesteps", [2, 1000])
-every_shift = pytest.mark.parametrize("shift", [0.0, -4.2])  # -4.2: for images of 256 pixels
 every_distribution = pytest.mark.parametrize("distribution", TIMESTEP_DISTRIBUTIONS)
 variance_preserving = pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if row.betas])
 stated_on_the_image = pytest.mark.parametrize("weight", [name for name, row in LOSS_WEIGHTS.items() if row])
@@ -180,8 +179,7 @@ def test_logit_normal_puts_the_normal_share_below_each_time(name, share):
     assert np.mean(t < 1000 * share) == pytest.approx(normal_cdf(math.log(share / (1 - share))), abs=2e-5)
 
 
-@every_shift
-@pytest.mark.parametrize("log_ratio", [-0.8, 2.0])
+@pytest.mark.parametrize("log_ratio, shift", [(-0.8, 0.0), (2.0, -4.2)])  # -4.2: for images of 256 pixels
 @every_schedule
 def test_edm_puts_the_normal_share_below_each_noise_level(name, log_ratio, shift):
     """P(ln(sigma/alpha) < x - shift/2) = Phi((x - mean) / std), inside the range of the schedule."""
