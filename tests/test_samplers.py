@@ -1,5 +1,6 @@
 """Samplers against closed forms: Gaussian data, whose exact answer is known, and a few images, which must come back."""
 
+import itertools
 import math
 from functools import partial
 from itertools import pairwise
@@ -28,8 +29,14 @@ every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 # A sampler sees levels only.  These two end at alpha = 5e-5 and at alpha = 0.
-both_kinds = pytest.mark.parametrize("name", ["cosine", "flow"])
-deterministic = pytest.mark.parametrize("sampler", [name for name, row in SAMPLERS.items() if row.order])
+BOTH_KINDS = ["cosine", "flow"]
+both_kinds = pytest.mark.parametrize("name", BOTH_KINDS)
+own_grid = pytest.mark.parametrize("sampler, grid", [(name, row.grid) for name, row in SAMPLERS.items()])
+# For laws that hold on any levels: even steps, and steps that grow a hundredfold.
+two_grids = pytest.mark.parametrize("grid", ["trailing", "rho"])
+DETERMINISTIC = [name for name, row in SAMPLERS.items() if row.order]
+deterministic = pytest.mark.parametrize("sampler", DETERMINISTIC)
+OTHERS = [name for name in SCHEDULES if name not in BOTH_KINDS]
 variance_preserving = pytest.mark.parametrize("name", ["linear", "cosine"])
 
 
@@ -93,8 +100,7 @@ def run(sampler, denoise, x, levels, seed=0, **options):
 # What every sampler does
 
 
-@every_grid
-@every_sampler
+@own_grid
 @both_kinds
 def test_n_steps_visit_n_levels_in_order_with_the_declared_number_of_evaluations(name, sampler, grid):
     for timesteps, n in [(2, 1), (2, 2), *((10, n) for n in range(1, 11))]:
@@ -111,8 +117,7 @@ def test_n_steps_visit_n_levels_in_order_with_the_declared_number_of_evaluations
 
 
 @every_sampler
-@both_kinds
-def test_a_chain_of_a_thousand_steps_has_the_declared_number_of_evaluations(name, sampler):
+def test_a_chain_of_a_thousand_steps_has_the_declared_number_of_evaluations(sampler):
     count = 0
 
     def denoise(x, level):
@@ -120,7 +125,7 @@ def test_a_chain_of_a_thousand_steps_has_the_declared_number_of_evaluations(name
         count += 1
         return wobbly(x, level)
 
-    assert len(run(sampler, denoise, 0.4, make_levels(make_schedule(name), "trailing", 1000))) == 1000
+    assert len(run(sampler, denoise, 0.4, make_levels(make_schedule("cosine"), "trailing", 1000))) == 1000
     assert count == SAMPLERS[sampler].evaluations(1000)
 
 
@@ -177,8 +182,11 @@ def test_a_sampler_that_declares_no_draws_is_deterministic(sampler):
     assert last(SAMPLERS[sampler].run(wobbly, 0.4, levels)).x == last(SAMPLERS[sampler].run(wobbly, 0.4, levels)).x
 
 
-@every_grid
-@every_sampler
+# dpmpp_2m and abm extrapolate, which the steps of a grid make easy or hard.
+@pytest.mark.parametrize(
+    "sampler, grid",
+    sorted({(name, row.grid) for name, row in SAMPLERS.items()} | set(itertools.product(("dpmpp_2m", "abm"), GRIDS))),
+)
 @both_kinds
 def test_the_perfect_denoiser_of_a_few_images_returns_those_images(name, sampler, grid):
     """Exactly, and not always the same one."""
@@ -203,8 +211,7 @@ def test_large_images_come_back_from_the_schedule_that_is_shifted_for_them(name,
     assert set(distances.argmin(1)) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
-@every_grid
+@pytest.mark.parametrize("sampler, grid", [("ddim", "trailing"), ("dpmpp_2m", "rho")])
 @both_kinds
 def test_large_images_of_repeated_pixels_are_drawn_as_the_small_ones(name, grid, sampler):
     """Hoogeboom et al. (2023), section 3.1: the meaning of a shift of 2 ln(1/k), at every step.
@@ -227,7 +234,7 @@ def test_large_images_of_repeated_pixels_are_drawn_as_the_small_ones(name, grid,
 
 @every_sampler
 @both_kinds
-@pytest.mark.parametrize("timesteps", [10, 200])
+@pytest.mark.parametrize("timesteps", [10, 50])
 def test_the_images_come_back_from_short_processes_too(timesteps, name, sampler):
     images = np.sign(np.random.default_rng(1).standard_normal((3, 64)))
     x = np.random.default_rng(2).standard_normal((24, 64))
@@ -235,8 +242,7 @@ def test_the_images_come_back_from_short_processes_too(timesteps, name, sampler)
     assert np.abs(drawn[:, None] - images).max(-1).min(1).max() < 1e-6
 
 
-@every_grid
-@every_sampler
+@own_grid
 @both_kinds
 def test_a_single_image_comes_back_exactly_from_any_number_of_steps(name, sampler, grid):
     schedule = make_schedule(name, 10)
@@ -247,8 +253,9 @@ def test_a_single_image_comes_back_exactly_from_any_number_of_steps(name, sample
 # Convergence on Gaussian data
 
 
-@deterministic
-@every_schedule
+@pytest.mark.parametrize(
+    "sampler, name", [*itertools.product(DETERMINISTIC, BOTH_KINDS), *(("abm", name) for name in OTHERS)]
+)
 def test_error_shrinks_with_the_declared_order(name, sampler):
     """Halving the step divides the error by 2**order.
 
@@ -268,9 +275,8 @@ def test_error_shrinks_with_the_declared_order(name, sampler):
     assert -0.1 < math.log2(error(80) / error(320)) / 2 - SAMPLERS[sampler].order < 0.9
 
 
-@pytest.mark.parametrize("shift", [-2.8, 3.0])  # -2.8: for images of 128 pixels
+@pytest.mark.parametrize("name, shift", [("cosine", -2.8), ("flow", 3.0)])  # -2.8: for images of 128 pixels
 @deterministic
-@both_kinds
 def test_the_order_is_the_declared_one_on_shifted_schedules_too(name, sampler, shift):
     """Measured from log-SNR -2 to 4 before the shift, in equal steps of log-SNR."""
     gaussian = Gaussian(np.array([0.3, -0.5, 0.0, 0.2, 0.7]), np.array([0.1, 0.3, 0.5, 0.7, 2.0]))
@@ -304,7 +310,7 @@ def test_the_order_holds_from_pure_noise_where_no_image_is_left(sampler, name, s
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.5])
-@every_schedule
+@both_kinds
 def test_sa_solver_converges_in_law_with_order_two_for_every_eta(name, eta):
     """From log-SNR -2 to 4 the mean is exact, and halving the step divides the error of the variance by four."""
     schedule = make_schedule(name)
@@ -321,7 +327,6 @@ def test_sa_solver_converges_in_law_with_order_two_for_every_eta(name, eta):
             errors.append((law[1:] ** 2).sum() - gaussian.variance(levels[-1]))
         return np.abs(errors).max()
 
-    # It is above 2 where terms of the error cancel (the exponential schedule, eta 1).
     assert -0.15 < math.log2(error(80) / error(320)) / 2 - 2 < 0.9
 
 
@@ -336,8 +341,10 @@ def moments(steps, mean, std, levels, sampler="ddim", **options):
     return law[0], np.sqrt((law[1:] ** 2).sum())
 
 
-@every_sampler
-@every_schedule
+@pytest.mark.parametrize(
+    "sampler, name",
+    [*itertools.product(SAMPLERS, BOTH_KINDS), *(("ddpm", name) for name in OTHERS)],
+)
 def test_a_full_chain_ends_with_the_mean_and_spread_of_the_data(name, sampler):
     """Up to the error of discretisation, of order 1/200, and the alpha of 0.006 that the noisiest level still has.
 
@@ -358,8 +365,13 @@ def test_ddim_ends_with_the_mean_and_spread_of_the_data_for_every_eta(name, eta)
     assert std == pytest.approx(0.5, rel=0.01)
 
 
-@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid != "leading"])
-@every_schedule
+@pytest.mark.parametrize(
+    "name, grid",
+    [
+        *((name, "angle") for name in SCHEDULES),
+        *(("cosine", grid) for grid in GRIDS if grid not in ("angle", "leading")),
+    ],
+)
 def test_the_largest_eta_of_sa_solver_spreads_samples_at_most_seven_percent_too_far(name, grid):
     """A quarter more does not on its own grid.  With few steps every eta falls short: the last step drops variance."""
 
@@ -382,7 +394,7 @@ def test_one_step_and_steps_that_hardly_divide_the_timesteps_keep_the_mean_of_th
         assert mean == pytest.approx(0.3, rel=0.1)
 
 
-@every_schedule
+@both_kinds
 def test_ddpm_draws_samples_with_the_mean_and_spread_of_the_data(name):
     """20000 samples: each moment is within five standard errors and the 4 % error of 200 steps."""
     count = 20_000
@@ -395,7 +407,7 @@ def test_ddpm_draws_samples_with_the_mean_and_spread_of_the_data(name):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@every_grid
+@two_grids
 @both_kinds
 def test_ddim_of_a_single_image_has_exactly_the_marginal_of_every_level_for_every_eta(name, grid, eta):
     """Song et al. (2021), lemma 1: alpha * image + sigma * noise, the fresh noise of every step included."""
@@ -410,7 +422,7 @@ def test_ddim_of_a_single_image_has_exactly_the_marginal_of_every_level_for_ever
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 4.0])
-@every_grid
+@two_grids
 @both_kinds
 def test_sa_solver_of_a_single_image_is_the_process_of_every_eta_at_every_level(name, grid, eta):
     """It has the marginal of the level, and the share of the first noise in the level's noise is (sigma/alpha)^(eta^2),
@@ -428,7 +440,7 @@ def test_sa_solver_of_a_single_image_is_the_process_of_every_eta_at_every_level(
             assert step.x[1] == pytest.approx(left, rel=1e-9, abs=1e-12)
 
 
-@every_grid
+@two_grids
 @both_kinds
 def test_dpmpp_2m_of_a_single_image_follows_it_exactly(name, grid):
     """An exponential integrator is exact where the estimate of the image does not change."""
@@ -438,7 +450,7 @@ def test_dpmpp_2m_of_a_single_image_follows_it_exactly(name, grid):
         assert step.x == pytest.approx(step.level.alpha * 0.4 + step.level.sigma * noise, abs=1e-9)
 
 
-@every_grid
+@two_grids
 @variance_preserving
 def test_heun_does_not_move_x_for_unit_gaussian_data(name, grid):
     """Noise and image have the same distribution, so the flow stands still.  Euler's method would shrink x."""
@@ -450,7 +462,7 @@ def test_heun_does_not_move_x_for_unit_gaussian_data(name, grid):
 
 
 @pytest.mark.parametrize("name", [name for name, row in SCHEDULES.items() if not row.betas])
-@every_grid
+@two_grids
 def test_ddim_is_eulers_method_on_a_straight_schedule(grid, name):
     x, levels = np.array([0.4, -1.3, 2.0]), make_levels(make_schedule(name), grid, 12)
     for (level, following), step in zip(pairwise(levels), ddim(wobbly, x, levels), strict=True):
@@ -566,7 +578,7 @@ def test_abm_corrects_each_step_with_the_slope_at_its_end(name):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@every_grid
+@two_grids
 @both_kinds
 def test_sa_solver_of_order_one_is_ddim_without_fresh_noise_and_with_ddpms(name, grid, eta):
     levels = make_levels(make_schedule(name), grid, 12)
@@ -614,7 +626,7 @@ def test_more_fresh_noise_than_ddpms_removes_more_of_an_early_error():
     assert 0 < left(1.5) < left(1.0) / 1.5 < left(0.0) / 3
 
 
-@pytest.mark.parametrize("beta_end", [0.1, 0.2, 0.999])
+@pytest.mark.parametrize("beta_end", [0.1, 0.999])
 @pytest.mark.parametrize("steps", [10, 200])
 @every_sampler
 def test_betas_that_reach_noise_early_leave_every_sampler_stable(sampler, steps, beta_end):
