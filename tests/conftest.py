@@ -1,8 +1,10 @@
 """What every test starts from."""
 
+import functools
 import itertools
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,45 @@ def nothing_from_outside(monkeypatch):
 def one_thread():
     """On tensors as small as the tests', threads only wait for each other: ten times as long on two busy cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def figures():
+    """The figures of runs and evaluations in this process are empty files: drawing one takes longer than a tiny run.
+
+    ``with figures():`` draws them, and so do the functions that tests/test_visuals.py has imported before.
+    """
+    from tiny_diffusion.files import atomic_write
+    from tiny_diffusion.visuals import figures, loss_curve
+
+    places = ((loss_curve, "save_loss_curve"), (figures, "save_noise_level_losses"), (figures, "save_sweep"))
+    drawing = [(module, name, getattr(module, name)) for module, name in places]
+
+    def save_nothing(path, *_, **__):
+        with atomic_write(path):
+            pass
+
+    @contextmanager
+    def drawn():
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name, function in drawing:
+                patch.setattr(module, name, function)
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in places:
+            patch.setattr(module, name, save_nothing)
+        yield drawn
+
+
+@pytest.fixture(autouse=True, scope="session")
+def digits_parsed_once():
+    """scikit-learn parses the text of its digits each time that they are loaded, for longer than a tiny run trains."""
+    import sklearn.datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits))
+        yield
 
 
 @pytest.fixture(scope="session")

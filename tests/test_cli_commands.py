@@ -44,14 +44,15 @@ STEPS_AN_EPOCH = 1498 / 750
 TILE = 7 * 8 + 2  # an 8x8 image in a grid: each pixel 7x7, and 2 pixels between
 
 
+THREE_EPOCHS = [*SMALLEST, "--epochs", 3, "--sample_interval", 1, "--save_interval", 2]
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, figures):
     """A run of three epochs, samples after each, a checkpoint after each second."""
     folder = tmp_path_factory.mktemp("run")
-    assert (
-        call("train", *SMALLEST, "--epochs", 3, "--sample_interval", 1, "--save_interval", 2, "--output_dir", folder)
-        == 0
-    )
+    with figures():
+        assert call("train", *THREE_EPOCHS, "--output_dir", folder) == 0
     return folder
 
 
@@ -134,8 +135,9 @@ def test_the_newest_samples_are_also_latest_png(run):
     assert (run / "latest.png").read_bytes() == (run / "samples/epoch_003.png").read_bytes()
 
 
-def test_the_same_command_trains_the_same_weights(cli, run, tmp_path):
-    cli.works("train", *SMALLEST, "--epochs", 3, "--sample_interval", 1, "--save_interval", 2, "--output_dir", "again")
+def test_the_same_command_trains_the_same_weights(cli, run, tmp_path, figures):
+    with figures():
+        cli.works("train", *THREE_EPOCHS, "--output_dir", "again")
     first, second = (load_checkpoint(folder / "model_final.pt") for folder in (run, tmp_path / "again"))
     assert all((first.tensors[name] == tensor).all() for name, tensor in second.tensors.items())
     for one, other in zip(log_of(run), log_of(tmp_path / "again"), strict=True):
@@ -183,7 +185,7 @@ def test_dry_run_of_overwriting_deletes_nothing(cli, run):
 
 @pytest.mark.slow
 def test_a_run_by_the_clock_ends_in_time_with_a_trained_model(cli, tmp_path):
-    cli.works("train", *SMALLEST, "--minutes", 0.2, "--output_dir", "run")
+    cli.works("train", *SMALLEST, "--minutes", 0.1, "--output_dir", "run")
     about = load_checkpoint(tmp_path / "run/model_final.pt").about
     assert about["finished"] and about["step"] > 0 and about["elapsed_seconds"] < 60
     assert {"model_final.pt", "training_loss.png", "log.jsonl"} <= set(contents(tmp_path / "run"))
@@ -482,8 +484,8 @@ def test_every_sampler_works_on_every_grid(sampler, grid, sample_images):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 29, 30])
-def test_every_sampler_works_in_any_number_of_steps_up_to_the_models_timesteps(steps, sampler, sample_images):
+@pytest.mark.parametrize("steps", [1, 30])
+def test_every_sampler_works_in_one_step_and_in_as_many_as_the_model_has_timesteps(steps, sampler, sample_images):
     assert sample_images("--sampler", sampler, "--steps", steps, "--num_images", 1).shape == (1, 8, 8, 1)
 
 
@@ -561,7 +563,7 @@ def test_a_model_that_has_learnt_nothing_is_recognised_by_its_flat_images(cli, t
 # visualize and info
 
 
-@pytest.mark.parametrize("schedule, number", [("linear", 1), ("flow", 3), ("cosine", 10)])
+@pytest.mark.parametrize("schedule, number", [("linear", 1), ("flow", 3)])
 def test_the_forward_figure_is_a_picture_with_a_row_for_each_image(schedule, number, cli, tmp_path):
     argv = ["visualize", "--dataset", "digits", "--schedule", schedule, "--num_images", number, "--save_path", "x.png"]
     ended = cli.works(*argv)
@@ -580,8 +582,7 @@ def test_figures_are_written_to_outputs_by_default(cli, tmp_path):
 @pytest.mark.parametrize(
     "given",
     [
-        ["--dataset", "digits", "--num_images", 2, "--timesteps", 2],
-        ["--dataset", "digits", "--schedule", "linear", "--beta_start", 1e-3, "--beta_end", 0.1, "--image_size", 16],
+        ["--dataset", "digits", "--num_images", 1, "--schedule", "linear", "--beta_start", 1e-3, "--image_size", 16],
         ["--what", "schedules", "--beta_start", 1e-3, "--beta_end", 0.1],
     ],
 )
@@ -591,11 +592,12 @@ def test_the_same_figure_is_the_same_bytes(given, cli):
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
-@pytest.mark.parametrize("changed", [["--seed", 1], ["--schedule", "flow"], ["--timesteps", 50], ["--image_size", 9]])
-def test_an_option_changes_the_forward_figure(changed, cli):
-    for name, given in [("a.png", []), ("b.png", changed)]:
-        cli.works("visualize", "--dataset", "digits", "--num_images", 1, *given, "--save_path", name)
-    assert Path("a.png").read_bytes() != Path("b.png").read_bytes()
+def test_every_option_changes_the_forward_figure(cli):
+    figures = set()
+    for changed in ([], ["--seed", 1], ["--schedule", "flow"], ["--timesteps", 50], ["--image_size", 9]):
+        cli.works("visualize", "--dataset", "digits", "--num_images", 1, *changed, "--save_path", "x.png")
+        figures.add(Path("x.png").read_bytes())
+    assert len(figures) == 5
 
 
 @pytest.mark.parametrize("timesteps, times", [(1000, [0, 50, 100, 200, 400, 600, 800, 999]), (2, [0, 1])])

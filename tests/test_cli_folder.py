@@ -38,12 +38,6 @@ FOLDER = ["train", "--dataset", "folder", "--data_dir", "photos", *SMALL]
 WIDE = [*FOLDER, "--image_size", "16x24", "--batch_size", 8]
 
 
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """Plots take longer than these runs."""
-    monkeypatch.setattr(RunWriter, "plot_losses", lambda self: None)
-
-
 def make_photos(folder, names=NAMES, each=3):
     """Photographs of each class: colour, grey, with transparency, in several formats, sizes and file endings."""
     for k, name in enumerate(names):

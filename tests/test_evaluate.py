@@ -78,11 +78,19 @@ def unconditional(unlabelled):
     return unlabelled
 
 
+@pytest.fixture(scope="module")
+def sixty(unlabelled, tmp_path_factory):
+    """A folder with sixty images of a model without classes as .npz and as a folder: what `sample` writes."""
+    folder = tmp_path_factory.mktemp("sixty")
+    for output in (folder / "drawn.npz", f"{folder / 'drawn'}/"):
+        assert call("sample", "--checkpoint", unlabelled, "--num_images", 60, "--output", output) == 0
+    return folder
+
+
 @pytest.fixture
-def drawn(cli, unconditional):
-    """Sixty images of a model without classes as .npz and as a folder: what `sample` writes."""
-    for output in ("drawn.npz", "drawn/"):
-        cli.works("sample", "--checkpoint", unconditional, "--num_images", 60, "--output", output)
+def drawn(cli, sixty, tmp_path):
+    """A copy of them in the working folder."""
+    shutil.copytree(sixty, tmp_path, dirs_exist_ok=True)
     return "drawn.npz", "drawn"
 
 
@@ -384,9 +392,10 @@ def test_the_report_holds_the_whole_protocol(cli, loud, tmp_path, features):
     assert "20 images are few for 64 features" in ended.err
 
 
-def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path):
+def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path, figures):
     argv = ("evaluate", "--checkpoint", loud, "--num_images", 12, "--sampler", "abm,ddim", "--steps", "2,3")
-    ended = cli.works(*argv, "--output", "out")
+    with figures():
+        ended = cli.works(*argv, "--output", "out")
     results = report(tmp_path / "out")["results"]
     pairs = [("abm", 2), ("abm", 3), ("ddim", 2), ("ddim", 3)]
     assert [(found["sampler"], found["steps"]) for found in results] == pairs
@@ -397,6 +406,7 @@ def test_a_sweep_is_a_table_a_figure_and_json(cli, loud, tmp_path):
         assert row in lines
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"evaluation.json", "nearest.png", "error_by_noise.png", "sweep.png"}
+    assert all((tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG") for name in written if "png" in name)
 
 
 def test_eta_is_chosen_and_printed(cli, loud, tmp_path):
@@ -686,7 +696,8 @@ def test_a_pickle_inside_an_npz_is_refused_and_not_executed(cli, tmp_path):
 
 
 THREE_EPOCHS = (
-    "train", *TINY, "--batch_size", 500, "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu",
+    "train", *TINY, "--channel_mult", 1, "--attention_levels", "none", "--batch_size", 500,
+    "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu",
 )  # fmt: skip
 EVALUATING = ("--eval_interval", 1, "--eval_images", 100, "--keep_best")
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_diffusion.visuals import figures, images
 from tiny_diffusion.visuals.animations import save_film
 from tiny_diffusion.visuals.class_grid import MAX_COLUMN_CLASSES, class_grid, columns_of
+from tiny_diffusion.visuals.figures import save_noise_level_losses, save_sweep
 from tiny_diffusion.visuals.images import denoising_frame, grid, near_square, save_png, strip
 from tiny_diffusion.visuals.loss_curve import running_average, save_loss_curve, thinned
 from tiny_diffusion.visuals.text import text_line, text_width
@@ -347,8 +348,8 @@ def test_figures_show_any_name(name, tmp_path, saved):
     """Names of folders are shown as they are: none becomes a formula, and no font warns that it lacks a letter."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.save_noise_level_losses(tmp_path / "a.png", [0, 1], {name: [1, 2], "held out": [2, 3]})
-        figures.save_sweep(tmp_path / "b.png", {name: [(5, 0.1)]}, 0.05, title=name)
+        save_noise_level_losses(tmp_path / "a.png", [0, 1], {name: [1, 2], "held out": [2, 3]})
+        save_sweep(tmp_path / "b.png", {name: [(5, 0.1)]}, 0.05, title=name)
         save_loss_curve(tmp_path / "c.png", [1, 2], [1.0, 0.5], title=name, scores={name: [(1, 0.5)]})
     shown = [figure.axes[-1].get_legend().get_texts()[0].get_text() for figure in saved]
     if name.isprintable() and len(name) < 100:
