@@ -1,6 +1,6 @@
 """Several processes in tests: of functions, of commands (forks of the warm process), and of commands under torchrun."""
 
-import multiprocessing
+import importlib
 import os
 import socket
 import subprocess
@@ -12,7 +12,6 @@ import torch
 from warm_process import ONE_THREAD
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 300
 
 
 def free_port() -> int:
@@ -27,32 +26,27 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
 
 
-def together(function, size: int, *arguments, folder: Path) -> list:
+def together(warm, function, size: int, *arguments, folder: Path) -> list:
     """[function(world, *arguments) of each of `size` processes]; what they return is made of tensors and plain data."""
-    context = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
-    context.set_forkserver_preload(["torch", "sklearn.datasets", "tiny_diffusion.training.trainer"])
     port = free_port()
     paths = [folder / f"{function.__name__}-{rank}.pt" for rank in range(size)]
-    processes = [
-        context.Process(target=_one, args=(function, environment(rank, size, port), paths[rank], arguments))
+    running = [
+        warm.start_function(
+            in_a_world, function.__module__, function.__name__, str(paths[rank]), *arguments,
+            faults=(("one_of_several", environment(rank, size, port)),),
+        )
         for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(PATIENCE_S)
-    assert [process.exitcode for process in processes] == [0] * size
+    ]  # fmt: skip
+    done = ended(warm, running)
+    assert done.codes == [0] * size, done
     return [torch.load(path) for path in paths]
 
 
-def _one(function, told: dict[str, str], path: Path, arguments: tuple) -> None:
+def in_a_world(module: str, name: str, path: str, *arguments: object) -> None:
+    """Saves what a function gives in this process, whose environment says which one of several it is."""
     from tiny_diffusion.runtime.world import make_world
 
-    torch.set_num_threads(1)
-    os.environ.update(told)
-    torch.save(function(make_world("cpu", os.environ), *arguments), path)
+    torch.save(getattr(importlib.import_module(module), name)(make_world("cpu", os.environ), *arguments), path)
 
 
 def started_together(warm, *argv: object, size: int = 2, faults: tuple = ()) -> list:

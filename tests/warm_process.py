@@ -1,8 +1,10 @@
-"""Commands in processes of their own, without the seconds that it takes to import torch: forks of a warm process.
+"""Commands and functions in processes of their own, without the seconds that it takes to import torch: forks of a warm
+process.
 
 What can be asked of a real process can be asked of these: they have exit codes, can be killed, and hold locks.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,10 +65,17 @@ class WarmProcess:
 
     def start(self, *argv: object, faults: tuple = ()) -> Running:
         """Begins a command.  faults: the names of functions in faults.py, with their arguments, to be called before."""
+        return self._fork(argv=[str(word) for word in argv], faults=faults)
+
+    def start_function(self, function: Callable, *arguments: object, faults: tuple = ()) -> Running:
+        """Begins function(*arguments), which is one of a module of the tests; the arguments are plain JSON."""
+        return self._fork(function=[function.__module__, function.__name__], arguments=arguments, faults=faults)
+
+    def _fork(self, **request) -> Running:
         self.started += 1
         log = self.folder / f"{self.started}.log"
         log.touch()
-        pid = self._ask(argv=[str(word) for word in argv], faults=faults, log=str(log))
+        pid = self._ask(log=str(log), **request)
         self.pids.add(pid)
         return Running(pid, log)
 
@@ -95,6 +105,7 @@ class WarmProcess:
 
 
 def serve() -> None:
+    import sklearn.datasets
     import torch
 
     from tiny_diffusion.cli import COMMANDS
@@ -107,6 +118,7 @@ def serve() -> None:
         importlib.import_module(f"tiny_diffusion.{module}")
     for module in ("faults", "cli_helpers"):
         importlib.import_module(module)
+    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # which parses a text
     open_dataset("digits")
     for line in sys.stdin:
         request = json.loads(line)
@@ -120,7 +132,7 @@ def serve() -> None:
 
 
 def _become(request: dict) -> None:
-    """Carries out one command in this process, and ends it."""
+    """Carries out one command or function in this process, and ends it."""
     code = 70  # of a defect
     signal.alarm(LONGEST)
     try:
@@ -133,7 +145,12 @@ def _become(request: dict) -> None:
 
         for name, *arguments in request["faults"]:
             getattr(faults, name)(*arguments)
-        code = call(*request["argv"])
+        if "argv" in request:
+            code = call(*request["argv"])
+        else:
+            module, name = request["function"]
+            getattr(importlib.import_module(module), name)(*request["arguments"])
+            code = 0
     except BaseException:
         traceback.print_exc()
     finally:
