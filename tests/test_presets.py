@@ -344,14 +344,13 @@ def test_every_preset_trains_on_its_real_data_and_samples(name, cli, tmp_path, m
         "cifar10": lambda: ["--dataset", "folder", "--data_dir", unpacked_cifar10(tmp_path)],
         "folder": lambda: ["--data_dir", DATA / place, "--cache_mb", 0],
     }.get(name, lambda: ["--data_dir", DATA])()
-    small = ["--max_steps", 2, "--num_samples", 1, "--batch_size", 2, "--device", "cpu", "--output_dir", "run"]
+    small = ["--max_steps", 1, "--num_samples", 1, "--batch_size", 2, "--device", "cpu", "--output_dir", "run"]
     ended = cli.works("train", "--preset", name, *where, *small)
     assert (f"--preset {name} is made for a GPU" in ended.err) == bool(PRESETS[name].faster)
     assert PRESETS[name].faster in ended.err
     about = load_checkpoint("run/model_final.pt").about
     assert (about["image_size"], about["channels"], len(about["class_names"])) == ([side, side], channels, classes)
-    argv = ["sample", "--checkpoint", "run/model_final.pt", "--num_images", 2, "--steps", 2, "--output"]
+    argv = ["sample", "--checkpoint", "run/model_final.pt", "--num_images", 1, "--steps", 2, "--output"]
     cli.works(*argv, "drawn.png")
-    cli.works(*argv, "drawn.gif")
     assert Path("drawn.png").stat().st_size > 100 and Path("run/training_loss.png").exists()
     shutil.rmtree(tmp_path)  # half a gigabyte of weights
