@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from tiny_diffusion.data.files.fit import nearest
-from tiny_diffusion.diffusion.samplers import SAMPLERS
 
 
 def save(path, pixels):
@@ -62,7 +61,7 @@ def test_one_image_has_as_many_variants_as_asked(edit, images):
     assert (again[0] == found[1]).all()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["heun", "sa_solver"])  # tests/test_edits.py has every sampler
 def test_known_pixels_come_back_exactly(sampler, edit, images, mask):
     found, _ = edit("--inpaint", images, "--mask", mask, "--sampler", sampler)
     for image, name in zip(found, "ab", strict=True):

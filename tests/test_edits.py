@@ -80,8 +80,9 @@ def test_a_step_of_inpainting_costs_three_evaluations_whether_the_class_is_searc
         assert counted.calls == 60
 
 
-@every_sampler
-@pytest.mark.parametrize("classes", [(), (7,), (7, 2)])
+@pytest.mark.parametrize(
+    "sampler, classes", [*((name, ()) for name in SAMPLERS), ("ddim", (7,)), ("sa_solver", (7, 2))]
+)
 def test_an_interpolation_begins_and_ends_with_the_plain_samples_bit_for_bit(sampler, classes, model):
     request = request_for([2, 5], sampler, classes=classes)
     frames = run(model, request, Interpolate(5))
