@@ -22,7 +22,6 @@ from tiny_diffusion.evaluation import distances
 from tiny_diffusion.models.unet import UNet
 from tiny_diffusion.randomness import stream
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
-from tiny_diffusion.runs.writer import RunWriter
 from tiny_diffusion.runtime.world import SINGLE_PROCESS
 from tiny_diffusion.training import moments
 from tiny_diffusion.training.distill import Consistency, Levels, per_image
@@ -268,12 +267,6 @@ def test_what_is_matched_is_what_the_student_samples(steps):
 
 
 # The command
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """They take longer than these runs."""
-    monkeypatch.setattr(RunWriter, "plot_losses", lambda self: None)
 
 
 TEACHER = [*SMALL, "--attention_levels", "none", "--dropout", 0.1, "--device", "cpu", "--batch_size", 500]

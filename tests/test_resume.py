@@ -33,12 +33,6 @@ OPTIONS = [*SMALL, "--base_channels", 4, "--channel_mult", 1, "--batch_size", 25
 STEPS_AN_EPOCH = 6  # 1498 / 250
 
 
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    """They take longer than these runs; tests/test_cli_commands.py has them."""
-    monkeypatch.setattr(RunWriter, "plot_losses", lambda self: None)
-
-
 def assert_bitwise_equal(got, wanted):
     assert got.keys() == wanted.keys()
     assert not [name for name in wanted if not torch.equal(got[name], wanted[name])]
@@ -176,7 +170,7 @@ COMBINATIONS = [  # neighbouring options take their turns at different paces, so
     ["--schedule", schedule, "--prediction", prediction, "--optimizer", ("muon", "adamw", "adam")[i % 3],
      "--ema_decay", (0.999, 0.5, 0)[i // 2 % 3], "--accumulate", (1, 2, 5)[i // 3 % 3],
      "--dropout", (0.2, 0)[i // 4 % 2], *(["--class_cond"] if i // 5 % 2 else []), "--max_steps", 10]
-    for i, (schedule, prediction) in enumerate(PAIRS)
+    for i, (schedule, prediction) in enumerate(PAIRS[::3])  # which have every schedule and every prediction
 ]  # fmt: skip
 
 
