@@ -32,17 +32,14 @@ def busy(warm, tmp_path):
 # Two runs
 
 
-@pytest.mark.parametrize(
-    "words",
-    [RUN, [*RUN, "--overwrite"], ["train", "--resume"], ["train", "--extend", "--epochs", 9]],
-    ids=["a new run", "--overwrite", "--resume", "--extend"],
-)
-def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(words, busy, cli):
+def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(busy, cli):
+    """A new run, --overwrite, --resume and --extend."""
     folder, running = busy
     before = contents(folder)
     message = f"--output_dir {folder} is being written by another run (process {running.pid}). "
-    cli.refuses(2, [*words, "--output_dir", folder], message, "name another folder")
-    assert contents(folder) == before
+    for words in (RUN, [*RUN, "--overwrite"], ["train", "--resume"], ["train", "--extend", "--epochs", 9]):
+        cli.refuses(2, [*words, "--output_dir", folder], message, "name another folder")
+        assert contents(folder) == before
 
 
 def test_a_run_that_names_its_checkpoint_alone_is_refused_too(busy, cli, trained, monkeypatch):
@@ -75,10 +72,10 @@ def test_a_killed_run_holds_its_folder_no_longer(busy, cli, warm):
 def test_of_many_that_start_at_once_one_trains(warm, tmp_path):
     """The others are refused: by the lock, or because a run is there already once that one has ended."""
     started = [
-        warm.start(*RUN, "--max_steps", 5, "--output_dir", tmp_path / "run", faults=(("no_plots",),)) for _ in range(6)
+        warm.start(*RUN, "--max_steps", 5, "--output_dir", tmp_path / "run", faults=(("no_plots",),)) for _ in range(4)
     ]
     codes = [warm.wait(running) for running in started]
-    assert sorted(codes) == [0, 2, 2, 2, 2, 2], [running.said() for running in started]
+    assert sorted(codes) == [0, 2, 2, 2], [running.said() for running in started]
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert len(log) == 5 and not (tmp_path / "run" / run_lock.NAME).exists()
 

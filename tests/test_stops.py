@@ -66,7 +66,7 @@ def press_until_it_ends(running):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_is_granted_after_the_step_and_the_save(number, code, run, whole, warm):
-    running = warm.start(*RUN, "--resume", "--output_dir", run, faults=(("no_plots",), ("slow_step", 6, 2)))
+    running = warm.start(*RUN, "--resume", "--output_dir", run, faults=(("no_plots",), ("step_until_signal", 6)))
     running.until_it_says("slow")
     running.kill(number)
     assert warm.wait(running) == code
@@ -89,7 +89,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(run, whole, warm):
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_save_of_the_first_and_leaves_nothing_of_it(run, whole, warm):
-    faults = (("no_plots",), ("slow_step", 6, 2), ("slow_disk", 600))
+    faults = (("no_plots",), ("step_until_signal", 6), ("slow_disk", 600))
     running = warm.start(*RUN, "--resume", "--output_dir", run, faults=faults)
     running.until_it_says("slow")
     running.kill(signal.SIGINT)
@@ -115,7 +115,7 @@ def assert_refused_and_whole(code, said, run, good):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(1, 48, 4))
+@pytest.mark.parametrize("moment", range(1, 48, 7))
 def test_a_disk_that_fills_up_at_any_moment_costs_no_checkpoint(moment, run, whole, warm):
     """In the log, in the first half of a save, in flushing it, in renaming it, in a picture."""
     good = (run / "model_final.pt").read_bytes()
