@@ -4,11 +4,13 @@ import dataclasses
 import importlib.util
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.data.files.cache import Cache
 from tiny_diffusion.data.sources import open_dataset
 from tiny_diffusion.errors import FileError, OptionError
@@ -19,7 +21,8 @@ from tiny_diffusion.evaluation.reference import Real, make_reference
 
 CPU, DIGIT = torch.device("cpu"), (1, 8, 8)
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
-SHIPPED = ("digits", "mnist", "fashion_mnist")
+SHIPPED = ("digits", "mnist", "fashion_mnist", "cifar10")
+OF_FILES = {"cifar10": "--dataset folder --data_dir cifar10-images --image_size 32 "}  # JPEG files of its photographs
 
 
 def features_of(asked="classifier", dataset="digits", shape=DIGIT):
@@ -66,9 +69,10 @@ def test_neither_order_nor_batch_size_change_an_images_features(asked, digits, m
 def test_the_weights_are_small_and_say_what_made_them(dataset):
     path = weights_path(dataset)
     _, about = load_classifier(path)
-    assert path.stat().st_size < 300_000
-    assert about["dataset"] == dataset and len(about["classes"]) == 10
-    assert about["command"].startswith(f"python -m tiny_diffusion classifier --dataset {dataset} ")
+    assert path.stat().st_size < (1_000_000 if dataset == "cifar10" else 300_000)
+    assert about["classes"] == list(DATASETS[dataset].classes)
+    images = OF_FILES.get(dataset, f"--dataset {dataset} ")
+    assert about["command"].startswith(f"python -m tiny_diffusion classifier {images}")
 
 
 def test_nothing_else_lies_among_the_weights():
@@ -76,19 +80,26 @@ def test_nothing_else_lies_among_the_weights():
 
 
 @pytest.mark.parametrize("dataset", ["digits", *(pytest.param(n, marks=pytest.mark.slow) for n in SHIPPED[1:])])
-def test_the_accuracy_in_the_header_is_what_is_measured(dataset):
-    data_dir = None if dataset == "digits" else str(SHARED)
-    if data_dir and not (SHARED / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[dataset]).is_dir():
+def test_the_accuracy_in_the_header_is_what_is_measured(dataset, tmp_path):
+    place = SHARED / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "cifar10-images.tar.gz"}.get(
+        dataset, ""
+    )
+    if not place.exists():
         pytest.skip("the set is not here")
     model, about = load_classifier(weights_path(dataset))
-    heldout = open_dataset(dataset, heldout=True, data_dir=data_dir)
+    if dataset == "cifar10":
+        with tarfile.open(place) as archive:
+            archive.extractall(tmp_path, filter="data")
+        heldout = open_dataset("folder", heldout=True, data_dir=str(tmp_path / "cifar10-images"), size=32, channels=3)
+    else:
+        heldout = open_dataset(dataset, heldout=True, data_dir=str(SHARED))
     assert about["heldout_images"] == len(heldout)
     assert accuracy(model, heldout) == pytest.approx(about["accuracy"], abs=0.5 / len(heldout))
 
 
 @pytest.mark.parametrize("dataset", SHIPPED)
 def test_a_shipped_classifier_answers_to_the_name_it_is_printed_under(dataset):
-    shape = DIGIT if dataset == "digits" else (1, 28, 28)
+    shape = {"digits": DIGIT, "cifar10": (3, 32, 32)}.get(dataset, (1, 28, 28))
     one = features_of("classifier", dataset, shape)
     other = features_of(one.name, "these images", shape)
     assert (one.name, one.hash) == (other.name, other.hash)
@@ -98,7 +109,6 @@ def test_a_shipped_classifier_answers_to_the_name_it_is_printed_under(dataset):
 def test_the_default_is_the_sets_own_classifier_where_it_takes_such_images():
     assert default_features("digits", DIGIT) == "classifier"
     assert default_features("digits", (1, 16, 16)) == "pixels"
-    assert default_features("cifar10", (3, 32, 32)) == "pixels"
     assert default_features(None, DIGIT) == "pixels"
 
 
@@ -164,7 +174,7 @@ def test_weights_of_something_else_are_no_classifier(tmp_path, about):
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():
-    with pytest.raises(OptionError, match="pixels, classifier, inception, digits-classifier-v1"):
+    with pytest.raises(OptionError, match="pixels, classifier, inception, cifar10-classifier-v1, digits-classifier-v1"):
         features_of("nonsense")
     with pytest.raises(FileError, match="does not exist"):
         features_of("missing.pt")

@@ -1,4 +1,4 @@
-"""Small classifiers, in whose features the samples of digits, MNIST and Fashion-MNIST are compared.
+"""Small classifiers, in whose features samples are compared: grey ones for one data set each, one for any photographs.
 
 `train_classifier` makes one.  The weights in the package carry their accuracy and the command that made them.  They
 only evaluate samples; no model is trained or guided by them.
@@ -21,49 +21,50 @@ from tiny_diffusion.randomness import seed_torch, stream
 
 WEIGHTS = Path(__file__).parent / "weights"
 VERSION = 1
-WIDTH = 64  # of the features
+WIDTHS = {1: (16, 32, 32, 48, 64), 3: (32, 64, 64, 96, 128)}  # of each convolution, by channels; the last: features
+MIN_PHOTOGRAPH = 16  # pixels: the shortest side of which a classifier of photographs makes features
 PEAK_LR, BATCH = 0.01, 128
 
 
 class Classifier(nn.Module):
-    """Grey images -> 64 features -> logits: five convolutions with batch norm, then the mean over the pixels."""
+    """Images -> features -> logits: five convolutions with batch norm, then the mean over the pixels."""
 
-    def __init__(self, num_classes: int, strides: tuple[int, ...] = (1, 2, 1, 2, 1)):
+    def __init__(self, num_classes: int, strides: tuple[int, ...] = (1, 2, 1, 2, 1), channels: int = 1):
         super().__init__()
-        widths = (1, 16, 32, 32, 48, WIDTH)
+        widths = (channels, *WIDTHS[channels])
         layers = []
         for in_width, width, stride in zip(widths[:-1], widths[1:], strides, strict=True):
             layers += [nn.Conv2d(in_width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(WIDTH, num_classes)
+        self.head = nn.Linear(widths[-1], num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1] -> (B, 64)."""
+        """(B, C, H, W) in [-1, 1] -> (B, 64) for grey images, (B, 128) for colour."""
         return self.body(images).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1] -> logits (B, classes)."""
+        """(B, C, H, W) in [-1, 1] -> logits (B, classes)."""
         return self.head(self.features(images))
 
 
-def make_classifier(size: tuple[int, int], num_classes: int) -> Classifier:
+def make_classifier(size: tuple[int, int], num_classes: int, channels: int = 1) -> Classifier:
     """The network for images of this size; small images are halved later and less often."""
-    return Classifier(num_classes, (1, 2, 1, 2, 1) if min(size) >= 16 else (1, 1, 1, 2, 1))
+    return Classifier(num_classes, (1, 2, 1, 2, 1) if min(size) >= 16 else (1, 1, 1, 2, 1), channels)
 
 
 def train_classifier(
     data: ImageSet, steps: int, seed: int, on_step: Callable[[int, float], object] = lambda step, loss: None
 ) -> Classifier:
-    """AdamW on batches of 128 images, which are shifted by up to a tenth of their side.
+    """AdamW on batches of 128 images, which are shifted by up to a tenth of their side; photographs are also mirrored.
 
     on_step: called with the index and the loss of each finished step.
     """
     seed_torch(seed, "weights")
-    model = make_classifier(data.images.shape[2:], len(data.class_names)).train()
+    model = make_classifier(data.images.shape[2:], len(data.class_names), data.channels).train()
     model = model.to(memory_format=torch.channels_last)  # half the time on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, steps)
-    batches = Batches(data, BATCH, seed)
+    batches = Batches(data, BATCH, seed, hflip=data.channels == 3)
     for step in range(steps):
         images, labels = batches.at(step)
         loss = F.cross_entropy(model(_shifted(images, seed, step)), labels)
@@ -76,10 +77,11 @@ def train_classifier(
 
 
 def _shifted(images: Tensor, seed: int, step: int) -> Tensor:
-    """The batch shifted by one random offset, with black (-1) at its edges."""
+    """The batch shifted by one random offset; its edges are black (-1), or in colour the image reflected."""
     max_shift = max(1, images.shape[-1] // 10)
     down, right = stream(seed, "crops", step).integers(-max_shift, max_shift + 1, 2).tolist()
-    padded = F.pad(images, (max_shift,) * 4, value=-1.0)
+    sides = (max_shift,) * 4
+    padded = F.pad(images, sides, value=-1.0) if images.shape[1] == 1 else F.pad(images, sides, mode="reflect")
     top, left = max_shift + down, max_shift + right
     return padded[..., top : top + images.shape[2], left : left + images.shape[3]]
 
@@ -118,7 +120,7 @@ def load_classifier(path: Path) -> tuple[Classifier, dict]:
             if about is None:
                 raise ValueError("it does not name its classes")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model = make_classifier(tuple(about["size"]), len(about["classes"]))
+        model = make_classifier(tuple(about["size"]), len(about["classes"]), about.get("channels", 1))
         model.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120]

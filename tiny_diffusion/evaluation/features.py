@@ -5,7 +5,7 @@ To add one: write a function (dataset, shape, device) -> Features, and add a row
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from tiny_diffusion.data.pixels import to_float
 from tiny_diffusion.errors import FileError, OptionError
-from tiny_diffusion.evaluation.classifier import WEIGHTS, load_classifier, weights_path
+from tiny_diffusion.evaluation.classifier import MIN_PHOTOGRAPH, WEIGHTS, load_classifier, weights_path
 from tiny_diffusion.runtime.memory import ran_out_of_memory
 
 BATCH = 500
+PHOTOGRAPHS = "cifar10"  # whose classifier makes the features of any photographs
 MAX_PIXELS = 4096  # values per image, above which their covariance is too large
 
 
@@ -27,14 +28,15 @@ class Features:
 
     name: as it is printed.  hash: of the weights, "none" for pixels.  extract: uint8 (B, C, H, W) -> (B, D).
     classify: the same images -> probabilities (B, classes) of class_names; None if it cannot.  shape: of the images it
-    takes, None for any.  accuracy: of the classifier on held-out images.
+    takes, with None for a side of any length; None for images of any shape.  accuracy: of the classifier on held-out
+    images.
     """
 
     name: str
     hash: str
     extract: Callable[[Tensor], Tensor]
     classify: Callable[[Tensor], Tensor] | None = None
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, int | None, int | None] | None = None
     accuracy: float | None = None
     class_names: tuple[str, ...] = ()
 
@@ -70,8 +72,9 @@ def make_features(asked: str, dataset: str, shape: tuple[int, int, int], device:
         if not path.is_file():
             raise FileError(f"--features {asked} does not exist. Use one of {', '.join(FEATURES)}.")
         features = OF_FILES[path.suffix.lower()](path, device)
-    if features.shape is not None and features.shape != shape:
-        wanted, given = ("x".join(map(str, sides)) for sides in (features.shape, shape))
+    if features.shape is not None and not _fits(features.shape, shape):
+        wanted = "x".join(str(side or f"({MIN_PHOTOGRAPH} or more)") for side in features.shape)
+        given = "x".join(map(str, shape))
         raise OptionError(
             f"--features {asked} takes images of {wanted}, and these are {given}. Use pixels, or another file."
         )
@@ -79,12 +82,26 @@ def make_features(asked: str, dataset: str, shape: tuple[int, int, int], device:
 
 
 def default_features(dataset: str | None, shape: tuple[int, int, int]) -> str:
-    """The name "classifier" if the data set has one for images of this shape, otherwise "pixels"."""
+    """The name "classifier" if the data set has one for images of this shape, then that of a classifier of photographs
+    for colour images, otherwise "pixels"."""
     if dataset is not None and weights_path(dataset).is_file():
         _, about = load_classifier(weights_path(dataset))
-        if (1, *about["size"]) == shape:
+        if _fits(_shape_of(about), shape):
             return "classifier"
-    return "pixels"
+    photographs = weights_path(PHOTOGRAPHS)
+    return photographs.stem if _fits((3, None, None), shape) and photographs.is_file() else "pixels"
+
+
+def _shape_of(about: Mapping) -> tuple[int, int | None, int | None]:
+    """The images that a classifier takes: grey ones of one size, or colour ones of any, as photographs come in many."""
+    return (1, *about["size"]) if about.get("channels", 1) == 1 else (3, None, None)
+
+
+def _fits(wanted: tuple[int, int | None, int | None], shape: tuple[int, int, int]) -> bool:
+    """Whether images of a shape are of the wanted one, in which None is a side of MIN_PHOTOGRAPH or more."""
+    return all(
+        has == wants if wants is not None else has >= MIN_PHOTOGRAPH for wants, has in zip(wanted, shape, strict=True)
+    )
 
 
 def file_hash(path: Path) -> str:
@@ -134,7 +151,7 @@ def _classifier_file(path: Path, device: torch.device) -> Features:
         file_hash(path),
         lambda images: model.features(_scaled(images, device)),
         lambda images: model(_scaled(images, device)).softmax(1),
-        (1, *about["size"]),
+        _shape_of(about),
         about.get("accuracy"),
         tuple(about["classes"]),
     )

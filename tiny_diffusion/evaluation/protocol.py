@@ -127,7 +127,7 @@ def scores(reference: Reference, images: NamedImages, features: Features) -> dic
     as_many = reference.features[random_indices(len(reference.features), len(some))]
     if min(len(as_many), len(some)) >= MIN_NEIGHBOURHOODS:
         found |= asdict(neighbourhoods(as_many, some))
-    if features.classify is not None:
+    if features.classify is not None and reference.real.images.class_names in ((), features.class_names):
         found |= _class_scores(features, images)
     return found
 
@@ -188,7 +188,7 @@ def _warnings(n: int, reference: Reference, floor: Floor) -> list[str]:
 
 
 def train_on_synthetic(images: NamedImages, heldout: NamedImages, seed: int) -> dict[str, float]:
-    """The accuracy on held-out grey images of a classifier that was trained on the given images only, by its name."""
+    """The accuracy on held-out images of a classifier that was trained on the given images only, by its name."""
     steps = max(200, 8 * len(images.images) // BATCH)
     model = train_classifier(ImageSet(images.images, images.labels, images.class_names), steps, seed)
     right = accuracy(model, ImageSet(heldout.images, heldout.labels, heldout.class_names))

@@ -117,10 +117,9 @@ def check_heldout(real: Real, bits_per_dim: bool, class_names: tuple[str, ...] |
     heldout, name = real.heldout, real.images.name
     if bits_per_dim and heldout is None:
         raise OptionError(f"--bits_per_dim is measured on held-out images, and {name} has none. Leave it out.")
-    if class_names is not None and (heldout is None or heldout.shape[0] != 1 or heldout.class_names != class_names):
+    if class_names is not None and (heldout is None or heldout.class_names != class_names):
         raise OptionError(
-            f"--train_on_synthetic needs held-out grey images of the model's classes, and {name} has none. "
-            "Leave it out."
+            f"--train_on_synthetic needs held-out images of the model's classes, and {name} has none. Leave it out."
         )
 
 
