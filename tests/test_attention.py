@@ -59,3 +59,18 @@ def test_gradients_equal_finite_differences():
 def test_large_logits_do_not_overflow():
     q, k, v = (x.float() for x in images((3, 3)))
     assert torch.isfinite(attend(100 * q, 100 * k, v, 8)).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("head_width", [8, 32])
+def test_under_autocast_attention_is_that_of_float32_on_the_same_input(head_width, layout):
+    half = [x.detach().bfloat16() for x in images((5, 4), layout)]
+    got, wanted = ([x.clone().requires_grad_() for x in half], [x.float().requires_grad_() for x in half])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attend(*got, head_width)
+    expected = attend(*wanted, head_width)
+    assert output.dtype == torch.float32 and torch.equal(output, expected)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    for x, y in zip(got, wanted, strict=True):
+        assert torch.equal(x.grad, y.grad.bfloat16())

@@ -5,12 +5,13 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tiny_diffusion.config.network_shape import norm_groups
 from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.models.layers import ACTIVATIONS, Attention, ResidualBlock
+from tiny_diffusion.models.layers import ACTIVATIONS, Attention, GroupNorm, ResidualBlock
 from tiny_diffusion.models.unet import UNet
 
 # Small networks that together use every option, with the (height, width) of an image, which patch_size divides.
@@ -256,6 +257,23 @@ def test_a_bfloat16_network_runs_under_autocast():
         output = model(x.float(), time, label)
     assert output.dtype == torch.bfloat16
     assert (output.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_under_autocast_group_norm_is_that_of_float32_on_the_same_input(layout):
+    """Its output is the result of float32, rounded to bfloat16 once; so are the gradients, within such roundings."""
+    norm = GroupNorm(4, 16)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    half = (3 + 50 * torch.randn(2, 16, 5, 7)).bfloat16().to(memory_format=layout)  # squares lose their digits
+    got, wanted = half.clone().requires_grad_(), half.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = norm(got)
+    expected = norm(wanted)
+    assert output.dtype == torch.bfloat16 and torch.equal(output, expected.bfloat16())
+    slope = torch.randn_like(expected).bfloat16()
+    output.backward(slope)
+    expected.backward(slope.float())
+    assert (got.grad.float() - wanted.grad).norm() < 2**-8 * wanted.grad.norm()
 
 
 # Attention

@@ -4,6 +4,8 @@ On a CPU torch's kernel is slow for narrow heads, because it multiplies tall, th
 For these the same products are computed with the long side last, for a few heads at a time so that the square matrices
 stay in the cache: with heads of 8 channels, as diffusers' networks have them, a training step is 1.1 times as fast
 (benchmarks/attention.py; RESULTS.md).  Everywhere else torch's kernel is used.
+
+Under autocast a CPU computes attention in float32: torch's kernel for bfloat16 takes longer there (RESULTS.md).
 """
 
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ SCORES_AT_ONCE = 300_000  # numbers per core: about a megabyte of float32, which
 
 def attend(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:
     """q, k, v: (B, C, H, W), where every `head_width` channels are a head.   Returns (B, C, H, W)."""
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), head_width)
     exact = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
     if exact and head_width <= MAX_NARROW and not torch.compiler.is_compiling():
         return _Attend.apply(q, k, v, head_width)

@@ -36,6 +36,16 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's group norm, which computes in float32 under autocast too.
+
+    On a CPU its kernel for channels_last is slow in bfloat16, so such an input is made contiguous.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous() if (x.device.type, x.dtype) == ("cpu", torch.bfloat16) else x)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; the embedding scales and shifts the output of the second norm."""
 
@@ -44,10 +54,10 @@ class ResidualBlock(nn.Module):
     ):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.norm1 = nn.GroupNorm(groups, in_width)
+        self.norm1 = GroupNorm(groups, in_width)
         self.conv1 = nn.Conv2d(in_width, width, 3, padding=1)
         self.time_emb_proj = nn.Linear(embedding_width, 2 * width)
-        self.norm2 = nn.GroupNorm(groups, width)
+        self.norm2 = GroupNorm(groups, width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = start_at_zero(nn.Conv2d(width, width, 3, padding=1))
         self.conv_shortcut = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
@@ -66,7 +76,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, *, head_width: int, groups: int):
         super().__init__()
         self.head_width = head_width
-        self.group_norm = nn.GroupNorm(groups, width) if groups else nn.Identity()
+        self.group_norm = GroupNorm(groups, width) if groups else nn.Identity()
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tiny_diffusion.config import network_shape
 from tiny_diffusion.config.unet_details import UNetDetails
-from tiny_diffusion.models.layers import ACTIVATIONS, TimeEmbedding, start_at_zero
+from tiny_diffusion.models.layers import ACTIVATIONS, GroupNorm, TimeEmbedding, start_at_zero
 from tiny_diffusion.models.levels import LevelParts
 
 
@@ -77,10 +77,10 @@ class UNet(nn.Module):
         self.down_blocks = down_blocks(parts, layers_per_block)
         self.mid_block = parts.middle()
         self.up_blocks = up_blocks(parts, layers_per_block)
-        self.conv_norm_out = nn.GroupNorm(parts.groups, widths[0])
+        self.conv_norm_out = GroupNorm(parts.groups, widths[0])
         self.conv_out = start_at_zero(nn.Conv2d(widths[0], channels * patch_size**2, 3, padding=1))
         for module in self.modules():
-            if isinstance(module, nn.GroupNorm):
+            if isinstance(module, GroupNorm):
                 module.eps = details.norm_eps
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
