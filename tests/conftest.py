@@ -89,6 +89,16 @@ def digits_parsed_once():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def without_bf16():
+    """Runs are fp32 on every processor: what a clock decided would not be the same twice."""
+    from tiny_diffusion.training import precision
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "has_bf16", lambda device: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits():
     """The training part of the digits: 1,498 images of 8x8."""

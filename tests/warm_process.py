@@ -110,6 +110,7 @@ def serve() -> None:
 
     from tiny_diffusion.cli import COMMANDS
     from tiny_diffusion.data.sources import open_dataset
+    from tiny_diffusion.training import precision
 
     torch.set_num_threads(1)
     for module, _ in COMMANDS.values():
@@ -119,6 +120,7 @@ def serve() -> None:
     for module in ("faults", "cli_helpers"):
         importlib.import_module(module)
     sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # which parses a text
+    precision.has_bf16 = lambda device: False  # as in conftest.py
     open_dataset("digits")
     for line in sys.stdin:
         request = json.loads(line)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tiny_diffusion.runtime.machine import wait_for
+
 SIDE = 1024  # of the square matrices whose product is timed on a CPU
 
 
@@ -27,14 +29,6 @@ def seconds_of(work: Callable[[], object], device: torch.device, seconds: float,
         if len(taken) >= min_calls and time.perf_counter() > until:
             break
     return taken
-
-
-def wait_for(device: torch.device) -> None:
-    """Waits until the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 1.0) -> float:

@@ -20,6 +20,8 @@ from tiny_diffusion.diffusion.request import Request
 from tiny_diffusion.diffusion.sampling import sample
 from tiny_diffusion.models.build import make_diffusion, make_model, to_device
 from tiny_diffusion.randomness import seed_torch
+from tiny_diffusion.runtime.world import SINGLE_PROCESS
+from tiny_diffusion.training.precision import decide_precision
 from tiny_diffusion.training.run_length import RunLength
 from tiny_diffusion.training.trainer import Trainer
 
@@ -37,6 +39,7 @@ def make_trainer(config: Config, device: torch.device) -> Trainer:
     data = ImageSet(torch.from_numpy(images), torch.from_numpy(labels), tuple(dataset.classes))
     seed_torch(config.seed, "weights")
     model = to_device(make_model(config, dataset.channels, len(dataset.classes)), device)
+    config, _ = decide_precision(config, model, dataset.channels, SINGLE_PROCESS)
     batches = Batches(data, config.batch_size, config.seed, device=device, hflip=config.hflip)
     return Trainer(model, config, batches, RunLength(steps=10**9), time.monotonic, len(dataset.classes))
 

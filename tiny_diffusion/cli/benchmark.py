@@ -87,6 +87,7 @@ def _measure_all(config: Config, options: BenchmarkOptions) -> dict:
     device, seconds = choose_device(config.device), options.seconds
     check_device(config, device)
     trainer = speed.make_trainer(config, device)
+    config = trainer.config  # whose precision is decided
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     defaults = default_sampling(DATASETS[config.dataset].sampler, config.timesteps)
     request = request_from(defaults, config.timesteps, range(options.num_images), seed=config.seed)

@@ -108,8 +108,9 @@ def _merge(config: Config, given: dict, extend: bool) -> Config:
     """
     free = {name for name, spec in specs(Config).items() if spec.free} | (LENGTHS if extend else set())
     for name, value in given.items():
-        if name in free or value == (own := getattr(config, name)):
+        if name in free or config.agrees(name, value):
             continue
+        own = getattr(config, name)
         show, way_out = specs(Config)[name].type.show, "leave it out, or start a run in another folder"
         raise OptionError(
             f"--{name} {show(value)} differs from this run's {'(not set)' if own is None else show(own)} and would "

@@ -143,7 +143,9 @@ class Config:
         "muon (for convolutions; AdamW for the rest), adamw, or adam as in its paper")
     ema_decay: float = run(Number(0, 0.999999), 0.999, "largest decay per step of the averaged weights (EMA)")
     grad_clip: float = run(Number(0, 1e9, open_low=True), 1.0, "norm to which larger gradients are clipped")
-    precision: str = run(Choice(("fp32", "bf16", "fp16")), "fp32", "arithmetic of the network")
+    precision: str = run(
+        Choice(("auto", "fp32", "bf16", "fp16")), "auto",
+        "arithmetic of the network; auto: bf16 if a check at the start finds it faster and right here, else fp32")
     compile: bool = run(
         Flag(), False, "torch.compile the network: minutes of warm-up, then faster on a GPU", free=True)
     deterministic: bool = run(
@@ -186,6 +188,10 @@ class Config:
         if wrong := set(values) ^ set(specs(cls)):
             raise OptionError(f"configuration keys do not match: {', '.join(sorted(wrong))}")
         return rules.check(cls(**{name: from_json(value) for name, value in values.items()}))
+
+    def agrees(self, name: str, value: object) -> bool:
+        """Whether a run of this configuration may go on with this option: `--precision auto` was decided already."""
+        return value == getattr(self, name) or (name, value) == ("precision", "auto")
 
     @property
     def size(self) -> tuple[int, int]:

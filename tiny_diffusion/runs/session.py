@@ -35,6 +35,7 @@ from tiny_diffusion.runtime.program import typed
 from tiny_diffusion.runtime.torchrun_store import mark_begun
 from tiny_diffusion.runtime.world import check_batch_size, make_deterministic, make_world
 from tiny_diffusion.training.distill import distillation
+from tiny_diffusion.training.precision import decide_precision
 from tiny_diffusion.training.run_length import RunLength
 from tiny_diffusion.training.step_time import estimate_step_seconds, images_per_second
 from tiny_diffusion.training.trainer import StepReport, Trainer
@@ -59,21 +60,20 @@ class Session:
         self.elapsed_before = 0.0
         check_trackers(config.log)
         self.world = world = make_world(config.device, os.environ)
-        self.device = world.device
+        self.device = device = world.device
         check_batch_size(config.batch_size, config.accumulate, world.size)
         check_device(config, self.device)
         if config.deterministic:
             make_deterministic(self.device)
         with world.main_process_first():
             self.run_data = open_run_data(config, folder, self.device)
-        self.data = self.run_data.images
-        self.config = config = self.run_data.config
+        self.data = data = self.run_data.images
+        config, classes = self.run_data.config, len(data.class_names)
         seed_torch(config.seed, "weights")
-        classes = len(self.data.class_names)
-        model = to_device(make_model(config, self.data.channels, classes), self.device)
-        self.batches = Batches(
-            self.data, config.batch_size, config.seed, device=self.device, hflip=config.hflip, world=world
-        )
+        model = to_device(make_model(config, data.channels, classes), self.device)
+        config, self.decision = decide_precision(config, model, data.channels, world)
+        self.config = config
+        self.batches = Batches(data, config.batch_size, config.seed, device=device, hflip=config.hflip, world=world)
         self.sync = sync = Sync(world, self.elapsed)
         objective = {} if student is None else distillation(student, make_diffusion(config), model)
         self.trainer = Trainer(model, config, self.batches, self._length(), lambda: sync.seconds, classes, **objective)
@@ -190,6 +190,7 @@ class Session:
         lines = (
             describe_run(config, trainer, self.run_data.heldout_count, self.folder.path),
             describe_length(config, trainer, step_seconds, self.elapsed()),
+            *self.decision,
             *faster_options(config, self.device),
         )
         print("\n".join(lines), file=sys.stderr)

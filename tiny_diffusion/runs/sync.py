@@ -63,6 +63,6 @@ def newest_after_restart(output_dir: str, given: Mapping[str, object], extend: b
         return True, None
     path, checkpoint = newest
     fixed = {name: value for name, value in given.items() if not specs(Config)[name].free}
-    if any(getattr(checkpoint.config, name) != value for name, value in fixed.items()):
+    if not all(checkpoint.config.agrees(name, value) for name, value in fixed.items()):
         return False, None
     return (False, None) if extend and checkpoint.about["finished"] else (True, path)

@@ -1,4 +1,4 @@
-"""What a run computes on, in words."""
+"""What a run computes on: its name, its instructions, and when its work is done."""
 
 import platform
 
@@ -15,6 +15,22 @@ def processor_of(device: torch.device) -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16 (on x86 AVX512_BF16 or AMX), and no emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    instructions = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return any(instructions.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def versions_on(device: torch.device) -> dict[str, str]:

@@ -25,9 +25,8 @@ from tiny_diffusion.runtime.memory import BatchSplitter
 from tiny_diffusion.training.ema import Ema
 from tiny_diffusion.training.loss_scaling import LossScaler
 from tiny_diffusion.training.optimizers import Optimizer
+from tiny_diffusion.training.precision import autocast
 from tiny_diffusion.training.run_length import RunLength
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class Trainer:
 
     def loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None) -> Tensor:
         """The objective in the run's precision.  Shapes as in Diffusion.loss."""
-        with torch.autocast(self.device.type, AUTOCAST[self.config.precision], self.config.precision != "fp32"):
+        with autocast(self.config.precision, self.device):
             return self.objective.loss(model, clean, noise, t, label)
 
     def drop_gradients(self) -> None:
