@@ -23,6 +23,7 @@ from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.models import layers
 from tiny_diffusion.models.build import make_model, to_device
+from tiny_diffusion.models.norm import GroupNorm
 from tiny_diffusion.runtime.cpu import tune_cpu
 from tiny_diffusion.runtime.machine import has_bf16
 from tiny_diffusion.training.precision import Probe
@@ -34,7 +35,7 @@ NETWORKS = {  # options of train, and the batch size
     "`--preset cifar10`": ({"preset": "cifar10"}, 16),
     "`--preset flowers`": ({"preset": "flowers"}, 8),
 }
-OURS = {layers: layers.attend, layers.GroupNorm: layers.GroupNorm.forward}
+OURS = {layers: layers.attend, GroupNorm: GroupNorm.forward}
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def compare(options: dict[str, object], batch_size: int, threads: int, rounds: i
 def use(ours: bool) -> None:
     """Has the network compute attention and group norm as we do, or as torch does."""
     layers.attend = OURS[layers] if ours else attend_by_torch
-    layers.GroupNorm.forward = OURS[layers.GroupNorm] if ours else nn.GroupNorm.forward
+    GroupNorm.forward = OURS[GroupNorm] if ours else nn.GroupNorm.forward
 
 
 def attend_by_torch(q: Tensor, k: Tensor, v: Tensor, head_width: int) -> Tensor:

@@ -11,7 +11,8 @@ from tiny_diffusion.config.network_shape import norm_groups
 from tiny_diffusion.config.option import specs
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.errors import OptionError
-from tiny_diffusion.models.layers import ACTIVATIONS, Attention, GroupNorm, ResidualBlock
+from tiny_diffusion.models.layers import ACTIVATIONS, Attention, ResidualBlock
+from tiny_diffusion.models.norm import GroupNorm
 from tiny_diffusion.models.unet import UNet
 
 # Small networks that together use every option, with the (height, width) of an image, which patch_size divides.

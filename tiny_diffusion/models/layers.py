@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tiny_diffusion.models.attention import attend
+from tiny_diffusion.models.norm import GroupNorm
 
 
 class TimeEmbedding(nn.Module):
@@ -34,16 +35,6 @@ class TimeEmbedding(nn.Module):
         waves = (angle.cos(), angle.sin()) if self.cosines_first else (angle.sin(), angle.cos())
         sinusoids = torch.cat(waves, dim=1).to(dtype)
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
-
-
-class GroupNorm(nn.GroupNorm):
-    """torch's group norm, which computes in float32 under autocast too.
-
-    On a CPU its kernel for channels_last is slow in bfloat16, so such an input is made contiguous.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.contiguous() if (x.device.type, x.dtype) == ("cpu", torch.bfloat16) else x)
 
 
 class ResidualBlock(nn.Module):

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tiny_diffusion.config import network_shape
 from tiny_diffusion.config.unet_details import UNetDetails
-from tiny_diffusion.models.layers import ACTIVATIONS, GroupNorm, TimeEmbedding, start_at_zero
+from tiny_diffusion.models.layers import ACTIVATIONS, TimeEmbedding, start_at_zero
 from tiny_diffusion.models.levels import LevelParts
+from tiny_diffusion.models.norm import GroupNorm
 
 
 class UNet(nn.Module):
