@@ -30,6 +30,7 @@ class Machine:
         monkeypatch.setattr(precision, "has_bf16", lambda device: instructions)
 
     def network(self, **options):
+        torch.manual_seed(0)
         model = make_model(resolve({**OPTIONS, **options}), 1, 10)
 
         def passes(module, arguments, output):

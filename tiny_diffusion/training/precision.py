@@ -24,8 +24,9 @@ from tiny_diffusion.runtime.world import World
 
 AUTOCAST = {"fp32": None, "auto": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # auto: nobody has decided
 MIN_SPEED_UP = 1.1  # of bf16, to be chosen
-# Largest error relative to float32, by norms.  Rounding alone makes 0.015 of the output and 0.04 of a gradient.
-OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 0.05, 0.1
+# Largest error relative to float32, by norms.  Rounding alone makes 0.02 of the output; of a gradient 0.04 in usual
+# networks, up to 0.14 in those of 8 channels.  A wrong kernel makes an error of about 1.
+OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 0.05, 0.3
 SMALL_GRADIENT = 0.05  # of all gradients together: the error of a smaller one is relative to this
 CHECK_SECONDS, CHECK_SHARE = 3.0, 0.02  # how long the check may take, and as a share of --minutes
 ROUNDS = 5  # passes in each precision that are timed
