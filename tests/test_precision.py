@@ -14,7 +14,13 @@ from tiny_diffusion.models.build import make_model
 from tiny_diffusion.runs.checkpoint import load_checkpoint
 from tiny_diffusion.runtime.world import SINGLE_PROCESS, World
 from tiny_diffusion.training import precision
-from tiny_diffusion.training.precision import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE, check_bf16, decide_precision
+from tiny_diffusion.training.precision import (
+    GRADIENT_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    check_bf16,
+    decide_precision,
+    reason_for_fp32,
+)
 
 CPU = torch.device("cpu")
 RUN = ["train", *SMALL, "--attention_levels", "none", "--timesteps", 5, "--batch_size", 8, "--device", "cpu"]
@@ -83,6 +89,10 @@ def test_a_deterministic_run_leaves_nothing_to_the_clock(monkeypatch):
     machine = Machine(monkeypatch, fp32=0.02)
     found, line = machine.decide(deterministic=True)
     assert found == "fp32" and "--deterministic" in line and machine.checks == 0
+
+
+def test_apples_gpus_are_fp32_without_a_check():
+    assert "mps" in reason_for_fp32(resolve(OPTIONS), torch.device("mps"))
 
 
 def test_a_slow_network_is_checked_with_fewer_images(monkeypatch):
