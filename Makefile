@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
 	$(RUN) visualize_diffusion.py --dataset digits --num_images 6 --save_path outputs/forward_diffusion.png
@@ -24,10 +24,6 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m slow
-
-# Both in one session, which loads the libraries and makes what the tests share once.
-test-all: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "slow or not slow"
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
