@@ -145,7 +145,7 @@ class Config:
     grad_clip: float = run(Number(0, 1e9, open_low=True), 1.0, "norm to which larger gradients are clipped")
     precision: str = run(
         Choice(("auto", "fp32", "bf16", "fp16")), "auto",
-        "arithmetic of the network; auto: bf16 if a check at the start finds it faster and right here, else fp32")
+        "arithmetic of the network; auto: bf16 if a check at the start finds it faster and right")
     compile: bool = run(
         Flag(), False, "torch.compile the network: minutes of warm-up, then faster on a GPU", free=True)
     deterministic: bool = run(
