@@ -42,13 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="passes of each of the three")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch_size", type=int, help="images at once, for all networks")
     parser.add_argument("--only", default="", help="only networks whose name contains this")
     asked = parser.parse_args()
     tune_cpu()  # memory that stays with the process, as training has it
     print(f"instructions for bf16: {'yes' if has_bf16(CPU) else 'no, so bf16 is emulated'}\n")
     print("| network | batch | threads | float32, ms | plain autocast, times as fast | ours, times as fast |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, (options, batch_size) in NETWORKS.items():
+    for name, (options, usual) in NETWORKS.items():
+        batch_size = asked.batch_size or usual
         for threads in asked.threads if asked.only in name else ():
             print(f"| {name} | {batch_size} | {compare(options, batch_size, threads, asked.rounds)} |", flush=True)
 

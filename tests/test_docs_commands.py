@@ -41,6 +41,7 @@ SHORT = {  # command, a word: the options added to a command line with this word
     ("classifier", ""): "--epochs 1",
     ("", "examples/from_scratch.py"): "--steps 3",
     ("", "benchmarks/editing.py"): "--num_images 2 --half_steps 2",
+    ("", "benchmarks/precision.py"): "--only mnist --threads 1 --rounds 2 --batch_size 2",
 }
 NOT_RUN = {  # the beginning of a command line: why it is not run
     "make demo": "installs the package; the commands of its recipe are run",
