@@ -126,6 +126,12 @@ def test_the_command_learns_the_classes_of_a_folder(cli, tmp_path):
     assert features.of(pure).shape == (2, 128) and not model.training
 
 
+def test_an_epoch_of_fewer_images_than_a_batch_is_a_step(cli, tmp_path):
+    write_set(tmp_path / "photos")
+    cli.works("classifier", "--dataset", "folder", "--data_dir", "photos", "--image_size", 16, "--epochs", 1)
+    assert load_classifier(tmp_path / "folder-classifier.safetensors")[1]["training_images"] == 24
+
+
 def test_photographs_are_mirrored_and_digits_are_not(digits, monkeypatch):
     """Mirrored digits are other characters."""
     mirrored = []

@@ -153,6 +153,8 @@ def workspace(tmp_path_factory):
             assert call("export", *words.split()) == 0
             words = "--checkpoint outputs/mnist --format diffusers --output outputs/mnist/diffusers"
             assert call("export", *words.split()) == 0
+        words = "classifier --dataset folder --data_dir sorted --image_size 64 --output sorted.safetensors"
+        assert call("classifier", *line_like(words)) == 0
         words = line_like("train --preset tiny --schedule cosine --save_config run.json --dry_run")
         assert call("train", *words) == 0
         yield folder
@@ -169,6 +171,7 @@ def write_data(patch) -> None:
 def write_images() -> None:
     for number in range(12):
         write(f"photos/{'ab'[number % 2]}/{number}.png", smooth(100, 110, number))
+        write(f"sorted/{('train', 'test')[number // 9]}/{'ab'[number % 2]}/{number}.png", smooth(100, 110, number))
     for number in range(3):
         for folder in ("digits", "drawn", "real", "samples"):
             write(f"{folder}/{number}.png", smooth(28, 28, number)[..., 0])

@@ -16,7 +16,7 @@ Train a small classifier, in whose features `evaluate` compares images.  Those o
 cifar10 come with the package; this command made them.  A classifier of colour images takes images of any size.
 
   python -m tiny_diffusion classifier --dataset mnist --output mnist-classifier-v1.safetensors
-  python -m tiny_diffusion classifier --dataset folder --data_dir photos --image_size 64   # photos/train, photos/test
+  python -m tiny_diffusion classifier --dataset folder --data_dir sorted --image_size 64   # sorted/train, sorted/test
 """
 
 
@@ -56,7 +56,7 @@ def run(argv: list[str], program: str, started: float) -> int:
     data = open_dataset(options.dataset, **where)
     heldout = open_dataset(options.dataset, **where, heldout=True, channels=data.channels)
     _check(options, data, heldout)
-    steps = options.epochs * len(data) // BATCH
+    steps = max(1, options.epochs * len(data) // BATCH)
     with tqdm(total=steps, unit="step", disable=not sys.stderr.isatty()) as bar:
         model = train_classifier(data, steps, options.seed, lambda step, loss: bar.update())
     share_right = accuracy(model, heldout)
