@@ -500,7 +500,7 @@ def test_measuring_and_pictures_while_training_do_not_stop_processes(warm, tmp_p
 # torchrun
 
 
-SCRIPT = ["train.py", *RUN[1:]]
+SCRIPT = ["train.py", *RUN[1:], "--precision", "fp32"]
 
 
 def said_by(process, code=None):

@@ -581,7 +581,7 @@ def test_a_run_that_diverges_stops_and_leaves_what_was_saved(train, folder, runs
 # Signals
 
 
-LONG = [*SMALL, "--base_channels", 8, "--batch_size", 64, "--epochs", 5, "--sample_interval", 1]
+LONG = [*SMALL, "--precision", "fp32", "--base_channels", 8, "--batch_size", 64, "--epochs", 5, "--sample_interval", 1]
 
 
 @pytest.fixture(scope="module")
