@@ -21,16 +21,17 @@ from tiny_diffusion.evaluation.reference import Real, make_reference
 
 CPU = torch.device("cpu")
 PHOTOGRAPHS = "cifar10-classifier-v1"
+SIDE = 48  # pixels of the photographs
 
 
 @pytest.fixture(scope="module")
 def crops():
-    """(2, 300, 64, 64, 3) uint8: two halves of random crops of two real photographs."""
+    """(2, 150, 48, 48, 3) uint8: two halves of random crops of two real photographs."""
     rng = np.random.default_rng(0)
-    photographs = [np.asarray(Image.fromarray(image).resize((320, 214))) for image in load_sample_images().images]
-    corners = [(rng.integers(2), rng.integers(214 - 64), rng.integers(320 - 64)) for _ in range(600)]
-    chosen = np.stack([photographs[which][y : y + 64, x : x + 64] for which, y, x in corners])
-    return chosen.reshape(2, 300, 64, 64, 3)
+    photographs = [np.asarray(Image.fromarray(image).resize((240, 160))) for image in load_sample_images().images]
+    corners = [(rng.integers(2), rng.integers(160 - SIDE), rng.integers(240 - SIDE)) for _ in range(300)]
+    chosen = np.stack([photographs[which][y : y + SIDE, x : x + SIDE] for which, y, x in corners])
+    return chosen.reshape(2, 150, SIDE, SIDE, 3)
 
 
 def tensor(images):
@@ -56,15 +57,17 @@ def write_set(root: Path, sizes=((20, 24), (24, 20)), classes=("blue", "red"), s
 
 CHANGES = {
     "blurred": lambda image, amount: image.filter(ImageFilter.GaussianBlur(amount)),
-    "in blocks": lambda image, amount: image.resize([64 // 2**amount] * 2, Image.BOX).resize((64, 64), Image.NEAREST),
+    "in blocks": lambda image, amount: image.resize([SIDE // 2**amount] * 2, Image.BOX).resize(
+        (SIDE, SIDE), Image.NEAREST
+    ),
     "without colour": lambda image, amount: Image.blend(image, image.convert("L").convert("RGB"), amount / 2),
-    "noisy": lambda image, amount: Image.blend(image, Image.effect_noise((64, 64), 90).convert("RGB"), amount / 8),
+    "noisy": lambda image, amount: Image.blend(image, Image.effect_noise((SIDE, SIDE), 90).convert("RGB"), amount / 8),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_distance_of_photographs_grows_with_what_is_done_to_them(crops, change):
-    features = make_features(PHOTOGRAPHS, "folder", (3, 64, 64), CPU)
+    features = make_features(PHOTOGRAPHS, "folder", (3, SIDE, SIDE), CPU)
     real = Moments.of(features.of(tensor(crops[0])))
     distances = [frechet_distance(real, Moments.of(features.of(tensor(crops[1]))))]
     for amount in (1, 2):
@@ -100,8 +103,8 @@ def test_photographs_are_compared_in_a_classifiers_features_unless_told_otherwis
 @pytest.mark.parametrize("names, counted", [(("blue", "red"), False), ((), True)])
 def test_classes_are_counted_only_where_the_images_may_have_the_classifiers(crops, names, counted):
     """Confidence in one of CIFAR-10's classes says nothing of images that have other classes."""
-    features = make_features(PHOTOGRAPHS, "folder", (3, 64, 64), CPU)
-    labels = torch.arange(300) % 2 if names else None
+    features = make_features(PHOTOGRAPHS, "folder", (3, SIDE, SIDE), CPU)
+    labels = torch.arange(150) % 2 if names else None
     real, other = (NamedImages("photographs", tensor(half), labels, names) for half in crops)
     found = scores(make_reference(Real(real, "all"), features, None), other, features)
     assert ("confidence" in found) == ("class_entropy" in found) == counted
