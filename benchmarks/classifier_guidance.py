@@ -36,6 +36,7 @@ from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.request import labels_in_shares
 from tiny_diffusion.diffusion.sampling import Batch, Edit, from_noise, sample
 from tiny_diffusion.diffusion.timesteps import stratified
+from tiny_diffusion.evaluation.classifier import fit
 from tiny_diffusion.evaluation.features import Features, make_features
 from tiny_diffusion.evaluation.images import NamedImages
 from tiny_diffusion.evaluation.protocol import scores
@@ -131,25 +132,8 @@ def check_law(level: Level) -> None:
     torch.testing.assert_close(guided, both(x, of_class(x, means[labels])))
 
 
-def fit(network: nn.Module, data: ImageSet, loss: Callable[..., Tensor], steps: int, seed: int) -> nn.Module:
-    """The network after AdamW with a learning rate that rises and falls.  loss: of (network, step, images, labels)."""
-    network = network.to(memory_format=torch.channels_last)  # half the time on a CPU
-    optimizer = torch.optim.AdamW(network.parameters(), PEAK_LR, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, steps)
-    batches = Batches(data, BATCH, seed)
-    for step in range(steps):
-        optimizer.zero_grad()
-        found = loss(network, step, *batches.at(step))
-        found.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 100 == 0:
-            print(f"step {step + 1:,} of {steps:,}: loss {float(found.detach()):.3f}", file=sys.stderr, flush=True)
-    return network
-
-
 def noisy_loss(diffusion: Diffusion) -> Callable[..., Tensor]:
-    """That of a NoisyClassifier, at the noise levels that the diffusion model is trained at."""
+    """That of a NoisyClassifier, at the noise levels that the diffusion model is trained at: see `kept`."""
 
     def loss(network: nn.Module, step: int, images: Tensor, labels: Tensor) -> Tensor:
         t = diffusion.timesteps(stratified(stream(1, "timesteps", step), len(images)))
@@ -168,11 +152,20 @@ def make_judge(num_classes: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def kept(path: Path, network: nn.Module, *how) -> nn.Module:
-    """The trained network of this file; if there is none, `fit` trains it and it is written.  how: arguments of fit."""
+def kept(path: Path, network: nn.Module, data: ImageSet, loss: Callable[..., Tensor], steps: int, seed: int):
+    """The trained network of this file; if there is none, it is trained and written.
+
+    loss: of (network, step, images, labels).
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(fit(network, *how).state_dict(), path)
+
+        def report(step: int, found: float) -> None:
+            if (step + 1) % 100 == 0:
+                print(f"step {step + 1:,} of {steps:,}: loss {found:.3f}", file=sys.stderr, flush=True)
+
+        fit(network, Batches(data, BATCH, seed), steps, PEAK_LR, partial(loss, network), report)
+        torch.save(network.state_dict(), path)
     network.load_state_dict(torch.load(path, weights_only=True))
     return network.eval().requires_grad_(False)
 

@@ -93,7 +93,10 @@ def _check(options: ClassifierOptions, data, heldout) -> None:
             "with those of the classes inside."
         )
     if data.channels == 3 and min(data.images.shape[2:]) < MIN_PHOTOGRAPH:
-        raise OptionError(f"--image_size is below {MIN_PHOTOGRAPH} pixels, too small for colour images. Raise it.")
+        raise OptionError(
+            f"--image_size {Size().show(options.image_size)} is below {MIN_PHOTOGRAPH} pixels, too small for colour "
+            "images. Raise it."
+        )
 
 
 def _command(options: ClassifierOptions) -> str:

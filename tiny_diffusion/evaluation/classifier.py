@@ -60,19 +60,33 @@ def train_classifier(
     on_step: called with the index and the loss of each finished step.
     """
     seed_torch(seed, "weights")
-    model = make_classifier(data.images.shape[2:], len(data.class_names), data.channels).train()
-    model = model.to(memory_format=torch.channels_last)  # half the time on a CPU
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, steps)
+    model = make_classifier(data.images.shape[2:], len(data.class_names), data.channels)
     batches = Batches(data, BATCH, seed, hflip=data.channels == 3)
+
+    def loss(step: int, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model(_shifted(images, seed, step)), labels)
+
+    return fit(model, batches, steps, PEAK_LR, loss, on_step)
+
+
+def fit(
+    model: nn.Module, batches: Batches, steps: int, peak_lr: float, loss: Callable[[int, Tensor, Tensor], Tensor],
+    on_step: Callable[[int, float], object],
+) -> nn.Module:  # fmt: skip
+    """The network after AdamW with a learning rate that rises and falls, frozen.
+
+    loss: of (step, images in [-1, 1], labels).   on_step: called with the index and the loss of each finished step.
+    """
+    model.train().to(memory_format=torch.channels_last)  # half the time on a CPU
+    optimizer = torch.optim.AdamW(model.parameters(), peak_lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, steps)
     for step in range(steps):
-        images, labels = batches.at(step)
-        loss = F.cross_entropy(model(_shifted(images, seed, step)), labels)
+        found = loss(step, *batches.at(step))
         optimizer.zero_grad()
-        loss.backward()
+        found.backward()
         optimizer.step()
         schedule.step()
-        on_step(step, float(loss.detach()))
+        on_step(step, float(found.detach()))
     return model.eval().requires_grad_(False)
 
 

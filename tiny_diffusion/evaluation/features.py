@@ -18,7 +18,7 @@ from tiny_diffusion.evaluation.classifier import MIN_PHOTOGRAPH, WEIGHTS, load_c
 from tiny_diffusion.runtime.memory import ran_out_of_memory
 
 BATCH = 500
-PHOTOGRAPHS = "cifar10"  # whose classifier makes the features of any photographs
+PHOTOGRAPHS, PHOTOGRAPH = "cifar10", (3, None, None)  # whose classifier makes the features of any, and their shape
 MAX_PIXELS = 4096  # values per image, above which their covariance is too large
 
 
@@ -88,13 +88,12 @@ def default_features(dataset: str | None, shape: tuple[int, int, int]) -> str:
         _, about = load_classifier(weights_path(dataset))
         if _fits(_shape_of(about), shape):
             return "classifier"
-    photographs = weights_path(PHOTOGRAPHS)
-    return photographs.stem if _fits((3, None, None), shape) and photographs.is_file() else "pixels"
+    return weights_path(PHOTOGRAPHS).stem if _fits(PHOTOGRAPH, shape) else "pixels"
 
 
 def _shape_of(about: Mapping) -> tuple[int, int | None, int | None]:
     """The images that a classifier takes: grey ones of one size, or colour ones of any, as photographs come in many."""
-    return (1, *about["size"]) if about.get("channels", 1) == 1 else (3, None, None)
+    return (1, *about["size"]) if about.get("channels", 1) == 1 else PHOTOGRAPH
 
 
 def _fits(wanted: tuple[int, int | None, int | None], shape: tuple[int, int, int]) -> bool:
