@@ -224,6 +224,7 @@ def test_the_page_says_what_was_trained(page, trained):
     assert f"{parameters:,}" in shown["network"] and "3 steps" in shown["training"] and "digits" in shown["data"]
     changed = {name: (value, default) for name, value, default in content["run"]["changed"]}
     assert changed["--base_channels"] == ("8", "32") and changed["--max_steps"] == ("3", "unset")
+    assert "--precision" not in changed  # what the default, auto, became is no choice of the user
     assert "--lr" not in changed and not [name for name in changed if name in ("--output_dir", "--device")]
     assert content["film"]["levels"][0][2] == pytest.approx(1, abs=1e-3) and content["film"]["levels"][-1][2] == 0
 

@@ -190,7 +190,7 @@ class Config:
         return rules.check(cls(**{name: from_json(value) for name, value in values.items()}))
 
     def agrees(self, name: str, value: object) -> bool:
-        """Whether a run of this configuration may go on with this option: `--precision auto` was decided already."""
+        """Whether an option given so is that of this run, in which `--precision auto` is decided already."""
         return value == getattr(self, name) or (name, value) == ("precision", "auto")
 
     @property

@@ -59,7 +59,7 @@ def options_of(config: Config) -> tuple[list[list[str]], list[list[str]]]:
             continue
         value, default = (_text(spec, getattr(options, name)) for options in (config, usual))
         all_options.append([f"--{name}", value])
-        if value != default and name != "dataset":
+        if name != "dataset" and not config.agrees(name, getattr(usual, name)):
             changed.append([f"--{name}", value, default])
     return changed, all_options
 
