@@ -60,6 +60,7 @@ class StepProfile:
 
 def profile_step(trainer: Trainer, steps: int = 10) -> StepProfile:
     """Profiles `steps` steps.  Before each, one step warms up and one is timed without the profiler."""
+    trainer.halves.allowed = False  # the profiler sees the operations of one thread
     run, device = trainer.run(), trainer.device
     convolutions = count_convolutions(trainer, run)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])

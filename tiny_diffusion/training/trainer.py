@@ -23,6 +23,7 @@ from tiny_diffusion.models.build import make_diffusion, part_of
 from tiny_diffusion.randomness import seed_torch, stream, torch_stream
 from tiny_diffusion.runtime.memory import BatchSplitter
 from tiny_diffusion.training.ema import Ema
+from tiny_diffusion.training.halves import Halves, slices
 from tiny_diffusion.training.loss_scaling import LossScaler
 from tiny_diffusion.training.optimizers import Optimizer
 from tiny_diffusion.training.precision import autocast
@@ -87,6 +88,7 @@ class Trainer:
         max_parts = self.local_batch if config.auto_batch else config.accumulate
         self.splitter = BatchSplitter(config.accumulate, max_parts, self.device, on_retry=self.drop_gradients)
         self.forward = torch.compile(model) if config.compile else model
+        self.halves = Halves(config, self.device, allowed=objective_at is None)
         self.step = 0
         self.skipped = torch.zeros((), device=self.device)
 
@@ -159,13 +161,14 @@ class Trainer:
         if self.config.dropout:
             seed_torch(self.config.seed, "dropout", self.step + (self.world.rank << 40))
         self.drop_gradients()
-        total = torch.zeros((), device=self.device)
-        for rows in slices(len(clean), parts):
+
+        def backward(rows: slice) -> Tensor:
             loss = self.loss(self.forward, clean[rows], noise[rows], t[rows], None if label is None else label[rows])
             share = loss * ((rows.stop - rows.start) / len(clean))
             self.scaler.scale(share).backward()
-            total += share.detach()
-        return total
+            return share.detach()
+
+        return sum(self.halves.run(backward, clean.shape, parts), torch.zeros((), device=self.device))
 
     def loss(self, model: Model, clean: Tensor, noise: Tensor, t: np.ndarray, label: Tensor | None) -> Tensor:
         """The objective in the run's precision.  Shapes as in Diffusion.loss."""
@@ -229,8 +232,3 @@ class Trainer:
                 loss = objective.loss(self.ema.model, images[rows], noise[rows], t[rows], label)
                 total += float(loss) * (rows.stop - rows.start) / len(images)
         return total
-
-
-def slices(count: int, parts: int) -> list[slice]:
-    """Neighbouring slices that divide `count` rows as equally as possible."""
-    return [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(count), parts)]
