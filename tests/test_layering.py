@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_helpers import TINY, call
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tiny_diffusion"
@@ -169,6 +170,21 @@ def test_the_help_of_a_script_loads_no_torch(file):
 
 def test_importing_the_package_loads_nothing_but_the_standard_library():
     assert not loaded_by("-c", "import tiny_diffusion") & (HEAVY | {"torch", "numpy"})
+
+
+def train_and_sample_without_the_compiler(folder):
+    for argv in (
+        ["train", *TINY, "--channel_mult", 1, "--max_steps", 1, "--output_dir", folder],
+        ["sample", "--checkpoint", folder, "--num_images", 1, "--steps", 1],
+    ):
+        assert call(*argv) == 0
+    assert not {"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys()
+
+
+def test_a_run_that_compiles_nothing_and_its_samples_load_no_compiler(warm, tmp_path):
+    """Torch's compiler takes longer to import than torch itself."""
+    running = warm.start_function(train_and_sample_without_the_compiler, str(tmp_path / "run"), faults=(("no_plots",),))
+    assert warm.wait(running) == 0, running.said()
 
 
 def test_the_package_resolves_its_public_names_when_they_are_asked_for():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.errors import FileError
-from tiny_diffusion.models.build import CLASSES, TIME_BIAS, make_model
+from tiny_diffusion.models.build import CLASSES, TIME_BIAS, make_meta_model
 from tiny_diffusion.runs.checkpoint import Checkpoint, load_model
 
 
@@ -63,8 +63,7 @@ def exported_model(checkpoint: Checkpoint, weights: str = "ema", label: int | No
     about |= {"config": config.to_dict(), "sampling": sampling | {"guidance": 1.0}}
     state = network.state_dict()
     state[TIME_BIAS] = state[TIME_BIAS] + state.pop(CLASSES)[label]
-    with torch.device("meta"):
-        plain = make_model(config, about["channels"], len(about["class_names"]))
+    plain = make_meta_model(config, about["channels"], len(about["class_names"]))
     plain.load_state_dict(state, assign=True)
     return ExportedModel(about, plain.eval().requires_grad_(False))
 

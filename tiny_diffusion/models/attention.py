@@ -49,11 +49,10 @@ class _Attend(torch.autograd.Function):
         grad = _heads(grad, flat[0].shape[1])
         d_q, d_k, d_v = (torch.empty_like(x) for x in flat)
         for rows, (q, k, v, g) in _parts(*flat, grad):
-            with torch.enable_grad():
-                logits = torch.bmm(q.mT, k).requires_grad_()
-                scores = logits.softmax(-1)
-            torch.bmm(g, scores.detach(), out=d_v[rows])
-            (d_logits,) = torch.autograd.grad(scores, logits, torch.bmm(g.mT, v))
+            scores = _scores(q, k)
+            torch.bmm(g, scores, out=d_v[rows])
+            # What autograd calls too; torch.autograd.grad would first import sympy, for half a second.
+            d_logits = torch.ops.aten._softmax_backward_data(torch.bmm(g.mT, v), scores, -1, scores.dtype)
             torch.bmm(k, d_logits.mT, out=d_q[rows])
             torch.bmm(q, d_logits, out=d_k[rows])
         d_q *= flat[0].shape[1] ** -0.5

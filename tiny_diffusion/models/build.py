@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tiny_diffusion.config.training import Config
 from tiny_diffusion.config.unet_details import UNetDetails
@@ -36,10 +37,27 @@ def make_model(config: Config, channels: int, num_classes: int) -> UNet:
     )
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Skips the functions of torch.nn.init.  For a tensor without memory normal_ would load torch's compiler first."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def make_meta_model(config: Config, channels: int, num_classes: int) -> UNet:
+    """The network on torch's meta device: its tensors have shapes, and neither memory nor values.
+
+    Arguments as in make_model.
+    """
+    with torch.device("meta"), _NoInitialValues():
+        return make_model(config, channels, num_classes)
+
+
 def count_parameters(config: Config, channels: int, num_classes: int) -> int:
     """How many parameters the network has, without the memory for them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in make_model(config, channels, num_classes).parameters())
+    return sum(parameter.numel() for parameter in make_meta_model(config, channels, num_classes).parameters())
 
 
 def make_diffusion(config: Config) -> Diffusion:

@@ -11,7 +11,7 @@ import numpy as np
 from tiny_diffusion.config.option import Spec, specs
 from tiny_diffusion.config.training import Config, resolve
 from tiny_diffusion.errors import OptionError, printable
-from tiny_diffusion.models.build import make_model
+from tiny_diffusion.models.build import make_meta_model
 from tiny_diffusion.runs.checkpoint import Checkpoint
 from tiny_diffusion.runs.folder import RunFolder, read_log
 from tiny_diffusion.runs.messages import duration
@@ -138,6 +138,7 @@ def multiplications_of(config: Config, shape: tuple[int, int, int], num_classes:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    model = make_meta_model(config, shape[0], num_classes)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        make_model(config, shape[0], num_classes)(torch.zeros(1, *shape), torch.zeros(1))
+        model(torch.zeros(1, *shape), torch.zeros(1))
     return counter.get_total_flops() // 2

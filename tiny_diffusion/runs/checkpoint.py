@@ -22,7 +22,7 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.request import Request, order_in_shares, request_from
 from tiny_diffusion.errors import FileError, OptionError, printable
 from tiny_diffusion.files import atomic_write
-from tiny_diffusion.models.build import make_model, part_of
+from tiny_diffusion.models.build import make_meta_model, part_of
 from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
 from tiny_diffusion.runs.checkpoint_keys import KEYS, OPTIONAL_KEYS, invalid_keys
 from tiny_diffusion.runs.foreign import is_diffusers_folder, read_folder, read_safetensors
@@ -175,8 +175,8 @@ def _checked(path: Path, about: dict, tensors: dict[str, Tensor]) -> Checkpoint:
 def load_model(checkpoint: Checkpoint, weights: str = "ema") -> nn.Module:
     """The network of a checkpoint, on the CPU, in evaluation mode.  Raises FileError if its tensors do not fit."""
     state = checkpoint.part("ema" if weights == "ema" else "model")
-    with torch.device("meta"):  # shapes before memory
-        model = make_model(checkpoint.config, checkpoint.about["channels"], len(checkpoint.about["class_names"]))
+    # Shapes before memory.
+    model = make_meta_model(checkpoint.config, checkpoint.about["channels"], len(checkpoint.about["class_names"]))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if wanted != held or any(tensor.dtype != torch.float32 for tensor in state.values()):
