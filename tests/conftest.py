@@ -81,11 +81,11 @@ def figures():
 
 @pytest.fixture(autouse=True, scope="session")
 def digits_parsed_once():
-    """scikit-learn parses the text of its digits each time that they are loaded, for longer than a tiny run trains."""
-    import sklearn.datasets
+    """Each run reads the digits twice, from a text."""
+    from tiny_diffusion.data import arrays
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits))
+        patch.setattr(arrays, "read_digits", functools.cache(arrays.read_digits))
         yield
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from image_helpers import encoded, plain
 from PIL import Image, ImageFilter
-from sklearn.datasets import load_sample_images
 
 from tiny_diffusion.data.batches import Batches
 from tiny_diffusion.data.image_set import ImageSet
@@ -27,6 +26,8 @@ SIDE = 48  # pixels of the photographs
 @pytest.fixture(scope="module")
 def crops():
     """(2, 150, 48, 48, 3) uint8: two halves of random crops of two real photographs."""
+    from sklearn.datasets import load_sample_images
+
     rng = np.random.default_rng(0)
     photographs = [np.asarray(Image.fromarray(image).resize((240, 160))) for image in load_sample_images().images]
     corners = [(rng.integers(2), rng.integers(160 - SIDE), rng.integers(240 - SIDE)) for _ in range(300)]

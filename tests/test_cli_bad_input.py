@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -537,7 +538,9 @@ def test_a_defect_of_ours_keeps_its_traceback(message, cli, trained, fails_with)
 
 
 def test_a_library_that_is_missing_is_answered_with_how_to_install_it(cli, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(arrays, "read_digits", arrays.read_digits.__wrapped__)  # not those that were read before
     cli.refuses(1, ["visualize", "--dataset", "digits"], "sklearn", "pip install -r requirements.txt")
 
 

@@ -1,6 +1,7 @@
 """Data sets: what is opened, from which folder, what is refused, and which images step k trains on."""
 
 import gzip
+import importlib.util
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -57,6 +58,13 @@ def test_training_and_heldout_digits_are_scikit_learns_digits_each_once():
         pairs = zip(part.images[:].numpy(), part.labels.tolist(), strict=True)
         found.update((image.tobytes(), label) for image, label in pairs)
     assert found == wanted
+
+
+def test_a_scikit_learn_that_keeps_its_digits_elsewhere_is_asked_for_them(monkeypatch):
+    wanted = arrays.read_digits()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for got, digits in zip(arrays.read_digits.__wrapped__(), wanted, strict=True):
+        np.testing.assert_array_equal(got, digits)
 
 
 def test_the_digits_cover_black_to_white_and_every_class_is_in_both_parts():

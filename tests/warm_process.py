@@ -105,10 +105,10 @@ class WarmProcess:
 
 
 def serve() -> None:
-    import sklearn.datasets
     import torch
 
     from tiny_diffusion.cli import COMMANDS
+    from tiny_diffusion.data import arrays
     from tiny_diffusion.data.sources import open_dataset
     from tiny_diffusion.training import precision
 
@@ -119,7 +119,7 @@ def serve() -> None:
         importlib.import_module(f"tiny_diffusion.{module}")
     for module in ("faults", "cli_helpers"):
         importlib.import_module(module)
-    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # which parses a text
+    arrays.read_digits = functools.cache(arrays.read_digits)  # which parses a text
     precision.has_bf16 = lambda device: False  # as in conftest.py
     open_dataset("digits")
     for line in sys.stdin:

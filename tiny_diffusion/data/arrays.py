@@ -1,6 +1,7 @@
 """Opens data sets that are stored as arrays: scikit-learn's digits, the idx files of MNIST, CIFAR-10."""
 
 import gzip
+import importlib.util
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +19,27 @@ SYSTEM_FOLDERS = {"FashionMNIST": Path("/usr/share/datasets/fashion-mnist")}  # 
 
 def sklearn_digits(request: OpenRequest) -> ImageSet:
     """scikit-learn's digits.  Every sixth image is in the test split, the others are in the train split."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))[:, None]  # (N, 1, 8, 8)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
+    pixels, labels = read_digits()
+    images = torch.from_numpy((pixels * (255 / 16)).round().astype(np.uint8))[:, None]  # (N, 1, 8, 8)
+    labels = torch.from_numpy(labels.astype(np.int64))
     is_test = torch.arange(len(images)) % 6 == 5
     rows = {"train": ~is_test, "test": is_test}
     return _image_set(request, [(images[rows[split]], labels[rows[split]]) for split in request.opened_splits])
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels from 0 to 16 (N, 8, 8) and labels (N,), as sklearn.datasets.load_digits returns them.
+
+    From the file that it reads: importing sklearn.datasets takes longer, because it loads scipy.stats.
+    """
+    package = importlib.util.find_spec("sklearn")
+    path = package and Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
+    if not path or not path.is_file():
+        from sklearn.datasets import load_digits
+
+        return load_digits().images, load_digits().target
+    rows = np.loadtxt(path, delimiter=",")  # 64 pixels and the label
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
 
 
 def idx(request: OpenRequest) -> ImageSet:
