@@ -49,10 +49,15 @@ class _Attend(torch.autograd.Function):
         grad = _heads(grad, flat[0].shape[1])
         d_q, d_k, d_v = (torch.empty_like(x) for x in flat)
         for rows, (q, k, v, g) in _parts(*flat, grad):
-            scores = _scores(q, k)
-            torch.bmm(g, scores, out=d_v[rows])
-            # What autograd calls too; torch.autograd.grad would first import sympy, for half a second.
-            d_logits = torch.ops.aten._softmax_backward_data(torch.bmm(g.mT, v), scores, -1, scores.dtype)
+            with torch.enable_grad():
+                logits = torch.bmm(q.mT, k).requires_grad_()
+                scores = logits.softmax(-1)
+                total = scores.sum()
+            torch.bmm(g, scores.detach(), out=d_v[rows])
+            # The gradient enters by a hook: given to torch.autograd.grad, it would make that import sympy first.
+            d_scores = torch.bmm(g.mT, v)
+            scores.register_hook(lambda _, d_scores=d_scores: d_scores)
+            (d_logits,) = torch.autograd.grad(total, logits)
             torch.bmm(k, d_logits.mT, out=d_q[rows])
             torch.bmm(q, d_logits, out=d_k[rows])
         d_q *= flat[0].shape[1] ** -0.5
