@@ -94,6 +94,8 @@ def test_each_half_computes_on_one_core(two_cores):
         ({}, "cpu", PHOTOGRAPHS, 2 * CORES, False),
         ({}, "cuda", PHOTOGRAPHS, CORES, False),
         ({}, "cpu", torch.Size((64, 1, 8, 8)), CORES, False),
+        ({}, "cpu", torch.Size((2, 3, 512, 512)), CORES, True),
+        ({}, "cpu", torch.Size((1, 3, 512, 512)), CORES, False),  # however large, it has no halves
         ({"precision": "bf16"}, "cpu", PHOTOGRAPHS, CORES, False),
         ({"dropout": 0.1}, "cpu", PHOTOGRAPHS, CORES, False),
         ({"compile": True}, "cpu", PHOTOGRAPHS, CORES, False),

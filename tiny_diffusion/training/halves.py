@@ -38,7 +38,7 @@ class Halves:
         activations = batch * config.base_channels * height * width // config.patch_size**2
         plain = config.precision == "fp32" and not (config.dropout or config.compile or config.checkpoint_activations)
         two_cores = self.device.type == "cpu" and torch.get_num_threads() == CORES
-        return self.allowed and plain and two_cores and activations >= MIN_ACTIVATIONS
+        return self.allowed and plain and two_cores and batch > 1 and activations >= MIN_ACTIVATIONS
 
     def run(self, work: Callable[[slice], Result], shape: torch.Size, parts: int = 1) -> list[Result]:
         """The results of work(rows) for the rows of each part.  Halves are taken only where one part is asked for.
