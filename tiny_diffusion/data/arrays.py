@@ -37,7 +37,8 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
     if not path or not path.is_file():
         from sklearn.datasets import load_digits
 
-        return load_digits().images, load_digits().target
+        digits = load_digits()
+        return digits.images, digits.target
     rows = np.loadtxt(path, delimiter=",")  # 64 pixels and the label
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
 
