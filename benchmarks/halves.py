@@ -3,10 +3,12 @@
 Prints images/s of whole steps, and how many times as fast halves are: the median and the quartiles over rounds.
 
     python benchmarks/halves.py --rounds 20
+    python benchmarks/halves.py --beside 1      # beside a busy program
 """
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -38,13 +40,24 @@ RUNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="steps of each kind")
+    parser.add_argument("--beside", type=int, default=0, help="busy programs that run meanwhile")
     asked = parser.parse_args()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(asked.beside)]
+    try:
+        measure(asked.rounds)
+    finally:
+        for program in busy:
+            program.kill()
+
+
+def measure(rounds: int) -> None:
+    """Prints the table."""
     tune_cpu()
     torch.set_num_threads(CORES)
     print("| defaults of | images/s, both cores on each operation | each core on a half | times as fast (quartiles) |")
     print("| --- | --- | --- | --- |")
     for name, options in RUNS.items():
-        seconds = compare(options, asked.rounds)
+        seconds = compare(options, rounds)
         ratios = [whole / halved for whole, halved in zip(*seconds.values(), strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         batch = resolve(options).batch_size

@@ -1,8 +1,8 @@
 """The parts of a batch: one after another, or on two cores both halves at once, each in a thread of its own.
 
 Where two cores share each operation, they wait for one another several hundred times a step; with a half of the batch
-each they do so once.  benchmarks/RESULTS.md has the gains: 1.1 on MNIST, 1.15 on photographs of 64x64 pixels, 1.8
-beside another busy program, none for smaller networks.
+each they do so once: 1.05 to 1.1 times as fast alone, 1.8 to 2 times beside another busy program; see
+benchmarks/RESULTS.md.
 """
 
 from collections.abc import Callable
