@@ -9,8 +9,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import torchvision
 from image_helpers import encoded, plain
+from import_helpers import torchvision
 
 IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 FILES = [f"{split}-{part}-ubyte" for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
+from import_helpers import torchvision
 from set_helpers import FILES, IDX_SETS, content, idx, make_set, write_cifar10, write_idx
 
 from tiny_diffusion.data import arrays

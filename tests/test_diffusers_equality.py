@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from import_helpers import diffusers, needs
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tiny_diffusion.diffusion.grids import make_levels
@@ -18,16 +19,10 @@ from tiny_diffusion.diffusion.process import Diffusion
 from tiny_diffusion.diffusion.samplers import SAMPLERS
 from tiny_diffusion.diffusion.schedules import SCHEDULES, make_schedule
 
-pytest.importorskip("diffusers")
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SASolverScheduler,
-)
-
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of torch's tensors, in diffusers
+pytestmark = [
+    needs("diffusers"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # of torch's tensors, in diffusers
+]
 
 THEIR_NAME = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -95,13 +90,15 @@ def assert_same_pictures(ours, expected, rtol=1e-9):
 @pytest.mark.parametrize("timesteps", [200, 1000])
 def test_linear_is_diffusers_linear_with_its_betas_scaled_to_the_number_of_steps(timesteps):
     scale = 1000 / timesteps
-    expected = DDPMScheduler(timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale, beta_schedule="linear")
+    expected = diffusers.DDPMScheduler(
+        timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale, beta_schedule="linear"
+    )
     assert_allclose(make_schedule("linear", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-5)
 
 
 @pytest.mark.parametrize("timesteps", [2, 1000])
 def test_cosine_is_diffusers_squaredcos_cap_v2(timesteps):
-    expected = DDPMScheduler(timesteps, beta_schedule="squaredcos_cap_v2")
+    expected = diffusers.DDPMScheduler(timesteps, beta_schedule="squaredcos_cap_v2")
     assert_allclose(make_schedule("cosine", timesteps).alpha ** 2, expected.alphas_cumprod, rtol=1e-4)
 
 
@@ -109,7 +106,7 @@ def test_cosine_is_diffusers_squaredcos_cap_v2(timesteps):
 @pytest.mark.parametrize("timesteps", [10, 1000])
 @schedules_with_betas
 def test_every_table_travels_to_diffusers_as_trained_betas(name, timesteps, shift):
-    expected = DDPMScheduler(timesteps, trained_betas=betas_of(name, timesteps, shift))
+    expected = diffusers.DDPMScheduler(timesteps, trained_betas=betas_of(name, timesteps, shift))
     alpha_squared = make_schedule(name, timesteps, logsnr_shift=shift).alpha ** 2
     assert_allclose(alpha_squared, expected.alphas_cumprod, rtol=2e-4)
 
@@ -118,7 +115,7 @@ def test_every_table_travels_to_diffusers_as_trained_betas(name, timesteps, shif
 @pytest.mark.parametrize("timesteps", [2, 1000])
 def test_flow_is_diffusers_flow_matching_table_and_time(timesteps, shift):
     schedule = make_schedule("flow", timesteps, logsnr_shift=shift)
-    expected = FlowMatchEulerDiscreteScheduler(timesteps, shift=math.exp(-shift / 2))
+    expected = diffusers.FlowMatchEulerDiscreteScheduler(timesteps, shift=math.exp(-shift / 2))
     time, _, sigma = schedule.at(np.arange(timesteps)[::-1])
     assert_allclose(sigma, expected.sigmas, rtol=1e-6)
     assert_allclose(time, expected.timesteps, rtol=1e-6)
@@ -128,7 +125,7 @@ def test_flow_is_diffusers_flow_matching_table_and_time(timesteps, shift):
 @pytest.mark.parametrize("timesteps, steps", [(10, 7), (1000, 4), (1000, 37), (1000, 1000)])
 def test_the_grids_are_diffusers_spacings(spacing, timesteps, steps):
     """Of the leading ones those that start from nearly no image; test_grids has the others."""
-    scheduler = DDPMScheduler(timesteps, timestep_spacing=spacing)
+    scheduler = diffusers.DDPMScheduler(timesteps, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     times = [level.time for level in make_levels(make_schedule("linear", timesteps), spacing, steps)[:-1]]
     assert_array_equal(times, scheduler.timesteps)
@@ -137,7 +134,7 @@ def test_the_grids_are_diffusers_spacings(spacing, timesteps, steps):
 @schedules_with_betas
 def test_add_noise_is_diffusers_add_noise(name, noise):
     clean, fresh = noise(2)
-    expected = theirs(DDPMScheduler, name, 1000, "v").add_noise(clean, fresh, torch.tensor([999, 37]))
+    expected = theirs(diffusers.DDPMScheduler, name, 1000, "v").add_noise(clean, fresh, torch.tensor([999, 37]))
     torch.testing.assert_close(
         Diffusion(make_schedule(name)).add_noise(clean, fresh, np.array([999, 37])), expected, rtol=1e-9, atol=1e-12
     )
@@ -162,7 +159,7 @@ def test_ddpm_is_diffusers_ancestral_sampling(clip, prediction, name, timesteps,
     x, *fresh = noise(steps + 1)
     draw = with_the_same_noise(monkeypatch, fresh)
     options = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "clip_sample": clip}
-    expected = draw_theirs(theirs(DDPMScheduler, name, timesteps, prediction, **options), x, steps)
+    expected = draw_theirs(theirs(diffusers.DDPMScheduler, name, timesteps, prediction, **options), x, steps)
     ours = draw_ours("ddpm", name, timesteps, prediction, "trailing", x, steps, clip, draw=draw)
     assert_same_pictures(ours, expected)
 
@@ -176,7 +173,9 @@ def test_ddim_is_diffusers_ddim(eta, clip, prediction, name, timesteps, steps, n
     x, *fresh = noise(steps + 1)
     theirs_draw, ours_draw = iter(fresh), iter(fresh)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *_, **__: next(theirs_draw))
-    scheduler = theirs(DDIMScheduler, name, timesteps, prediction, timestep_spacing="leading", clip_sample=clip)
+    scheduler = theirs(
+        diffusers.DDIMScheduler, name, timesteps, prediction, timestep_spacing="leading", clip_sample=clip
+    )
     expected = draw_theirs(scheduler, x, steps, eta=eta, use_clipped_model_output=clip)
     ours = draw_ours(
         "ddim", name, timesteps, prediction, "leading", x, steps, clip, eta=eta, draw=lambda: next(ours_draw)
@@ -189,7 +188,9 @@ def test_ddim_is_diffusers_ddim(eta, clip, prediction, name, timesteps, steps, n
 @every_shared_prediction
 def test_ddim_is_diffusers_ddim_on_trailing_spacing_where_the_steps_divide(prediction, name, timesteps, steps, noise):
     x = noise()[0]
-    scheduler = theirs(DDIMScheduler, name, timesteps, prediction, timestep_spacing="trailing", clip_sample=False)
+    scheduler = theirs(
+        diffusers.DDIMScheduler, name, timesteps, prediction, timestep_spacing="trailing", clip_sample=False
+    )
     expected = draw_theirs(scheduler, x, steps)
     assert_same_pictures(draw_ours("ddim", name, timesteps, prediction, "trailing", x, steps), expected)
 
@@ -200,8 +201,9 @@ def test_ddim_is_diffusers_ddim_on_trailing_spacing_where_the_steps_divide(predi
 def test_dpmpp_2m_is_diffusers_second_order_multistep_solver(prediction, name, timesteps, steps, noise):
     x = noise()[0]
     scheduler = theirs(
-        DPMSolverMultistepScheduler, name, timesteps, prediction, algorithm_type="dpmsolver++", solver_order=2,
-        solver_type="midpoint", lower_order_final=True, final_sigmas_type="zero", timestep_spacing="trailing",
+        diffusers.DPMSolverMultistepScheduler, name, timesteps, prediction, algorithm_type="dpmsolver++",
+        solver_order=2, solver_type="midpoint", lower_order_final=True, final_sigmas_type="zero",
+        timestep_spacing="trailing",
     )  # fmt: skip
     expected = draw_theirs(scheduler, x, steps)
     ours = draw_ours("dpmpp_2m", name, timesteps, prediction, "trailing", x, steps)
@@ -223,7 +225,7 @@ def test_sa_solver_of_order_one_takes_the_steps_of_diffusers(
     theirs_draw, ours_draw = iter(fresh), iter(fresh)
     monkeypatch.setattr("diffusers.schedulers.scheduling_sasolver.randn_tensor", lambda *_, **__: next(theirs_draw))
     scheduler = theirs(
-        SASolverScheduler, name, timesteps, prediction, predictor_order=1, tau_func=lambda t: eta,
+        diffusers.SASolverScheduler, name, timesteps, prediction, predictor_order=1, tau_func=lambda t: eta,
         timestep_spacing="trailing",
     )  # fmt: skip
     scheduler.set_timesteps(steps)
@@ -242,7 +244,9 @@ def test_sa_solver_of_order_one_takes_the_steps_of_diffusers(
 def test_a_stock_scheduler_with_its_own_table_draws_the_same_picture(prediction, name, beta_schedule, noise):
     """diffusers' own tables are used; clipping keeps the error of float32 from growing."""
     x = noise()[0]
-    scheduler = DDIMScheduler(beta_schedule=beta_schedule, prediction_type=THEIR_NAME[prediction], clip_sample=True)
+    scheduler = diffusers.DDIMScheduler(
+        beta_schedule=beta_schedule, prediction_type=THEIR_NAME[prediction], clip_sample=True
+    )
     expected = draw_theirs(scheduler, x, 50, use_clipped_model_output=True)
     assert_same_pictures(draw_ours("ddim", name, 1000, prediction, "leading", x, 50, clip=True), expected, rtol=1e-5)
 
@@ -256,7 +260,7 @@ def test_ddim_on_flow_is_diffusers_flow_matching_euler(timesteps, steps, grid, s
     plain, levels = (
         make_levels(make_schedule("flow", timesteps, logsnr_shift=each), grid, steps) for each in (0.0, shift)
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(timesteps, shift=math.exp(-shift / 2))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(timesteps, shift=math.exp(-shift / 2))
     scheduler.set_timesteps(sigmas=[level.sigma for level in plain[:-1]])
     assert_allclose(scheduler.timesteps, [level.time for level in levels[:-1]], rtol=1e-6)
     expected = x
@@ -270,7 +274,7 @@ def test_ddim_on_flow_is_diffusers_flow_matching_euler(timesteps, steps, grid, s
 def test_dpmpp_2m_on_flow_is_diffusers_second_order_multistep_solver_on_flow(steps, noise):
     """On diffusers' levels, whose t are fractional; the times that it rounds to whole numbers are not used."""
     x = noise()[0]
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler = diffusers.DPMSolverMultistepScheduler(
         1000, prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
     )
     scheduler.set_timesteps(steps)

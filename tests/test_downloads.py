@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
+from import_helpers import torchvision
 from set_helpers import (
     FILES,
     IDX_SETS,

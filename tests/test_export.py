@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli_helpers import contents
 from export_helpers import EXPRESSIBLE, random_model, save, save_theirs
+from import_helpers import diffusers, needs
 from numpy.testing import assert_allclose
 
 from tiny_diffusion.config.scheduler import betas_of, process_options_of, scheduler_config
@@ -23,8 +24,10 @@ from tiny_diffusion.models.build import make_diffusion
 from tiny_diffusion.runs.checkpoint import load_checkpoint, load_model
 from tiny_diffusion.runs.foreign import OURS
 
-diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install -r requirements-dev.txt")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of torch's tensors, in diffusers
+pytestmark = [
+    needs("diffusers"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # of torch's tensors, in diffusers
+]
 
 
 def slow(*values):

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 from export_helpers import EXPRESSIBLE, random_model
+from import_helpers import needs
 
 from tiny_diffusion.export.onnx import BATCHES, OPSET, export_onnx
 
-onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -r requirements-dev.txt")
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -r requirements-dev.txt")
-pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -r requirements-dev.txt")
 
-
+@needs("onnx", "onnxruntime", "onnxscript")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["classes", "details"])
 def test_onnxruntime_gives_torchs_outputs(name, tmp_path):
+    import onnx
+    import onnxruntime
+
     model, file = random_model(**EXPRESSIBLE[name]), tmp_path / "model.onnx"
     assert export_onnx(model, file) < 1e-4
     proto = onnx.load(file)

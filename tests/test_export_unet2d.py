@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from import_helpers import diffusers, needs
 
 from tiny_diffusion.config.training import Config, resolve
 from tiny_diffusion.config.unet2d import DEFAULTS, network_options_of, unet2d_config
@@ -13,7 +14,7 @@ from tiny_diffusion.config.unet_details import UNetDetails
 from tiny_diffusion.errors import OptionError
 from tiny_diffusion.models.build import make_model
 
-diffusers = pytest.importorskip("diffusers", reason="needs diffusers: pip install -r requirements-dev.txt")
+pytestmark = needs("diffusers")
 
 CIFAR = {  # of google/ddpm-cifar10-32, as its config.json says it
     "act_fn": "silu", "attention_head_dim": None, "block_out_channels": [128, 256, 256, 256],

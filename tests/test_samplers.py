@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from import_helpers import integrate
 from numpy.testing import assert_allclose
-from scipy.integrate import quad
 
 from tiny_diffusion.diffusion.grids import GRIDS, make_levels
 from tiny_diffusion.diffusion.levels import CLEAN, Level
@@ -573,7 +573,7 @@ def test_abm_corrects_each_step_with_the_slope_at_its_end(name):
         return math.cos(angle) * noise - math.sin(angle) * clean
 
     start = 0.4 / math.hypot(levels[0].sigma, levels[0].alpha)
-    y = start + quad(slope, angles[0], angles[1])[0] + quad(slope, angles[1], angles[2])[0]
+    y = start + integrate.quad(slope, angles[0], angles[1])[0] + integrate.quad(slope, angles[1], angles[2])[0]
     assert after.x == pytest.approx(y * math.hypot(levels[2].sigma, levels[2].alpha), rel=1e-9)
 
 
@@ -604,7 +604,7 @@ def test_the_data_term_is_exact_for_an_image_that_is_a_polynomial_of_the_angle(r
     def integrand(here):
         return math.exp((1 + eta**2) * (here - lambdas[1])) * image(math.atan(math.exp(-here)))
 
-    exact = end.alpha * (1 + eta**2) * quad(integrand, *lambdas, epsabs=1e-13)[0]
+    exact = end.alpha * (1 + eta**2) * integrate.quad(integrand, *lambdas, epsabs=1e-13)[0]
     assert data_term(history, ratio, end, eta) == pytest.approx(exact, rel=1e-7)
 
 
@@ -685,7 +685,9 @@ def test_the_velocity_integral_is_exact_for_images_and_noise_that_are_polynomial
     """For degrees below the number of estimates, at unequal angles; the integral is scipy's."""
     angles, end = [1.1, 1.25, 1.45][:count], 0.95
     clean, noise = (np.polynomial.Polynomial(c[:count]) for c in ([0.3, -1.0, 0.7], [-0.2, 0.4, 1.1]))
-    exact = quad(lambda angle: math.cos(angle) * noise(angle) - math.sin(angle) * clean(angle), angles[0], end)[0]
+    exact = integrate.quad(
+        lambda angle: math.cos(angle) * noise(angle) - math.sin(angle) * clean(angle), angles[0], end
+    )[0]
     history = [Estimate(angle, clean(angle), noise(angle)) for angle in angles]
     assert velocity_integral(history, angles[0], end) == pytest.approx(exact, rel=1e-12)
 
