@@ -26,7 +26,7 @@ SOME_VALUES = {  # of the options of train; those with choices, and switches, ha
     "keep_last": [1], "eval_interval": [1, 3], "eval_images": [100, 500], "betas": [(0.1, 0.9), (0.2, 0.5)],
     "unet_details": [("norm_eps=1e-06",), ("downsample_padding=0", "add_attention=false")],
 }  # fmt: skip
-TINY = ["--dataset", "digits", "--base_channels", "8", "--num_samples", "4"]
+TINY = ["--dataset", "digits", "--base_channels", "8", "--channel_mult", "1", "--num_samples", "4"]
 
 
 class Ended(NamedTuple):

@@ -109,7 +109,7 @@ def digits():
 
 @pytest.fixture(scope="session")
 def make_trainer(digits):
-    """make_trainer(steps, **options) -> a new trainer of a tiny network on the digits, on the CPU."""
+    """make_trainer(steps, **options) -> a new trainer of a tiny network of one level on the digits, on the CPU."""
     from tiny_diffusion.config.training import resolve
     from tiny_diffusion.data.batches import Batches
     from tiny_diffusion.models.build import make_model, to_device
@@ -118,7 +118,7 @@ def make_trainer(digits):
     from tiny_diffusion.training.trainer import Trainer
 
     def make(steps=10, length=None, clock=lambda: 0.0, **options):
-        config = resolve({"dataset": "digits", "base_channels": 8, "batch_size": 16, **options})
+        config = resolve({"dataset": "digits", "base_channels": 8, "channel_mult": (1,), "batch_size": 16, **options})
         seed_torch(config.seed, "weights")
         model = to_device(make_model(config, 1, 10), torch.device("cpu"))
         batches = Batches(digits, config.batch_size, config.seed, hflip=config.hflip)
@@ -162,21 +162,7 @@ def loud(tmp_path_factory):
     from cli_helpers import TINY, call, change_tensors
 
     folder = tmp_path_factory.mktemp("runs") / "loud"
-    assert (
-        call(
-            "train",
-            *TINY,
-            "--channel_mult",
-            1,
-            "--timesteps",
-            30,
-            "--max_steps",
-            1,
-            "--output_dir",
-            folder,
-        )
-        == 0
-    )
+    assert call("train", *TINY, "--timesteps", 30, "--max_steps", 1, "--output_dir", folder) == 0
     noise = torch.Generator().manual_seed(0)
 
     def random(name, tensor):

@@ -9,7 +9,8 @@ from tiny_diffusion.runs.checkpoint import load_checkpoint
 
 SMALL = ["--dataset", "digits", "--image_size", 4, "--base_channels", 4, "--channel_mult", 1, "--num_samples", 1]
 RUN = ["train", *SMALL, "--attention_levels", "none", "--timesteps", 5, "--dropout", 0.1, "--device", "cpu"]
-RUN += ["--batch_size", 500, "--epochs", 3, "--sample_interval", 1, "--save_interval", 1, "--keep_last", 1]  # 9 steps
+RUN += ["--splits", "test", "--batch_size", 100, "--epochs", 3]  # 9 steps
+RUN += ["--sample_interval", 1, "--save_interval", 1, "--keep_last", 1]
 RUN += ["--precision", "fp32"]  # in a process of its own, too: what a clock decided would not be the same twice
 OFTEN = (("no_plots",), ("save_every_step",))
 

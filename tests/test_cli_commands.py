@@ -26,21 +26,9 @@ from tiny_diffusion.models.build import make_diffusion, make_model
 from tiny_diffusion.runs.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
-SMALLEST = [
-    *TINY,
-    "--no_class_cond",
-    "--base_channels",
-    4,
-    "--channel_mult",
-    1,
-    "--attention_levels",
-    "none",
-    "--batch_size",
-    750,
-    "--timesteps",
-    5,
-]
-STEPS_AN_EPOCH = 1498 / 750
+SMALLEST = [*TINY, "--no_class_cond", "--base_channels", 4, "--attention_levels", "none", "--timesteps", 5]
+SMALLEST += ["--splits", "test", "--batch_size", 150]
+STEPS_AN_EPOCH = 299 / 150
 TILE = 7 * 8 + 2  # an 8x8 image in a grid: each pixel 7x7, and 2 pixels between
 
 
@@ -201,7 +189,8 @@ def test_a_time_budget_that_is_refused_leaves_an_earlier_run_as_it_was(cli, tmp_
 def test_training_prints_its_messages_and_the_path_of_the_model_on_standard_error(cli):
     ended = cli.works("train", *SMALLEST, "--epochs", 1, "--output_dir", "run")
     assert ended.out == ""
-    assert "1,498 images of 1x8x8" in ended.err and "sample --checkpoint run/model_final.pt" in ended.err
+    for words in ("299 images of 1x8x8 train (test), 1,498 are held out", "sample --checkpoint run/model_final.pt"):
+        assert words in ended.err
 
 
 def test_class_conditional_samples_carry_the_names_of_their_classes(cli, monkeypatch):

@@ -269,8 +269,8 @@ def test_what_is_matched_is_what_the_student_samples(steps):
 # The command
 
 
-TEACHER = [*SMALL, "--attention_levels", "none", "--dropout", 0.1, "--device", "cpu", "--batch_size", 500]
-TEACHER += ["--epochs", 1]  # 3 steps
+TEACHER = [*SMALL, "--attention_levels", "none", "--dropout", 0.1, "--device", "cpu"]
+TEACHER += ["--splits", "test", "--batch_size", 100, "--epochs", 1]  # 3 steps
 RUN = ["--epochs", 3, "--sample_interval", 1, "--save_interval", 1, "--num_samples", 1, "--device", "cpu"]  # 9 steps
 
 

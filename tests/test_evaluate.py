@@ -696,7 +696,7 @@ def test_a_pickle_inside_an_npz_is_refused_and_not_executed(cli, tmp_path):
 
 
 THREE_EPOCHS = (
-    "train", *TINY, "--channel_mult", 1, "--attention_levels", "none", "--batch_size", 500,
+    "train", *TINY, "--attention_levels", "none", "--splits", "test", "--batch_size", 100,
     "--epochs", 3, "--sample_interval", 9, "--seed", 1, "--device", "cpu",
 )  # fmt: skip
 EVALUATING = ("--eval_interval", 1, "--eval_images", 100, "--keep_best")
@@ -711,7 +711,7 @@ def runs(tmp_path_factory):
     return folder / "evaluated", folder / "plain"
 
 
-NAME = "relative_frechet_distance[digits-classifier-v1, n=100, train]"
+NAME = "relative_frechet_distance[digits-classifier-v1, n=100, test]"
 CLOCK = "images_per_second"
 
 

@@ -174,7 +174,7 @@ def test_importing_the_package_loads_nothing_but_the_standard_library():
 
 def train_and_sample_without_the_compiler(folder):
     for argv in (
-        ["train", *TINY, "--channel_mult", 1, "--max_steps", 1, "--output_dir", folder],
+        ["train", *TINY, "--max_steps", 1, "--output_dir", folder],
         ["sample", "--checkpoint", folder, "--num_images", 1, "--steps", 1],
     ):
         assert call(*argv) == 0

@@ -18,13 +18,14 @@ LONG = [*RUN, "--epochs", 1000]
 HOLDING = (("no_plots",), ("slow_step", 2, 600))  # until it is killed, in its second step
 
 
-@pytest.fixture
-def busy(warm, tmp_path):
+@pytest.fixture(scope="module")
+def busy(warm, tmp_path_factory):
     """(folder, process) of a run that has begun and does not end."""
-    running = warm.start(*LONG, "--output_dir", tmp_path / "run", faults=HOLDING)
+    folder = tmp_path_factory.mktemp("busy") / "run"
+    running = warm.start(*LONG, "--output_dir", folder, faults=HOLDING)
     try:
         running.until_it_says("slow")
-        yield tmp_path / "run", running
+        yield folder, running
     finally:
         warm.kill(running)
 
@@ -61,8 +62,10 @@ def test_a_dry_run_and_drawing_go_on_beside_a_run(busy, cli, trained):
     cli.works("info", "--checkpoint", folder / "checkpoints/model_epoch_001.pt")
 
 
-def test_a_killed_run_holds_its_folder_no_longer(busy, cli, warm):
-    folder, running = busy
+def test_a_killed_run_holds_its_folder_no_longer(cli, warm, tmp_path):
+    folder = tmp_path / "run"
+    running = warm.start(*LONG, "--output_dir", folder, faults=HOLDING)
+    running.until_it_says("slow")
     assert warm.kill(running) == -signal.SIGKILL
     assert (folder / run_lock.NAME).exists()
     cli.works(*RUN, "--max_steps", 1, "--overwrite", "--output_dir", folder)
@@ -178,14 +181,17 @@ def test_what_another_process_has_made_since_is_not_taken_away(tmp_path):
     assert path.read_text() == "another's"
 
 
-@pytest.mark.parametrize("number", sorted(run_lock.UNSUPPORTED))
-def test_where_there_are_no_locks_a_run_goes_on_and_says_so_once(number, cli, monkeypatch, tmp_path):
+def test_where_there_are_no_locks_a_run_goes_on_and_says_so_once(cli, monkeypatch, capsys, tmp_path):
     fcntl = pytest.importorskip("fcntl")
 
     def none(*args):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
+    for number in sorted(run_lock.UNSUPPORTED):
+        with locked(tmp_path / "run"):
+            assert capsys.readouterr().err.count("this file system has no locks") == 1, number
+        assert not (tmp_path / "run" / run_lock.NAME).exists()
     ended = cli.works(*RUN, "--max_steps", 1, "--output_dir", "run")
     assert ended.err.count("this file system has no locks") == 1
     assert not (tmp_path / "run" / run_lock.NAME).exists()

@@ -29,8 +29,9 @@ from tiny_diffusion.runs.writer import Callbacks, RunWriter
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--dataset", "digits", "--image_size", 4, "--num_samples", 1, "--device", "cpu"]
-OPTIONS = [*SMALL, "--base_channels", 4, "--channel_mult", 1, "--batch_size", 250, "--epochs", 2]
-STEPS_AN_EPOCH = 6  # 1498 / 250
+OPTIONS = [*SMALL, "--splits", "test", "--base_channels", 4, "--channel_mult", 1, "--timesteps", 5]
+OPTIONS += ["--batch_size", 50, "--epochs", 2]
+STEPS_AN_EPOCH = 6  # 299 / 50
 
 
 def assert_bitwise_equal(got, wanted):
@@ -69,33 +70,31 @@ RUNS = {
     "muon": {},
     "adamw, dropout, a short memory": {"optimizer": "adamw", "dropout": 0.3, "ema_decay": 0.3},
     "adam, mirrored, no memory": {"optimizer": "adam", "hflip": True, "ema_decay": 0.0},
-    "classes": {"class_cond": True},
+    "classes, logit-normal": {"class_cond": True, "timestep_distribution": "logit_normal", "timesteps": 50},
     "hidden classes and dropout": {"class_cond": True, "label_dropout": 0.5, "dropout": 0.1},
-    "in parts": {"accumulate": 4, "dropout": 0.2},
+    "in parts, x0, sigmoid": {"accumulate": 4, "dropout": 0.2, "prediction": "x0", "schedule": "sigmoid"},
     "epsilon, linear": {"prediction": "epsilon", "schedule": "linear", "timestep_distribution": "uniform"},
-    "x0, sigmoid": {"prediction": "x0", "schedule": "sigmoid", "loss_weight": "min_snr"},
-    "v, exponential": {"schedule": "exponential", "loss": "huber"},
     "flow": {"prediction": "flow", "schedule": "flow", "loss_weight": "uniform", "loss": "l1"},
-    "logit-normal": {"timestep_distribution": "logit_normal", "timesteps": 50},
     "across epochs": {"batch_size": 400, "patch_size": 4},
-    "a batch of an epoch and a bit": {"batch_size": 1600, "patch_size": 4},
+    "a batch of an epoch and a bit": {"batch_size": 1600, "patch_size": 4, "loss_weight": "min_snr"},
     "bf16": {"precision": "bf16"},
-    "fp16": {"precision": "fp16"},
+    "fp16, exponential": {"precision": "fp16", "schedule": "exponential"},
     "another seed, more noise": {"seed": 2**40, "grad_clip": 0.1, "logsnr_shift": -2.0},
-    "activations made again": {"checkpoint_activations": True, "dropout": 0.2},
+    "activations made again": {"checkpoint_activations": True, "dropout": 0.2, "loss": "huber"},
     "deeper": {"channel_mult": (1, 2, 2), "layers_per_block": 2, "attention_levels": ()},
 }
 
 
 @pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
-def test_ten_steps_are_four_and_a_checkpoint_and_six(options, make_trainer, tmp_path):
-    options = {**TINY_NETWORK, **options}
+def test_six_steps_are_two_and_a_checkpoint_and_four(options, make_trainer, tmp_path):
+    """Those across epochs end the first one in their fourth step."""
+    options = {"steps": 6, **TINY_NETWORK, **options}
     whole = make_trainer(**options)
     wanted = [(report.loss.item(), report.grad_norm.item(), report.lr) for report in whole.run()]
     first, got = make_trainer(**options), []
     for report in first.run():
         got.append((report.loss.item(), report.grad_norm.item(), report.lr))
-        if report.step == 4:
+        if report.step == 2:
             break
     RunWriter(first.config, RunFolder(tmp_path), first, first.batches.data, Callbacks()).save(tmp_path / "x.pt", 1.0)
     checkpoint = load_checkpoint(tmp_path / "x.pt")
@@ -345,13 +344,13 @@ def test_a_folder_that_cannot_be_written_is_refused_by_name(cli, tmp_path):
 REFUSED = {  # another value as typed, and the run's own as it is printed; nothing is typed for a switch
     "preset": ("tiny", "(not set)"),
     "dataset": ("mnist", "digits"),
-    "splits": ("test", "train"),
+    "splits": ("train", "test"),
     "image_size": ("8x6", "4"),
     "random_crop": (None, "False"),
     "background": ("black", "(not set)"),
     "hflip": (None, "False"),
     "schedule": ("linear", "cosine"),
-    "timesteps": ("999", "1000"),
+    "timesteps": ("4", "5"),
     "beta_start": ("0.001", "(not set)"),
     "beta_end": ("0.03", "(not set)"),
     "logsnr_shift": ("1", "0"),
@@ -374,7 +373,7 @@ REFUSED = {  # another value as typed, and the run's own as it is printed; nothi
     "label_dropout": ("0.2", "0.1"),
     "epochs": ("3", "2"),
     "minutes": ("1", "(not set)"),
-    "batch_size": ("16", "250"),
+    "batch_size": ("16", "50"),
     "accumulate": ("2", "1"),
     "lr": ("0.001", "0.002"),
     "optimizer": ("adamw", "muon"),
@@ -466,7 +465,7 @@ def test_an_extended_run_goes_on_past_its_end_with_a_rate_that_warms_up_anew(tra
     assert train("--extend", "--epochs", 4).code == 0
     after = lines_of(folder)
     assert after[:12] == before
-    assert [line["step"] for line in after] == list(range(1, 25))  # ceil(4 x 1498 / 250)
+    assert [line["step"] for line in after] == list(range(1, 25))  # ceil(4 x 299 / 50)
     assert [line["lr"] for line in after[12:]] == pytest.approx([2e-3 * (1 - k / 12) ** 0.5 for k in range(12)])
     final = load_checkpoint(folder / "model_final.pt")
     assert final.about["finished"] and final.about["step"] == 24 and final.config.epochs == 4
@@ -525,7 +524,7 @@ def test_a_new_run_that_cannot_start_deletes_nothing_of_the_old_one(words, cli, 
 def test_a_run_from_another_models_weights_starts_with_its_average_and_counts_from_one(cli, folder, runs):
     """With a learning rate of nothing, the weights stay what they were."""
     source = runs("--max_steps", 4) / "model_final.pt"
-    words = ["--max_steps", 2, "--batch_size", 250, "--num_samples", 1, "--lr", 1e-30, "--device", "cpu"]
+    words = ["--max_steps", 2, "--batch_size", 50, "--num_samples", 1, "--lr", 1e-30, "--device", "cpu"]
     assert cli("train", "--init_from", source, "--output_dir", folder, *words).code == 0
     final, wanted = load_checkpoint(folder / "model_final.pt"), load_model(load_checkpoint(source)).state_dict()
     assert_bitwise_equal(final.part("model"), wanted)
@@ -635,11 +634,21 @@ def save_photos(folder, seeds):
         Image.fromarray(pixels).save(path)
 
 
+@pytest.fixture(scope="module")
+def stopped_photo_run(tmp_path_factory):
+    """The working folder of a run that was stopped after 3 of 8 steps, on 8 images in two folders."""
+    place = tmp_path_factory.mktemp("photo_run")
+    save_photos(place / "photos", range(8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert call(*PHOTOS, "--max_steps", 3) == 0
+    return place
+
+
 @pytest.fixture
-def photo_run(cli, tmp_path):
-    """A run that was stopped after 3 of 8 steps, on 8 images in two folders."""
-    save_photos(tmp_path / "photos", range(8))
-    cli.works(*PHOTOS, "--max_steps", 3)
+def photo_run(stopped_photo_run, cli, tmp_path):
+    """The images of such a run in the working folder."""
+    shutil.copytree(stopped_photo_run, tmp_path, dirs_exist_ok=True)
     return tmp_path / "photos"
 
 

@@ -31,7 +31,7 @@ DIFFUSION = make_diffusion(CONFIG)
 @pytest.fixture(scope="module")
 def model(make_trainer):
     """A class-conditional network that has begun to learn the digits."""
-    trainer = make_trainer(steps=60, class_cond=True, lr=5e-3)
+    trainer = make_trainer(steps=40, class_cond=True, lr=5e-3)
     for _ in trainer.run():
         pass
     return trainer.ema.model
@@ -76,23 +76,24 @@ def assert_same_pictures(first, second):
 @pytest.mark.parametrize("sampler, guidance", [*((name, 1.0) for name in SAMPLERS), ("sa_solver", 3.0)])
 def test_image_seven_does_not_depend_on_its_batch(sampler, guidance, model):
     options = {"sampler": sampler, "grid": SAMPLERS[sampler].grid, "classes": tuple(range(10)), "guidance": guidance}
-    batch = draw(model, range(16), **options)
+    batch = draw(model, range(3, 10), **options)
     alone = draw(model, [7], **options)
-    assert_same_pictures(alone, batch[7:8])
-    assert (batch[8] - batch[7]).abs().max() > 0.1
+    assert_same_pictures(alone, batch[4:5])
+    assert (batch[5] - batch[4]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("steps", [1, 50])
+@pytest.mark.parametrize("steps", [1, 30])
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_nor_after_few_steps_or_many(sampler, steps, model):
     options = {"sampler": sampler, "grid": SAMPLERS[sampler].grid, "steps": steps}
-    assert_same_pictures(draw(model, [7], **options), draw(model, range(16), **options)[7:8])
+    assert_same_pictures(draw(model, [7], **options), draw(model, range(5, 9), **options)[2:3])
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 16, 100])
-def test_the_batch_size_does_not_matter(batch_size, model):
+def test_the_batch_size_does_not_matter(model):
     options = {"sampler": "ddpm", "classes": (3, 5)}
-    assert_same_pictures(draw(model, range(16), batch_size=batch_size, **options), draw(model, range(16), **options))
+    at_once = draw(model, range(8), batch_size=8, **options)
+    for batch_size in (1, 3, 100):
+        assert_same_pictures(draw(model, range(8), batch_size=batch_size, **options), at_once)
 
 
 def test_images_come_in_the_order_of_their_indices(model):
@@ -318,7 +319,7 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("holds, guidance", [(1, 1.0), (2, 2.0), (3, 1.0), (6, 2.0)])  # guidance doubles the rows
 def test_a_batch_that_does_not_fit_is_drawn_in_parts(model, holds, guidance):
-    options = {"classes": (3, 1, 4), "guidance": guidance}
+    options = {"classes": (3, 1, 4), "guidance": guidance, "steps": 3}
     small = Small(model, holds)
     drawn = draw(small, range(7), **options)
     torch.testing.assert_close(drawn, draw(model, range(7), **options), rtol=0, atol=1e-5)
