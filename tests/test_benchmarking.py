@@ -113,7 +113,8 @@ def test_rates_follow_from_the_seconds_measured():
 
 
 @pytest.mark.slow
-def test_the_command_prints_and_writes_its_numbers(cli, tmp_path):
+def test_the_command_prints_and_writes_its_numbers(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("tiny_diffusion.benchmarking.speed.STARTS", 1)
     path = tmp_path / "speed.json"
     words = ["--dataset", "digits", "--base_channels", 8, "--batch_size", 6, "--num_images", 2, "--seconds", 0.1]
     ended = cli.works("benchmark", *words, "--json", path)

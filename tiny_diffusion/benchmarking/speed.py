@@ -27,6 +27,7 @@ from tiny_diffusion.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent.parent  # where `python -m tiny_diffusion` is found
 MAX_IMAGES = 60_000  # of the random images that take the place of a data set
+STARTS = 3  # of each fresh process, of which the fastest counts
 
 
 def make_trainer(config: Config, device: torch.device) -> Trainer:
@@ -96,18 +97,18 @@ def data_speed(trainer: Trainer, seconds: float) -> dict[str, float]:
 
 
 def start_up_times() -> dict[str, float]:
-    """Seconds in a fresh process, best of three: --help, `import torch`, and from `train` to its first step."""
+    """Seconds in a fresh process, the best of STARTS: --help, `import torch`, and from `train` to its first step."""
     return {
-        "help_seconds": _best_of_three(["-m", "tiny_diffusion", "--help"]),
-        "import_torch_seconds": _best_of_three(["-c", "import torch"]),
-        "first_step_seconds": min(_first_step() for _ in range(3)),
+        "help_seconds": _fastest(["-m", "tiny_diffusion", "--help"]),
+        "import_torch_seconds": _fastest(["-c", "import torch"]),
+        "first_step_seconds": min(_first_step() for _ in range(STARTS)),
     }
 
 
-def _best_of_three(arguments: list[str]) -> float:
+def _fastest(arguments: list[str]) -> float:
     """Seconds that Python takes with these arguments."""
     taken = []
-    for _ in range(3):
+    for _ in range(STARTS):
         started = time.perf_counter()
         subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
         taken.append(time.perf_counter() - started)
