@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 CPU = torch.device("cpu")
 RUN = ["train", *TINY, "--device", "cpu", "--batch_size", "64", "--seed", "1"]
+RUN += ["--channel_mult", "1", "--attention_levels", "none"]
 ADAM = ["--optimizer", "adam"]
 
 
@@ -159,11 +160,19 @@ def test_what_processes_do_not_share_the_first_does_alone(command, cli, monkeypa
 
 @pytest.mark.slow
 def test_the_first_measures_speed_alone_and_waits_for_no_other(cli, monkeypatch):
+    """So do the processes that it starts, which find nothing of the others in their environment."""
     for name, value in environment(0, 2, 12345).items():
         monkeypatch.setenv(name, value)
+    found = []
+
+    def start_up_times():
+        found.append(os.environ.get("WORLD_SIZE"))
+        return dict.fromkeys(("help_seconds", "import_torch_seconds", "first_step_seconds"), 1.0)
+
+    monkeypatch.setattr("tiny_diffusion.benchmarking.speed.start_up_times", start_up_times)
     words = ["--dataset", "digits", "--base_channels", 8, "--batch_size", 6, "--seconds", 0.1, "--num_images", 2]
     ended = cli("benchmark", *words, "--device", "cpu")
-    assert ended.code == 0 and "first training step" in ended.out, ended
+    assert ended.code == 0 and "first training step" in ended.out and found == [None], ended
 
 
 def test_only_the_first_process_prints(cli, monkeypatch):
@@ -281,17 +290,17 @@ def test_the_first_losses_of_processes_are_those_of_one(warm, tmp_path):
 
 @pytest.fixture(scope="module")
 def one(warm, tmp_path_factory):
-    """A run of fifty steps in one process."""
+    """A run of thirty steps in one process, of which the last are of the second epoch."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    code, said = warm.run(*RUN, "--max_steps", 50, "--output_dir", folder, faults=(["no_plots"],))
+    code, said = warm.run(*RUN, "--max_steps", 30, "--output_dir", folder, faults=(["no_plots"],))
     assert code == 0, said
     return folder
 
 
 @pytest.mark.slow
-def test_the_losses_of_fifty_steps_stay_together(one, warm, tmp_path):
+def test_the_losses_of_thirty_steps_stay_together(one, warm, tmp_path):
     several = run_together(
-        warm, *RUN, "--max_steps", 50, "--output_dir", tmp_path / "run", size=4, faults=(["no_plots"],)
+        warm, *RUN, "--max_steps", 30, "--output_dir", tmp_path / "run", size=4, faults=(["no_plots"],)
     )
     assert several.codes == [0] * 4, several
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(one), rel=1e-3)
@@ -301,11 +310,11 @@ def test_the_losses_of_fifty_steps_stay_together(one, warm, tmp_path):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(one, warm, tmp_path):
     folder, faults = tmp_path / "run", (["no_plots"],)
-    begun = run_together(warm, *RUN, "--max_steps", 17, "--output_dir", folder, faults=faults)
-    alone = warm.run("train", "--resume", "--max_steps", 33, "--output_dir", folder, faults=faults)
-    again = run_together(warm, "train", "--resume", "--max_steps", 50, "--output_dir", folder, faults=faults)
+    begun = run_together(warm, *RUN, "--max_steps", 11, "--output_dir", folder, faults=faults)
+    alone = warm.run("train", "--resume", "--max_steps", 20, "--output_dir", folder, faults=faults)
+    again = run_together(warm, "train", "--resume", "--max_steps", 30, "--output_dir", folder, faults=faults)
     assert begun.codes == again.codes == [0, 0] and alone[0] == 0, (begun, alone, again)
-    assert [line["step"] for line in log_of(folder)] == list(range(1, 51))
+    assert [line["step"] for line in log_of(folder)] == list(range(1, 31))
     assert losses_of(folder) == pytest.approx(losses_of(one), rel=1e-3)
 
 
@@ -553,25 +562,25 @@ def kill_the_first(folder, after_step):
 @pytest.mark.slow
 def test_torchrun_that_starts_again_after_a_failure_goes_on_with_the_run(one, warm, tmp_path):
     folder = tmp_path / "run"
-    begun = run_together(warm, *RUN, "--max_steps", 20, "--output_dir", folder, faults=(["no_plots"],))
-    command = ["train.py", "--resume", "--max_steps", 300, "--output_dir", folder]
+    begun = run_together(warm, *RUN, "--max_steps", 10, "--output_dir", folder, faults=(["no_plots"],))
+    command = ["train.py", "--resume", "--max_steps", 200, "--output_dir", folder]
     process = torchrun(*command, options=RESTARTING)
-    kill_the_first(folder, after_step=22)
+    kill_the_first(folder, after_step=12)
     said = said_by(process, 0)
     assert begun.codes == [0, 0] and said.count("started again by torchrun: --resume from") == 1, (begun, said)
-    assert [line["step"] for line in log_of(folder)] == list(range(1, 301))
-    assert losses_of(folder)[:50] == pytest.approx(losses_of(one), rel=1e-3)
+    assert [line["step"] for line in log_of(folder)] == list(range(1, 201))
+    assert losses_of(folder)[:30] == pytest.approx(losses_of(one), rel=1e-3)
 
 
 @pytest.mark.slow
 def test_torchrun_starts_afresh_where_nothing_was_saved(one, tmp_path):
     folder = tmp_path / "run"
-    process = torchrun(*SCRIPT, "--max_steps", 300, "--output_dir", folder, options=RESTARTING)
+    process = torchrun(*SCRIPT, "--max_steps", 200, "--output_dir", folder, options=RESTARTING)
     kill_the_first(folder, after_step=2)
     said = said_by(process, 0)
-    assert said.count("stopped at --max_steps 300") == 1
-    assert [line["step"] for line in log_of(folder)] == list(range(1, 301))
-    assert losses_of(folder)[:50] == pytest.approx(losses_of(one), rel=1e-3)
+    assert said.count("stopped at --max_steps 200") == 1
+    assert [line["step"] for line in log_of(folder)] == list(range(1, 201))
+    assert losses_of(folder)[:30] == pytest.approx(losses_of(one), rel=1e-3)
 
 
 @pytest.mark.slow
