@@ -17,6 +17,7 @@ from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.lock import NAME
 
 ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("KILLS", "8"))  # at random times; the k-th is of seed k
 
 
 def assert_little_is_lost(folder):
@@ -54,7 +55,7 @@ def kill_after(lines, seconds, running, folder, warm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(16))
+@pytest.mark.parametrize("number", range(KILLS))
 def test_a_run_that_is_killed_at_any_time_goes_on_to_the_same_end(number, whole, warm, tmp_path):
     """On a slow disk most of the time is spent in saves, so that most of those kills fall into one."""
     random = np.random.default_rng(number)
@@ -81,7 +82,7 @@ MOMENTS = 100  # in the life of such a run; a run that is not killed, because it
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(1, MOMENTS, 7))  # a step of the run has about ten, and each has its turn
+@pytest.mark.parametrize("moment", range(1, MOMENTS, 11))  # a step of the run has about ten, and each has its turn
 def test_a_run_that_is_killed_at_any_step_of_a_save_goes_on_to_the_same_end(moment, whole, warm, tmp_path):
     """Half-written, written and not on the disk, on the disk and not renamed, renamed, before and after a deletion."""
     folder = tmp_path / "run"
@@ -91,7 +92,7 @@ def test_a_run_that_is_killed_at_any_step_of_a_save_goes_on_to_the_same_end(mome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(1, 12, 2))
+@pytest.mark.parametrize("moment", range(1, 12, 3))
 def test_a_run_that_is_killed_while_it_deletes_an_earlier_one_deletes_it_the_next_time(moment, warm, tmp_path):
     folder = tmp_path / "run"
     short = [*RUN, "--max_steps", 4, "--output_dir", folder]
