@@ -163,7 +163,7 @@ def communicates(asked: argparse.Namespace) -> str:
 def speed(asked: argparse.Namespace) -> list[dict]:
     """Training images/s in each precision, and its share of the bf16 rate of a product of large matrices."""
     device, seconds = torch.device(asked.device), 0.1 if asked.reduced else 8.0
-    peak = matrix_rate(device, torch.bfloat16, seconds)
+    peak = matrix_rate(device, torch.bfloat16, seconds, side=64 if asked.reduced else None)
     rows = []
     for dataset in ("digits",) if asked.reduced else SPEED_SETS:
         for compiled in (False, True) if asked.device == "cuda" else (False,):

@@ -89,7 +89,8 @@ def test_the_accuracy_in_the_header_is_what_is_measured(dataset, tmp_path):
     model, about = load_classifier(weights_path(dataset))
     if dataset == "cifar10":
         with tarfile.open(place) as archive:
-            archive.extractall(tmp_path, filter="data")
+            first = [member for member in archive if "/test/" in member.name or member.name.endswith("/0000.jpg")]
+            archive.extractall(tmp_path, members=first, filter="data")
         heldout = open_dataset("folder", heldout=True, data_dir=str(tmp_path / "cifar10-images"), size=32, channels=3)
     else:
         heldout = open_dataset(dataset, heldout=True, data_dir=str(SHARED))

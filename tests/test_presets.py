@@ -340,6 +340,7 @@ def test_every_preset_trains_on_its_real_data_and_samples(name, cli, tmp_path, m
     if not (DATA / place).exists():
         pytest.skip(f"{DATA / place} is not here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tiny_diffusion.runs.images.VALIDATION_IMAGES", 2)
     where = {
         "cifar10": lambda: ["--dataset", "folder", "--data_dir", unpacked_cifar10(tmp_path)],
         "folder": lambda: ["--data_dir", DATA / place, "--cache_mb", 0],

@@ -580,7 +580,7 @@ def test_a_run_that_diverges_stops_and_leaves_what_was_saved(train, folder, runs
 # Signals
 
 
-LONG = [*SMALL, "--precision", "fp32", "--base_channels", 8, "--batch_size", 64, "--epochs", 5, "--sample_interval", 1]
+LONG = [*SMALL, "--precision", "fp32", "--base_channels", 8, "--batch_size", 64, "--epochs", 3, "--sample_interval", 1]
 
 
 @pytest.fixture(scope="module")
@@ -611,7 +611,7 @@ def test_a_signal_saves_and_a_resumed_run_ends_the_same(number, code, folder, lo
     assert process.returncode == code
     assert number.name in err and "latest.pt" in err and "--resume" in err and "Traceback" not in err
     stopped = load_checkpoint(folder / "checkpoints" / "latest.pt").about
-    assert 24 <= stopped["step"] < 118 and not stopped["finished"] and not (folder / "model_final.pt").exists()
+    assert 24 <= stopped["step"] < 70 and not stopped["finished"] and not (folder / "model_final.pt").exists()
     assert len(lines_of(folder)) == stopped["step"]
     assert cli("train", "--resume", "--output_dir", folder).code == 0
     assert_same_run(folder, long_run)
