@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,3 +85,37 @@ def torchrun(*argv: object, options: tuple = ("--standalone", "--nproc_per_node=
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_torchrun(warm, *argv: object, options: tuple = ("--standalone", "--nproc_per_node=2")):
+    """The same without the seconds that it takes to import torch: it and the processes that it starts are forks."""
+    return warm.start_function(torchrun_of_forks, [*options, *map(str, argv)])
+
+
+def torchrun_of_forks(words: list[str]) -> None:
+    """torchrun with these words, in this process; it ends its own process, as torchrun does."""
+    from torch.distributed import run
+
+    launch = run.elastic_launch
+
+    def launch_forks(config, entrypoint):
+        config.start_method = "fork"
+        return launch(config=config, entrypoint=run_as_script)
+
+    run.elastic_launch = launch_forks
+    code = 0
+    try:
+        run.main(words)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_as_script(unbuffered: str, script: str, *words: str) -> None:
+    """A script of this project with the words that torchrun gives to a fresh Python."""
+    assert unbuffered == "-u"
+    sys.argv = [script, *words]
+    runpy.run_path(str(ROOT / script), run_name="__main__")

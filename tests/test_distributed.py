@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import TINY, contents
-from process_helpers import ended, environment, free_port, run_together, started_together, together, torchrun
+from process_helpers import (
+    ended,
+    environment,
+    free_port,
+    run_together,
+    start_torchrun,
+    started_together,
+    together,
+    torchrun,
+)
 
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.data.batches import Batches
@@ -480,10 +489,11 @@ def test_processes_measure_what_one_measures(loud, warm, tmp_path):
         return run(
             *["evaluate", "--checkpoint", loud, "--num_images", 101, "--steps", "3,4", "--batch_size", 16],
             *["--output", tmp_path / name],
+            faults=(["few_images_by_noise"],),
         )
 
     assert measure("one", warm.run)[0] == 0
-    several = measure("several", lambda *argv: run_together(warm, *argv))
+    several = measure("several", lambda *argv, **how: run_together(warm, *argv, **how))
     assert several.codes == [0, 0] and several.said[1] == "", several
     first, second = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "several"))
     for one_way, other in zip(first["results"], second["results"], strict=True):
@@ -511,14 +521,19 @@ def test_measuring_and_pictures_while_training_do_not_stop_processes(warm, tmp_p
 SCRIPT = ["train.py", *RUN[1:], "--precision", "fp32"]
 
 
-def said_by(process, code=None):
+def said_by(process, code):
     """What a torchrun printed, its own words included, once it has ended."""
     try:
         out, _ = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert code is None or process.returncode == code, out
+    assert process.returncode == code, out
     return out
+
+
+def said_by_fork(warm, process, code):
+    assert warm.wait(process) == code, process.said()
+    return process.said()
 
 
 @pytest.mark.slow
@@ -531,21 +546,20 @@ def test_torchrun_trains_and_draws(one, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_said_once(tmp_path):
-    said = said_by(torchrun(*SCRIPT, "--batch_size", 63, "--output_dir", tmp_path / "run"), 1)
+def test_what_is_wrong_is_said_once(warm, tmp_path):
+    said = said_by_fork(warm, start_torchrun(warm, *SCRIPT, "--batch_size", 63, "--output_dir", tmp_path / "run"), 1)
     assert said.count("train.py: error:") == 1 and "--batch_size 63 cannot be shared equally by 2 processes" in said
     assert "exitcode  : 2" in said and "in check_batch_size" not in said  # torchrun's own table; none of our traceback
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_a_stopped_torchrun_saves_and_goes_on(tmp_path):
+def test_a_stopped_torchrun_saves_and_goes_on(warm, tmp_path):
     folder = tmp_path / "run"
-    process = torchrun(*SCRIPT, "--epochs", 500, "--output_dir", folder)
+    process = start_torchrun(warm, *SCRIPT, "--epochs", 500, "--output_dir", folder)
     wait_for(lambda: (folder / "log.jsonl").exists() and len(log_of(folder)) > 3)
-    process.terminate()
-    said = said_by(process)
-    assert "stopped by SIGTERM" in said and process.returncode != 0
+    process.kill(signal.SIGTERM)
+    assert "stopped by SIGTERM" in said_by_fork(warm, process, 1)
     step = load_checkpoint(folder / "checkpoints" / "latest.pt").about["step"]
     assert log_of(folder)[-1]["step"] == step
 
@@ -563,23 +577,23 @@ def kill_the_first(folder, after_step):
 def test_torchrun_that_starts_again_after_a_failure_goes_on_with_the_run(one, warm, tmp_path):
     folder = tmp_path / "run"
     begun = run_together(warm, *RUN, "--max_steps", 10, "--output_dir", folder, faults=(["no_plots"],))
-    command = ["train.py", "--resume", "--max_steps", 200, "--output_dir", folder]
+    command = ["train.py", "--resume", "--max_steps", 100, "--output_dir", folder]
     process = torchrun(*command, options=RESTARTING)
     kill_the_first(folder, after_step=12)
     said = said_by(process, 0)
     assert begun.codes == [0, 0] and said.count("started again by torchrun: --resume from") == 1, (begun, said)
-    assert [line["step"] for line in log_of(folder)] == list(range(1, 201))
+    assert [line["step"] for line in log_of(folder)] == list(range(1, 101))
     assert losses_of(folder)[:30] == pytest.approx(losses_of(one), rel=1e-3)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_afresh_where_nothing_was_saved(one, tmp_path):
+def test_torchrun_starts_afresh_where_nothing_was_saved(one, warm, tmp_path):
     folder = tmp_path / "run"
-    process = torchrun(*SCRIPT, "--max_steps", 200, "--output_dir", folder, options=RESTARTING)
+    process = start_torchrun(warm, *SCRIPT, "--max_steps", 100, "--output_dir", folder, options=RESTARTING)
     kill_the_first(folder, after_step=2)
-    said = said_by(process, 0)
-    assert said.count("stopped at --max_steps 200") == 1
-    assert [line["step"] for line in log_of(folder)] == list(range(1, 201))
+    said = said_by_fork(warm, process, 0)
+    assert said.count("stopped at --max_steps 100") == 1
+    assert [line["step"] for line in log_of(folder)] == list(range(1, 101))
     assert losses_of(folder)[:30] == pytest.approx(losses_of(one), rel=1e-3)
 
 
@@ -588,17 +602,18 @@ def test_a_run_that_was_refused_is_refused_again_and_not_gone_on_with(warm, tmp_
     folder = tmp_path / "run"
     assert warm.run(*RUN, "--max_steps", 2, "--output_dir", folder, faults=(["no_plots"],))[0] == 0
     before = contents(folder)
-    said = said_by(torchrun(*SCRIPT, "--max_steps", 4, "--output_dir", folder, options=RESTARTING), 1)
+    process = start_torchrun(warm, *SCRIPT, "--max_steps", 4, "--output_dir", folder, options=RESTARTING)
+    said = said_by_fork(warm, process, 1)
     assert said.count("holds a run already") == 2 and contents(folder) == before
 
 
 @pytest.mark.slow
-def test_two_machines_compute_what_one_process_does(one, tmp_path):
+def test_two_machines_compute_what_one_process_does(one, warm, tmp_path):
     """Two torchruns that find each other by a rendezvous on the loopback, with two processes each."""
     port = free_port()
     meeting = ("--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=one")
     command = [*SCRIPT, "--max_steps", 5, "--output_dir", tmp_path / "run"]
-    nodes = [torchrun(*command, options=(*meeting, "--nproc_per_node=2")) for _ in range(2)]
-    said = [said_by(node, 0) for node in nodes]
+    nodes = [start_torchrun(warm, *command, options=(*meeting, "--nproc_per_node=2")) for _ in range(2)]
+    said = [said_by_fork(warm, node, 0) for node in nodes]
     assert "".join(said).count("model_final.pt\n") == 2
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(one)[:5], rel=1e-6)

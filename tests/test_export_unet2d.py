@@ -84,7 +84,7 @@ def inputs(unet2d, batch=2):
     return x, torch.tensor([3.0, 871.0], dtype=torch.float64)[:batch], label
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 30))])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 24))])
 def test_a_random_unet2dmodel_has_the_same_outputs_and_gradients_here(seed):
     unet2d = random_config(seed)
     theirs, ours = twins(unet2d, seed)

@@ -206,7 +206,7 @@ def test_facts_that_were_changed_under_a_right_sha256_make_sense_or_are_refused(
     """What loads has a configuration that is valid, and a network that fits it or is refused before it is made."""
     path, chance, refused = tmp_path / "x.pt", random.Random(1), 0
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("ema/")}
-    for _ in range(500):
+    for _ in range(300):
         about = strange_value(json.loads(json.dumps(checkpoint.about)), chance)
         if isinstance(about, dict):
             about["sha256"] = digest(about, tensors)
@@ -221,7 +221,7 @@ def test_facts_that_were_changed_under_a_right_sha256_make_sense_or_are_refused(
                 load_model(got)
         except FileError as error:
             assert "\n" not in str(error)
-    assert 100 < refused < 500
+    assert 60 < refused < 300
 
 
 # Images

@@ -253,11 +253,11 @@ def test_samples_and_scores_are_float32_whatever_the_run_computed_in(cli, monkey
 
 @pytest.mark.slow
 def test_losses_of_bf16_and_fp32_differ_by_less_than_those_of_two_seeds(make_trainer):
-    """Means of ten steps of a run of 120: the noise of two seeds is the distance between their curves."""
+    """Means of five steps of a run of 60: the noise of two seeds is the distance between their curves."""
 
     def curve(**options):
-        losses = [report.loss.item() for report in make_trainer(steps=120, base_channels=16, **options).run()]
-        return [statistics.mean(losses[first : first + 10]) for first in range(0, 120, 10)]
+        losses = [report.loss.item() for report in make_trainer(steps=60, base_channels=16, **options).run()]
+        return [statistics.mean(losses[first : first + 5]) for first in range(0, 60, 5)]
 
     def distance(one, other):
         return statistics.mean(abs(a - b) for a, b in zip(one, other, strict=True))
