@@ -66,6 +66,7 @@ def test_shares_of_a_step_add_up(profiled):
     assert all(layer.forward_gflops > 0 and layer.backward_gflops > 0 for layer in found.layers)
 
 
+@pytest.mark.slow
 def test_the_slow_part_of_a_step_has_the_largest_share():
     trainer = small_trainer()
     usual, busy = trainer.batches.at, torch.randn(700, 700)
@@ -181,6 +182,7 @@ def test_waiting_threads_spin_less_beside_other_programs(readings, company, monk
     assert os.environ["GOMP_SPINCOUNT"] == (cpu.SPINS_SHARED if company else cpu.SPINS_ALONE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
 def test_freed_memory_is_reused_without_page_faults_unless_the_environment_sets_malloc():
     code = (

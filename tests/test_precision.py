@@ -145,7 +145,7 @@ def test_a_wrong_gradient_is_found_in_any_layer(monkeypatch):
     [
         {"channel_mult": (1, 2)},
         {"class_cond": False, "dropout": 0.5},
-        {"base_channels": 32, "channel_mult": (1, 2), "layers_per_block": 2},
+        pytest.param({"base_channels": 32, "channel_mult": (1, 2), "layers_per_block": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -64,7 +64,9 @@ def press_until_it_ends(running):
 # Signals.  tests/test_resume.py has those to a command as typed
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_is_granted_after_the_step_and_the_save(number, code, run, whole, warm):
     running = warm.start(*RUN, "--resume", "--output_dir", run, faults=(("no_plots",), ("step_until_signal", 6)))
     running.until_it_says("slow")
@@ -210,6 +212,7 @@ def test_a_folder_that_may_only_be_read_is_left_as_it_is(words, code, run, warm)
 # Divergence
 
 
+@pytest.mark.slow
 def test_weights_that_overflow_end_the_run_after_twenty_steps_and_what_was_saved_stays(cli, tmp_path):
     """No rate that --lr takes does this to a network of group norms; weights of 1e30 do, finite as they are."""
     argv = ["train", *SMALL, "--splits", "test", "--batch_size", 13, "--save_interval", 1, "--device", "cpu"]

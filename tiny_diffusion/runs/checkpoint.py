@@ -8,6 +8,7 @@ before it builds a network.  No pickle is executed.
 
 import hashlib
 import json
+import math
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def save_checkpoint(path: Path, about: Mapping, tensors: Mapping[str, Tensor]) -
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise FloatingPointError(f"{name} holds NaN or infinity; {path} is not written")
     about = {"format": FORMAT, **about}
     about["sha256"] = digest(about, tensors)
@@ -233,10 +234,15 @@ def _tensors(stored: Mapping[str, object], files: Mapping[str, memoryview]) -> d
         remaining -= tensor.nbytes
         if remaining < 0 or not tensor.is_contiguous():
             raise ValueError(f"{name!r} is not a plain tensor")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise ValueError(f"{name!r} holds NaN or infinity")
         tensors[name] = tensor
     return tensors
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no item is NaN or infinite.  One that is makes the sum so, and so may a sum that is too large."""
+    return not tensor.is_floating_point() or math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
 def digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:
