@@ -1,6 +1,7 @@
 """What every test starts from."""
 
 import functools
+import gc
 import itertools
 import os
 import tempfile
@@ -12,6 +13,11 @@ import torch
 
 # Kept from session to session: matplotlib takes seconds to list this computer's fonts, in each process without a list.
 os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir(), "tiny_diffusion-tests-matplotlib")))
+
+
+def pytest_collection_finish():
+    """Eight thousand tests are half a million objects, through which each collection of garbage would look again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,7 +13,7 @@ PIECES = ("agreement", "runs", "speed", "mnist", "cifar10_2", "cifar10_5")
 
 
 def measure_in_one_process(output):
-    """benchmarks/on_gpu.py in this process, and in it the ten commands that it starts: it is a fork, with torch loaded."""
+    """benchmarks/on_gpu.py in this process, a fork with torch loaded, and in it the ten commands that it starts."""
     sys.path.insert(0, str(BENCHMARKS))
     import time_to_quality
 
