@@ -81,7 +81,10 @@ def all_lines() -> dict[str, Line]:
 
 
 LINES = all_lines()
-RUN = {text: line for text, line in LINES.items() if not text.startswith(tuple(NOT_RUN))}
+RUNNABLE = [line for text, line in LINES.items() if not text.startswith(tuple(NOT_RUN))]
+# sample.py and `tiny-diffusion sample` with the same words are the same command, and run once.
+DIFFERENT = {(line.command, line.words, line.processes): line for line in RUNNABLE}
+RUN = {line.text: line for line in DIFFERENT.values()}
 
 
 def shortened(line: Line) -> list[str]:
