@@ -9,6 +9,7 @@ import torch
 from tiny_diffusion.config.training import resolve
 from tiny_diffusion.training import halves
 from tiny_diffusion.training.halves import CORES, Halves
+from tiny_diffusion.training.step_time import estimate_step_seconds
 
 PHOTOGRAPHS = torch.Size((64, 3, 64, 64))
 
@@ -45,6 +46,19 @@ def test_halves_have_the_loss_and_the_gradient_of_one_after_the_other(batch_size
     assert any(gradient.any() for gradient in wanted.values())
     for got in at_once:
         assert [name for name, tensor in wanted.items() if not torch.equal(got[name], tensor)] == []
+
+
+def test_the_first_estimate_of_a_steps_time_takes_halves_where_the_steps_do(make_trainer, two_cores):
+    def images_at_a_time(**options):
+        trainer, given = make_trainer(precision="fp32", **options), []
+        trainer.model.register_forward_pre_hook(lambda _, inputs: given.append(len(inputs[0])))
+        estimate_step_seconds(trainer)
+        return given
+
+    assert images_at_a_time() == [8] * 4
+    assert images_at_a_time(accumulate=2) == [8] * 2
+    torch.set_num_threads(1)
+    assert images_at_a_time() == [16] * 2
 
 
 def test_a_loss_that_is_not_the_same_in_any_order_is_not_halved(two_cores):

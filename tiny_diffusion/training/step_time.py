@@ -19,9 +19,18 @@ def estimate_step_seconds(trainer: Trainer) -> float:
         """Seconds for this rank's batch, extrapolated from one of its `parts` micro-batches."""
         images = math.ceil(trainer.local_batch / parts)
         clean, label = (rows[:images] for rows in trainer.batches.at(trainer.step))
-        started = time.perf_counter()
+        label = label if trainer.config.class_cond else None
         t = trainer.objective.timesteps(np.full(len(clean), 0.5))
-        trainer.loss(trainer.model, clean, clean, t, label if trainer.config.class_cond else None).backward()
+
+        def backward(rows: slice) -> None:
+            given = None if label is None else label[rows]
+            trainer.loss(trainer.model, clean[rows], clean[rows], t[rows], given).backward()
+
+        started = time.perf_counter()
+        if parts == 1:
+            trainer.halves.run(backward, clean.shape)
+        else:
+            backward(slice(None))
         float(clean.sum())  # waits for the device
         return (time.perf_counter() - started) * trainer.local_batch / len(clean)
 
