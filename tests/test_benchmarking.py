@@ -81,6 +81,7 @@ def test_the_slow_part_of_a_step_has_the_largest_share():
     assert shares["data"] == max(shares.values())
 
 
+@pytest.mark.slow
 def test_profiling_does_not_change_the_training(profiled):
     trainer, plain = profiled[0], small_trainer()
     run = plain.run()

@@ -568,6 +568,7 @@ def test_figures_are_written_to_outputs_by_default(cli, tmp_path):
     assert min(Image.open("outputs/schedules.png").size) > 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

@@ -223,6 +223,7 @@ def test_numbers_are_names_where_the_folders_are_numbered(cli, tmp_path, monkeyp
 # Sizes that are not square
 
 
+@pytest.mark.slow
 def test_images_that_are_not_square_are_sampled_in_every_format(wide, cli, tmp_path):
     argv = ["sample", "--checkpoint", wide[0] / "model_final.pt", "--num_images", 3, "--steps", 2, "--output"]
     argv[3:3] = ["--guidance", 0]
@@ -253,7 +254,11 @@ def test_the_forward_process_is_shown_on_images_that_are_not_square(photos, cli)
     assert shapes["24x16"] < shapes["20"] < shapes["16x24"]
 
 
-@pytest.mark.parametrize("words", [["--random_crop", "--hflip"], ["--cache_mb", 0, "--random_crop"]], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [["--random_crop", "--hflip"], pytest.param(["--cache_mb", 0, "--random_crop"], marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(words, photos, cli):
     argv = [*WIDE, "--epochs", 4, *words]
     cli.works(*argv, "--output_dir", "whole")
@@ -465,6 +470,7 @@ def test_a_run_is_not_written_among_its_images(output_dir, photos, cli):
     assert contents(photos) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words, size", [(["--patch_size", 4], "30x20"), (["--channel_mult", "1,1,1"], "6x20")])
 def test_the_sizes_that_are_suggested_work(words, size, photos, cli):
     argv = [*FOLDER[: FOLDER.index("--channel_mult")], "--device", "cpu", "--num_samples", 1, "--max_steps", 1, *words]
@@ -495,6 +501,7 @@ def test_an_option_of_image_files_is_refused_for_other_sets(dataset, name, cli, 
 # What changes under a run
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_ends_the_run_and_leaves_its_last_checkpoint(photos, cli, monkeypatch):
     write_report, away = RunWriter.write_report, photos.with_name("away")
 

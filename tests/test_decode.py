@@ -821,7 +821,8 @@ def test_a_real_decompression_bomb_is_refused_without_being_decoded(tmp_path):
 # Memory
 
 
-@pytest.mark.parametrize("bits, colour, channels", [(16, 0, 2), pytest.param(8, 6, 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits, colour, channels", [(16, 0, 2), (8, 6, 4)])
 def test_all_threads_together_take_no_more_memory_than_they_may(bits, colour, channels, tmp_path):
     """Four images of 16 million pixels, of 32 or 64 MB as Pillow holds them, in a few kB each."""
     path = write(tmp_path / "large.png", png(4000, 4000, bits, colour, (bytes(1 + 4000 * channels)) * 4000))

@@ -418,6 +418,7 @@ def test_eta_is_chosen_and_printed(cli, loud, tmp_path):
         assert one["metrics"] != other["metrics"]
 
 
+@pytest.mark.slow
 def test_a_sweep_scores_each_request_as_alone_and_the_held_out_images_once(cli, loud, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(

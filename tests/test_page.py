@@ -156,6 +156,7 @@ def test_levels_are_those_of_every_schedule_and_grid():
             np.testing.assert_allclose(levels, table, rtol=1e-9, atol=1e-9, err_msg=str(case))
 
 
+@pytest.mark.slow
 @needs_node
 def test_every_sampler_draws_the_picture_of_sample_py(loud):
     """Within two grey levels after ten steps, with guidance, in an interval, without a class, and from an image."""

@@ -95,6 +95,7 @@ def test_apples_gpus_are_fp32_without_a_check():
     assert "mps" in reason_for_fp32(resolve(OPTIONS), torch.device("mps"))
 
 
+@pytest.mark.slow
 def test_a_slow_network_is_checked_with_fewer_images(monkeypatch):
     """The first passes have four images each, whatever they take; the rest fits into the seconds of the check."""
     for cost, seconds in ((0.005, 3.0), (0.02, 3.0), (0.01, 1.5)):

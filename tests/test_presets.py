@@ -189,6 +189,7 @@ def diffusers_shapes(config, channels, classes):
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @every_preset
 def test_the_network_has_weight_for_weight_the_shapes_of_diffusers(name):
     config = preset(name)

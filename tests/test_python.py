@@ -60,6 +60,7 @@ def test_an_option_out_of_range_is_an_error_and_no_exit(loud):
         tiny_diffusion.train(dataset="digits", epochs=0)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docstrings_are_true(loud, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tiny_diffusion.evaluation.error_by_noise.MAX_IMAGES", 8)

@@ -85,7 +85,14 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+# Of these rows; the others are slow tests.
+QUICK = ("muon", "adamw, dropout, a short memory", "hidden classes and dropout", "flow", "across epochs", "bf16")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(row, id=name, marks=[pytest.mark.slow] * (name not in QUICK)) for name, row in RUNS.items()],
+)
 def test_six_steps_are_two_and_a_checkpoint_and_four(options, make_trainer, tmp_path):
     """Those across epochs end the first one in their fourth step."""
     options = {"steps": 6, **TINY_NETWORK, **options}
@@ -184,6 +191,7 @@ def test_nor_do_its_options_together_nor_when_it_was_stopped_and_saved(words, tr
 FREE = ["--save_interval", 1, "--sample_interval", 2, "--num_samples", 2, "--keep_last", 1]
 
 
+@pytest.mark.slow
 def test_how_often_is_saved_and_drawn_may_change_and_changes_nothing_else(train, folder, runs):
     assert train("--max_steps", 4).code == 0
     assert train("--resume", *FREE).code == 0
@@ -241,6 +249,7 @@ def test_the_rolling_checkpoint_is_written_as_time_goes_by(train, folder, monkey
 BY_THE_CLOCK = [*OPTIONS[: OPTIONS.index("--epochs")], "--minutes", 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spent", [100.0, 1e4])
 def test_a_resumed_run_by_the_clock_spends_the_rest_of_its_time(spent, cli, folder):
     """Its learning rate falls as sqrt(1 - time / all of it), from which the time can be read."""
@@ -261,6 +270,7 @@ def test_a_resumed_run_by_the_clock_spends_the_rest_of_its_time(spent, cli, fold
 # A named checkpoint
 
 
+@pytest.mark.slow
 def test_a_named_checkpoint_goes_on_in_another_folder(train, folder, runs, tmp_path):
     source = runs("--max_steps", 4)
     before = snapshot(source)
@@ -471,6 +481,7 @@ def test_an_extended_run_goes_on_past_its_end_with_a_rate_that_warms_up_anew(tra
     assert final.about["finished"] and final.about["step"] == 24 and final.config.epochs == 4
 
 
+@pytest.mark.slow
 def test_an_extended_run_can_be_stopped_and_resumed_like_any_other(train, folder, runs, tmp_path, cli):
     for place in (folder, tmp_path / "whole"):
         copy_run(runs(), place)
@@ -678,6 +689,7 @@ def test_images_that_have_only_moved_are_resumed(photo_run, cli):
     cli.works(*PHOTOS, "--resume", "--data_dir", "elsewhere")
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_another_folder_keeps_its_loss_curve(train, folder, cli, tmp_path):
     train("--max_steps", 4)
     before = (folder / "log.jsonl").read_text().splitlines()

@@ -298,8 +298,8 @@ def test_a_step_that_runs_out_of_memory_is_done_again_in_twice_as_many_parts(fau
     [
         {"class_cond": True, "dropout": 0.2, "hflip": True},
         {"precision": "bf16", "optimizer": "adamw"},
-        {"dropout": 0.2, "checkpoint_activations": True},
-        {"precision": "fp16"},
+        pytest.param({"dropout": 0.2, "checkpoint_activations": True}, marks=pytest.mark.slow),
+        pytest.param({"precision": "fp16"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -673,7 +673,7 @@ def test_each_step_is_averaged_once(make_trainer):
 # Measuring changes nothing
 
 
-@pytest.mark.parametrize("options", [{}, {"class_cond": True, "dropout": 0.2}])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), {"class_cond": True, "dropout": 0.2}])
 def test_the_heldout_loss_is_the_same_every_time_and_disturbs_no_training(options, make_trainer, heldout):
     quiet, measured = make_trainer(**options), make_trainer(**options)
     for _ in range(3):
@@ -709,7 +709,7 @@ def labels_given_to(trainer, steps):
     return labels
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.5])
 def test_the_given_share_of_labels_is_hidden_and_the_others_are_the_images(share, make_trainer):
     trainer = make_trainer(class_cond=True, label_dropout=share, batch_size=128, base_channels=4)
     labels = torch.cat(labels_given_to(trainer, 8))
@@ -779,6 +779,7 @@ def test_half_precision_has_nearly_the_gradients_of_single_precision(precision, 
     assert all(tensor.dtype == torch.float32 for tensor in half.tensors().values())
 
 
+@pytest.mark.slow
 def test_a_loss_scale_that_is_too_large_comes_down_until_steps_succeed(make_trainer):
     trainer = make_trainer(steps=30, precision="fp16")
     trainer.scaler.state[0] = 2.0**30

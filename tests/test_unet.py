@@ -328,6 +328,7 @@ def count_calls(model, kind):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_recomputing_activations_changes_no_bit_of_output_and_gradients(name):
     options, size = CONFIGS[name]

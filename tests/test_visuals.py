@@ -343,7 +343,9 @@ def test_a_forward_figure_shows_every_image_pixel_for_pixel(size, channels, scal
 NAMES = ["$5_$9", "a$b", "_hidden", "\udcff", "猫と犬", "\x1b[1m", "x" * 100_000, r"\frac{", "Пчела"]
 
 
-@pytest.mark.parametrize("title", [r"$5_$9 \frac{", "\udcff猫\x1b[1m" + "x" * 100_000], ids=range(2))
+@pytest.mark.parametrize(
+    "title", [r"$5_$9 \frac{", pytest.param("\udcff猫\x1b[1m" + "x" * 100_000, marks=pytest.mark.slow)], ids=range(2)
+)
 def test_figures_show_any_name(title, tmp_path, saved):
     """Names of folders are shown as they are: none becomes a formula, and no font warns that it lacks a letter."""
     with warnings.catch_warnings():
