@@ -66,10 +66,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(
-    "change",
-    [pytest.param(change, id=name, marks=[pytest.mark.slow] * (name != "noisy")) for name, change in CHANGES.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_distance_of_photographs_grows_with_what_is_done_to_them(crops, change):
     features = make_features(PHOTOGRAPHS, "folder", (3, SIDE, SIDE), CPU)
     real = Moments.of(features.of(tensor(crops[0])))

@@ -667,6 +667,7 @@ def test_weights_whose_heldout_loss_is_nan_do_not_overwrite_a_good_model(cli, tr
     assert (tmp_path / "run/model_final.pt").read_bytes() == good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["--optimizer muon", "--optimizer adamw --grad_clip 1e9 --prediction epsilon"])
 def test_an_absurd_learning_rate_trains_or_is_reported_to_diverge(given, cli):
     short = ["--batch_size", 16, "--max_steps", 35]

@@ -341,6 +341,7 @@ NETWORKS = [
 ][::5]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_accepted_options_make_a_network_and_those_refused_for_their_heads_do_not():
     accepted = 0
     for options in NETWORKS:

@@ -285,19 +285,16 @@ def teachers(tmp_path_factory):
     return lambda *words: run(*words) / "model_final.pt"
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, more, asked",
     [
         ([], ["--steps", 1], {"steps": 1, "segments": 1, "guidance": 1.0, "moments": True}),
-        slow(["--class_cond"], ["--accumulate", 2], {"steps": 2, "moments": True}),
-        slow([], ["--method", "consistency"], {"steps": 2, "segments": 1, "guidance": 1.0, "moments": False}),
-        slow(["--class_cond"], ["--guidance", 2, "--steps", 4], {"steps": 4, "segments": 1, "guidance": 2.0}),
-        slow(["--schedule", "flow", "--prediction", "flow"], ["--method", "phased"], {"steps": 2, "segments": 2}),
-        slow(["--prediction", "x0", "--schedule", "linear"], ["--steps", 1, "--accumulate", 2], {"steps": 1}),
+        (["--class_cond"], ["--accumulate", 2], {"steps": 2, "moments": True}),
+        ([], ["--method", "consistency"], {"steps": 2, "segments": 1, "guidance": 1.0, "moments": False}),
+        (["--class_cond"], ["--guidance", 2, "--steps", 4], {"steps": 4, "segments": 1, "guidance": 2.0}),
+        (["--schedule", "flow", "--prediction", "flow"], ["--method", "phased"], {"steps": 2, "segments": 2}),
+        (["--prediction", "x0", "--schedule", "linear"], ["--steps", 1, "--accumulate", 2], {"steps": 1}),
     ],
     ids=str,
 )

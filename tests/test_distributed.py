@@ -278,6 +278,7 @@ def gradients(world, options):
     return {name: parameter.grad for name, parameter in model.named_parameters()}, report.loss, report.grad_norm
 
 
+@pytest.mark.slow
 def test_processes_have_the_gradient_of_one(warm, tmp_path):
     options = {"class_cond": True, "label_dropout": 0.4, "hflip": True, "accumulate": 2}
     wanted, loss, norm = gradients(SINGLE_PROCESS, {**options, "accumulate": 1})

@@ -724,6 +724,7 @@ def scores_of(lines):
     return {line["step"]: line[NAME] for line in lines if NAME in line}
 
 
+@pytest.mark.slow
 def test_the_log_holds_a_score_for_each_epoch_and_nothing_else_changes(runs):
     lines, plain = map(lines_of, runs)
     assert len(scores_of(lines)) == 3

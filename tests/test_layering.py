@@ -181,6 +181,7 @@ def train_and_sample_without_the_compiler(folder):
     assert not {"torch._dynamo", "torch._inductor", "sympy"} & sys.modules.keys()
 
 
+@pytest.mark.slow
 def test_a_run_that_compiles_nothing_and_its_samples_load_no_compiler(warm, tmp_path):
     """Torch's compiler takes longer to import than torch itself."""
     running = warm.start_function(train_and_sample_without_the_compiler, str(tmp_path / "run"), faults=(("no_plots",),))

@@ -47,7 +47,7 @@ def pixels_of(std, count=5):
     return images, torch.randint(0, 2, images.shape, generator=generator).double() * 2 - 1
 
 
-@pytest.mark.parametrize("std", [0.5, 0.1, 0.02, 0.005])
+@pytest.mark.parametrize("std", [0.5, 0.02, *(pytest.param(std, marks=pytest.mark.slow) for std in (0.1, 0.005))])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_likelihood_of_pixels_of_any_deviation_is_within_a_hundredth_of_a_bit(name, std):
     schedule, (images, probe) = make_schedule(name), pixels_of(std)

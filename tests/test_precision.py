@@ -212,6 +212,7 @@ def decided_by(cli, monkeypatch, wanted, *words):
     return cli.works(*RUN, "--output_dir", "run", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["bf16", "fp32"])
 def test_checkpoints_hold_the_decision_and_a_resumed_run_keeps_it(wanted, cli, monkeypatch, tmp_path):
     other = {"bf16": "fp32", "fp32": "bf16"}[wanted]

@@ -86,7 +86,7 @@ RUNS = {
 
 
 # Of these rows; the others are slow tests.
-QUICK = ("muon", "adamw, dropout, a short memory", "hidden classes and dropout", "flow", "across epochs", "bf16")
+QUICK = ("muon", "hidden classes and dropout", "across epochs")
 
 
 @pytest.mark.parametrize(
@@ -281,6 +281,7 @@ def test_a_named_checkpoint_goes_on_in_another_folder(train, folder, runs, tmp_p
     assert snapshot(source) == before
 
 
+@pytest.mark.slow
 def test_a_named_checkpoint_goes_on_in_its_own_folder_and_the_log_goes_back_to_it(cli, train, folder, runs):
     assert train("--save_interval", 1, "--max_steps", 9).code == 0
     assert cli("train", "--resume", folder / "checkpoints" / "model_epoch_001.pt", "--max_steps", 10).code == 0

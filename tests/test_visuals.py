@@ -381,6 +381,7 @@ def test_the_schedules_figure_plots_each_in_three_panels_even_where_the_snr_is_i
     np.testing.assert_allclose(flow.get_ydata(), 1 / (8 * np.cosh(s / 4) ** 2), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_importing_loads_no_plotting_library_and_plotting_never_loads_pyplot(tmp_path):
     code = """if True:
         import sys
