@@ -1,5 +1,6 @@
 """Builds what a configuration describes: the network, on its device, and the diffusion process."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -76,3 +77,8 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors of one part of a run, such as model or ema, from a flat table of "part/tensor" names."""
     return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no item is NaN or infinite.  One that is makes the sum so, and so may a sum that is too large."""
+    return not tensor.is_floating_point() or math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())

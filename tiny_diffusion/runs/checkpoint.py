@@ -8,7 +8,6 @@ before it builds a network.  No pickle is executed.
 
 import hashlib
 import json
-import math
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from tiny_diffusion.config.training import Config
 from tiny_diffusion.diffusion.request import Request, order_in_shares, request_from
 from tiny_diffusion.errors import FileError, OptionError, printable
 from tiny_diffusion.files import atomic_write
-from tiny_diffusion.models.build import make_meta_model, part_of
+from tiny_diffusion.models.build import is_finite, make_meta_model, part_of
 from tiny_diffusion.runs.checkpoint_format import StoredTensor, members, read_pickle
 from tiny_diffusion.runs.checkpoint_keys import KEYS, OPTIONAL_KEYS, invalid_keys
 from tiny_diffusion.runs.foreign import is_diffusers_folder, read_folder, read_safetensors
@@ -238,11 +237,6 @@ def _tensors(stored: Mapping[str, object], files: Mapping[str, memoryview]) -> d
             raise ValueError(f"{name!r} holds NaN or infinity")
         tensors[name] = tensor
     return tensors
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no item is NaN or infinite.  One that is makes the sum so, and so may a sum that is too large."""
-    return not tensor.is_floating_point() or math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
 
 
 def digest(about: Mapping, tensors: Mapping[str, Tensor]) -> str:

@@ -18,7 +18,7 @@ from tiny_diffusion.data.catalog import DATASETS
 from tiny_diffusion.diffusion.request import default_sampling
 from tiny_diffusion.errors import FileError, printable
 from tiny_diffusion.files import read_json
-from tiny_diffusion.models.build import CLASSES
+from tiny_diffusion.models.build import CLASSES, is_finite
 from tiny_diffusion.runs.checkpoint_keys import KEYS, OPTIONAL_KEYS
 
 OURS = "tiny_diffusion.json"  # in a folder: the JSON of the checkpoint that was exported
@@ -173,7 +173,7 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         reason = printable(" ".join(str(error).split()), MAX_REASON_LENGTH)
         raise FileError(f"{file} cannot be read, it may be half-written: {reason}.") from error
     for name, tensor in state.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point() or not is_finite(tensor):
             raise FileError(f"{file} is damaged: {printable(name)} holds something other than finite numbers.")
     return state, metadata
 
