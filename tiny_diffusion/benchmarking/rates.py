@@ -34,7 +34,10 @@ def seconds_of(work: Callable[[], object], device: torch.device, seconds: float,
 def matrix_rate(
     device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 1.0, side: int | None = None
 ) -> float:
-    """GFLOP/s of the product of two square matrices, which is 2 side^3 operations; the median over `seconds`."""
+    """GFLOP/s of the product of two square matrices, which is 2 side^3 operations; the median over `seconds`.
+
+    side: of the matrices [SIDE, and on a GPU 8 times as much].
+    """
     side = side or (SIDE if device.type == "cpu" else 8 * SIDE)
     matrix = torch.randn(side, side, device=device, dtype=dtype)
     return 2 * side**3 / float(np.median(seconds_of(lambda: matrix @ matrix, device, seconds))) / 1e9
