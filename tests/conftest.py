@@ -16,7 +16,7 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir(), "tiny_diff
 
 
 def pytest_collection_finish():
-    """Eight thousand tests are half a million objects, through which each collection of garbage would look again."""
+    """Eight thousand tests are 370,000 objects, through which each collection of garbage would look again."""
     gc.freeze()
 
 
@@ -92,6 +92,16 @@ def digits_parsed_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "read_digits", functools.cache(arrays.read_digits))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_images_by_noise():
+    """The error by noise level, of 256 images otherwise, takes longest of what a small evaluation measures."""
+    from tiny_diffusion.evaluation import error_by_noise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(error_by_noise, "MAX_IMAGES", 8)
         yield
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from tiny_diffusion.data.batches import Batches
-from tiny_diffusion.evaluation import error_by_noise
 from tiny_diffusion.runs import session
 from tiny_diffusion.runs.folder import RunFolder
 from tiny_diffusion.runs.writer import RunWriter
@@ -27,11 +26,6 @@ from tiny_diffusion.training.trainer import Trainer
 def no_plots() -> None:
     """They take longer than these runs."""
     RunWriter.plot_losses = lambda self: None
-
-
-def few_images_by_noise() -> None:
-    """The error by noise level, of 256 images otherwise, takes longest of what evaluate measures."""
-    error_by_noise.MAX_IMAGES = 8
 
 
 def save_every_step() -> None:

@@ -136,7 +136,7 @@ def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspace")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        shorten_measurements(patch)
+        patch.setattr("tiny_diffusion.runs.images.VALIDATION_IMAGES", 8)
         write_data(patch)
         write_images()
         train("outputs/mnist", "--dataset mnist --minutes 10")
@@ -162,12 +162,6 @@ def workspace(tmp_path_factory):
         words = line_like("train --preset tiny --schedule cosine --save_config run.json --dry_run")
         assert call("train", *words) == 0
         yield folder
-
-
-def shorten_measurements(patch) -> None:
-    """Losses are measured on eight held-out images, not on 256."""
-    patch.setattr("tiny_diffusion.runs.images.VALIDATION_IMAGES", 8)
-    patch.setattr("tiny_diffusion.evaluation.error_by_noise.MAX_IMAGES", 8)
 
 
 def write_data(patch) -> None:
@@ -214,7 +208,7 @@ def copy(workspace, tmp_path, monkeypatch, nothing_from_outside):
     shutil.copytree(workspace, tmp_path / "work", symlinks=True)
     times = dict.fromkeys(("help_seconds", "import_torch_seconds", "first_step_seconds"), 1.0)
     monkeypatch.setattr("tiny_diffusion.benchmarking.speed.start_up_times", lambda: times)  # of nine fresh processes
-    shorten_measurements(monkeypatch)
+    monkeypatch.setattr("tiny_diffusion.runs.images.VALIDATION_IMAGES", 8)
     monkeypatch.chdir(tmp_path / "work")
 
 

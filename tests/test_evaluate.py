@@ -28,12 +28,6 @@ from tiny_diffusion.visuals.images import save_folder, save_npz
 SHAPE = (1, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def few_images_by_noise(monkeypatch):
-    """The figure of the error by noise level takes most of the time of a small evaluation."""
-    monkeypatch.setattr("tiny_diffusion.evaluation.error_by_noise.MAX_IMAGES", 8)
-
-
 @pytest.fixture(scope="session")
 def digits_heldout():
     return open_dataset("digits", heldout=True)

@@ -63,7 +63,6 @@ def test_an_option_out_of_range_is_an_error_and_no_exit(loud):
 @pytest.mark.slow
 def test_the_examples_of_the_docstrings_are_true(loud, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tiny_diffusion.evaluation.error_by_noise.MAX_IMAGES", 8)
     found = doctest.testmod(python, extraglobs={"model": tiny_diffusion.open_model(loud), "path": loud})
     assert found.attempted >= 20 and not found.failed
     assert load_checkpoint("outputs/python/model_final.pt").config.base_channels == 8

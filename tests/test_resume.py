@@ -65,7 +65,6 @@ def assert_same_run(folder, wanted):
 # The trainer
 
 
-TINY_NETWORK = {"base_channels": 4, "channel_mult": (1,)}
 RUNS = {
     "muon": {},
     "adamw, dropout, a short memory": {"optimizer": "adamw", "dropout": 0.3, "ema_decay": 0.3},
@@ -85,7 +84,7 @@ RUNS = {
 }
 
 
-# Of these rows; the others are slow tests.
+# The rows that the quick tests have.
 QUICK = ("muon", "hidden classes and dropout", "across epochs")
 
 
@@ -95,7 +94,7 @@ QUICK = ("muon", "hidden classes and dropout", "across epochs")
 )
 def test_six_steps_are_two_and_a_checkpoint_and_four(options, make_trainer, tmp_path):
     """Those across epochs end the first one in their fourth step."""
-    options = {"steps": 6, **TINY_NETWORK, **options}
+    options = {"steps": 6, "base_channels": 4, **options}
     whole = make_trainer(**options)
     wanted = [(report.loss.item(), report.grad_norm.item(), report.lr) for report in whole.run()]
     first, got = make_trainer(**options), []

@@ -110,6 +110,7 @@ def serve() -> None:
     from tiny_diffusion.cli import COMMANDS
     from tiny_diffusion.data import arrays
     from tiny_diffusion.data.sources import open_dataset
+    from tiny_diffusion.evaluation import error_by_noise
     from tiny_diffusion.training import precision
 
     torch.set_num_threads(1)
@@ -120,7 +121,8 @@ def serve() -> None:
     for module in ("faults", "cli_helpers"):
         importlib.import_module(module)
     arrays.read_digits = functools.cache(arrays.read_digits)  # which parses a text
-    precision.has_bf16 = lambda device: False  # as in conftest.py
+    precision.has_bf16 = lambda device: False  # as in conftest.py, and so is the next
+    error_by_noise.MAX_IMAGES = 8
     open_dataset("digits")
     for line in sys.stdin:
         request = json.loads(line)
